@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Two threads, and no spinning beside other busy processes: torch then runs at an even speed anywhere.
+export OMP_NUM_THREADS ?= 2
+export GOMP_SPINCOUNT ?= 2000
+
+.PHONY: help demo test lint test-long bench clean
+
+help:
+	@echo "make demo       debias a small biased classifier on generated images, from nothing"
+	@echo "make test       lint, types, tests"
+	@echo "make lint       lint and types only"
+	@echo "make test-long  the tests that take minutes, too"
+	@echo "make bench      print the tables of benchmarks/"
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/bmft demo --out demo
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-long: lint
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache

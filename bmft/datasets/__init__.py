@@ -1,0 +1,76 @@
+"""Public datasets: an official folder in, a manifest out; and a synthetic set for demonstration (`demo`)."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bmft.errors import ConfigError, DataError
+from bmft.tables import did_you_mean
+
+DATASETS = {
+    "ham10000": "bmft.datasets.ham10000",
+    "isic2017": "bmft.datasets.isic2017",
+    "isic2018": "bmft.datasets.isic2018",
+    "isic2019": "bmft.datasets.isic2019",
+    "isic2020": "bmft.datasets.isic2020",
+    "fitzpatrick17k": "bmft.datasets.fitzpatrick17k",
+    "pad-ufes-20": "bmft.datasets.pad_ufes_20",
+    "derm7pt": "bmft.datasets.derm7pt",
+    "papila": "bmft.datasets.papila",
+    "ol3i": "bmft.datasets.ol3i",
+    "oasis1": "bmft.datasets.oasis1",
+    "chexpert": "bmft.datasets.chexpert",
+    "mimic-cxr-jpg": "bmft.datasets.mimic_cxr_jpg",
+    "nih-chestxray14": "bmft.datasets.nih_chestxray14",
+    "harvard-gf3300": "bmft.datasets.harvard_gf3300",
+}
+"""Name -> the module whose docstring says which files it reads and how labels and groups are coded."""
+
+
+def prepare(name: str, root: str | Path) -> pd.DataFrame:
+    """Read a dataset's official folder into a manifest: path, label, sex, age, ..., patient_id, split.
+
+    Paths are relative to `root`; an empty value is unknown. Where a release keeps its images in other forms
+    than image files, ``attrs["images"]`` holds them as uint8 ``(n, h, w)`` in row order.
+
+    Args:
+        name: one of `DATASETS`, in any spelling (``"PAD-UFES-20"``, ``"pad_ufes_20"``).
+        root: the folder the release was unpacked into.
+
+    Raises:
+        ConfigError: no such dataset; the message names the nearest.
+        DataError: the folder is not what the release looks like; the message says what was expected.
+    """
+    module = importlib.import_module(DATASETS[_canonical(name)])
+    table: pd.DataFrame = module.prepare(Path(root))
+    return table
+
+
+def write_manifest(name: str, root: str | Path, out: str | Path) -> Path:
+    """Prepare a dataset and write its manifest as CSV, with ``.npz`` beside it where images are no files.
+
+    Returns the file to give to ``--data``.
+    """
+    table, out = prepare(name, root), Path(out)
+    images = table.attrs.pop("images", None)
+    try:
+        table.to_csv(out, index=False)
+        if images is None:
+            return out
+        np.savez_compressed(out.with_suffix(".npz"), images=images)
+    except OSError as error:
+        raise DataError(f"{out}: the manifest cannot be written: {error.strerror or error}.") from error
+    return out.with_suffix(".npz")
+
+
+def _canonical(name: str) -> str:
+    plain = {re.sub(r"[^a-z0-9]", "", known): known for known in DATASETS}
+    short = re.sub(r"[^a-z0-9]", "", name.lower())
+    if short not in plain:
+        raise ConfigError(f"no dataset {name!r}. {did_you_mean(name.lower(), DATASETS)}")
+    return plain[short]

@@ -1,0 +1,92 @@
+"""MIMIC-CXR-JPG 2: 377,110 chest radiographs of 65,379 patients, 14 findings.
+
+Source: Johnson et al., arXiv 1901.07042; https://physionet.org/content/mimic-cxr-jpg. Files:
+``mimic-cxr-2.0.0-chexpert.csv.gz`` (subject_id, study_id, 14 findings), ``mimic-cxr-2.0.0-metadata.csv.gz``
+(dicom_id, subject_id, study_id, ViewPosition), ``mimic-cxr-2.0.0-split.csv.gz`` (dicom_id, study_id,
+subject_id, split), each also unpacked; images at ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. Sex, age
+and race are in MIMIC-IV, and read from its ``patients.csv[.gz]`` (subject_id, gender, anchor_age) and
+``admissions.csv[.gz]`` (subject_id, race; ``ethnicity`` before version 2) where they lie in `root` or in
+``hosp/`` or ``core/`` under it; else they are unknown.
+
+- The 14 findings: 1 is 1; 0, blank and uncertain (-1) are 0. ``label``: 0 where "No Finding" is 1, else 1.
+- ``sex``: male (M), female (F). ``age``: anchor_age (the patient's age in an anchor year, not at the
+  image). ``race``: asian, black, hispanic, white or other of the first admission that states one.
+  ``patient_id``: subject_id.
+- ``view``: ViewPosition. ``split``: ``train``, ``validate``, ``test``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from bmft.datasets import official
+
+FINDINGS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
+    "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia",
+    "Pneumothorax", "Support Devices",
+)  # fmt: skip
+KEYS = ["subject_id", "study_id"]
+PLACES = ("", "hosp/", "core/", "*/hosp/", "*/core/")
+
+
+def prepare(root: Path) -> pd.DataFrame:
+    """Read the release under `root` into a manifest."""
+    labels = _read(root, "chexpert", (*KEYS, *FINDINGS))
+    views = _read(root, "metadata", ("dicom_id", *KEYS, "ViewPosition"))
+    splits = _read(root, "split", ("dicom_id", "split"))
+    table = views[["dicom_id", *KEYS, "ViewPosition"]].merge(splits[["dicom_id", "split"]], on="dicom_id")
+    table = table.merge(labels, on=KEYS)
+    findings = table[list(FINDINGS)].apply(lambda column: (official.numbers(column) == "1").astype(int))
+    person = table["subject_id"]
+    table = table.assign(
+        **{name: findings[name] for name in FINDINGS},
+        path=[
+            f"files/p{subject[:2]}/p{subject}/s{study}/{image}.jpg"
+            for subject, study, image in zip(person, table["study_id"], table["dicom_id"], strict=True)
+        ],
+        label=1 - findings["No Finding"],
+        patient_id=person,
+        view=table["ViewPosition"],
+        **_people(root, person),
+    )
+    return official.manifest(root, table, what="MIMIC-CXR-JPG", extra=(*FINDINGS, "view"))
+
+
+def _read(root: Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    file = f"mimic-cxr-2.?.0-{name}.csv"
+    return official.read(official.find(root, f"{file}.gz", file, what="MIMIC-CXR-JPG"), columns)
+
+
+def _people(root: Path, person: pd.Series[str]) -> dict[str, pd.Series[str] | str]:
+    patients, admissions = (
+        official.find_optional(
+            root, *(f"{folder}{name}.csv{end}" for folder in PLACES for end in (".gz", ""))
+        )
+        for name in ("patients", "admissions")
+    )
+    people: dict[str, pd.Series[str] | str] = {"sex": "", "age": "", "race": ""}
+    if patients is not None:
+        known = official.read(patients, ("subject_id", "gender", "anchor_age")).set_index("subject_id")
+        people["sex"] = official.coded(official.looked_up(person, known["gender"].to_dict()), official.SEX)
+        people["age"] = official.numbers(official.looked_up(person, known["anchor_age"].to_dict()))
+    if admissions is not None:
+        stays = official.read(admissions, ["subject_id"]).rename(columns={"ethnicity": "race"})
+        stays = official.check_columns(stays, admissions, ["race"]).assign(race=stays["race"].map(race))
+        first = stays[stays["race"] != ""].drop_duplicates("subject_id").set_index("subject_id")["race"]
+        people["race"] = official.looked_up(person, first.to_dict())
+    return people
+
+
+def race(text: str) -> str:
+    """The group of a stated race or ethnicity, as MIMIC-IV spells them.
+
+    >>> race("WHITE - RUSSIAN"), race("BLACK/AFRICAN AMERICAN"), race("HISPANIC/LATINO"), race("UNKNOWN")
+    ('white', 'black', 'hispanic', '')
+    """
+    lower = text.strip().lower()
+    if lower in {"", "unknown"} or lower.startswith(("unable", "patient declined")):
+        return ""
+    return next((name for name in ("white", "black", "asian", "hispanic") if lower.startswith(name)), "other")

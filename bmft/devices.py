@@ -1,0 +1,52 @@
+"""Where a model runs and in which precision."""
+
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bmft.errors import ConfigError
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices: use --device cpu")
+    return device
+
+
+def autocast_for(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
+    """A maker of the context in which training passes run.
+
+    ``"auto"`` is bfloat16 where the processor has instructions for it, since elsewhere it is slower than float32.
+    """
+    if precision == "bf16" or (precision == "auto" and _has_bf16(device)):
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or platform.system() != "Linux":
+        return False
+    flags = Path("/proc/cpuinfo").read_text()
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,430 @@
+"""The named methods, each readable top to bottom, and the one call that runs them without doing harm."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from bmft import fairness
+from bmft.audit import AuditReport, Predictions, audit, predict
+from bmft.data import GroupedData, as_grouped
+from bmft.devices import autocast_for, choose_device
+from bmft.errors import ConfigError
+from bmft.finetune import Loss, Step, penultimate_features, reset_head, tune
+from bmft.importance import relative, weight_importances
+from bmft.mask import WeightMask
+from bmft.models import Head, blocks, find_head
+from bmft.patch import WeightPatch
+from bmft.report import DebiasReport, versions
+from bmft.selection import Limits, Selection, gap_of
+from bmft.settings import Settings, unknown_name
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures."""
+
+    phase: str
+    done: int
+    total: int
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What a method works on. `model` is a copy that it changes; everything else is as given."""
+
+    model: nn.Module
+    head: Head
+    fit: GroupedData
+    select: GroupedData
+    settings: Settings
+    selection: Selection
+    generator: torch.Generator
+    seed: int
+    multi_label: bool
+    autocast: Callable[[], AbstractContextManager[Any]]
+    progress: Callable[[Progress], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def body(self) -> list[str]:
+        """The extractor's parameters: all but the head's, within the name patterns that were given."""
+        names = [name for name, _ in self.model.named_parameters() if name not in self.head.parameters]
+        mask = WeightMask.by_name(self.model, *self.settings.tune)
+        mask = mask.excluding(*self.settings.freeze) if self.settings.freeze else mask
+        return [name for name in names if bool(mask.tensors[name].any())]
+
+    def head_mask(self) -> WeightMask:
+        """A mask of the whole head."""
+        return WeightMask.by_name(self.model, *self.head.parameters)
+
+    def body_mask(self) -> WeightMask:
+        """A mask of the whole extractor."""
+        return WeightMask.by_name(self.model, *self.body)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
+        """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
+        with self.timed("extractor"):
+            tune(
+                self.model, self.fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                autocast=self.autocast, after_epoch=self._after_epoch(1, self.model, self.select, step),
+            )  # fmt: skip
+
+    def tune_head(self, reset: Callable[[], None]) -> None:
+        """Step 2: the head alone, from `reset`, once for every loss; on cached features where its output is the logits."""
+        step = self.settings.step(1)
+        with self.timed("head"):
+            fit, select = (penultimate_features(self.model, self.head, data) for data in (self.fit, self.select))
+            if fit is None or select is None:
+                model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
+            else:
+                model = self.model.get_submodule(self.head.name)
+                mask = WeightMask.by_name(model)
+            for loss in self.settings.head_losses():
+                reset()
+                tune(
+                    model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                    after_epoch=self._after_epoch(2, model, select, step),
+                )  # fmt: skip
+
+    def along(self, start: Mapping[str, torch.Tensor]) -> Iterator[float]:
+        """Change the model: its weights to each point of the settings' path from `start` to where they are now."""
+        parameters = dict(self.model.named_parameters())
+        end = {name: parameters[name].detach().clone() for name in start}
+        for fraction in self.settings.path:
+            with torch.no_grad():
+                for name, value in start.items():
+                    parameters[name].copy_(torch.lerp(value, end[name], fraction))
+            yield fraction
+
+    def body_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the extractor's weights as they are now."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name].detach().clone() for name in self.body}
+
+    def _after_epoch(self, number: int, model: nn.Module, select: GroupedData, step: Step) -> Callable[[int, float], bool]:
+        gaps: list[float] = []
+
+        def look(epoch: int, loss: float) -> bool:
+            with self.timed("selection"):
+                predictions = predict(model, select, multi_label=self.multi_label, device=str(next(model.parameters()).device))
+                entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
+            self.progress(Progress(f"step {number}", epoch, step.epochs, entry))
+            gaps.append(entry["gap"])
+            patience = self.settings.patience if number == 1 else 0
+            return bool(patience) and min(gaps[-patience:]) > min(gaps)
+
+        return look
+
+
+def bmft(run: Run) -> WeightMask:
+    """Bias gradient-based masked fine-tuning (Xue et al. 2024).
+
+    1. Score every extractor weight by its importance for the gap (and for the task, when ranked by their ratio).
+    2. The top fraction is the mask.
+    3. Move the masked weights against the gap.
+    4. At each point of the path from the original to the moved extractor, train a new head on its features.
+    """
+    mask = importance_mask(run)
+    two_steps(run, mask, reset=lambda: _reset(run))
+    return mask | run.head_mask()
+
+
+def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
+    """Change the model: the extractor under `mask`, then the head from `reset` along the path."""
+    start = run.body_weights()
+    run.tune_extractor(mask, run.settings.extractor_loss(), run.settings.step(0))
+    for _ in run.along(start):
+        run.tune_head(reset)
+
+
+def _reset(run: Run) -> None:
+    if run.settings.reset != "keep":
+        reset_head(run.model, run.head)
+
+
+def swift(run: Run) -> WeightMask:
+    """Soft-mask weight fine-tuning (Yan et al. 2025).
+
+    1. Score every weight, the head's too, by the ratio of its importance for the gap to that for the task.
+    2. The soft mask is the hyperbolic tangent of the ratio; the extractor's updates are scaled by it.
+    3. Only head weights whose mask exceeds their tensor's mean are reset; then the head is trained alone.
+    """
+    mask = WeightMask({name: torch.tanh(scores) for name, scores in run_ratio(run).items()})
+    marked = {name: mask.tensors[name] > mask.tensors[name].mean() for name in run.head.parameters}
+    original = {name: p.detach().clone() for name, p in run.model.named_parameters() if name in marked}
+
+    def reset() -> None:
+        with torch.no_grad():
+            for name, value in original.items():
+                run.model.get_parameter(name).copy_(value)
+        if run.settings.reset != "keep":
+            reset_head(run.model, run.head, where=None if run.settings.reset == "zero" else marked)
+
+    body = mask & run.body_mask()
+    two_steps(run, body, reset)
+    return body | run.head_mask()
+
+
+def run_ratio(run: Run) -> dict[str, torch.Tensor]:
+    """Relative importance of every weight: for the gap, by that for the task."""
+    with run.timed("importance"):
+        bias, task = _importances(run, [run.settings.gap(), fairness.cross_entropy])
+    return relative(bias, to=task, scale=run.settings.scale, floor=run.settings.floor)
+
+
+def importance_mask(run: Run) -> WeightMask:
+    """The mask of `bmft`: the top fraction of the extractor's weights."""
+    settings, body = run.settings, run.body
+    if settings.score == "ones":
+        return run.body_mask()
+    if settings.rank == "ratio" and settings.score != "random":
+        scores: Mapping[str, torch.Tensor] = run_ratio(run)
+    else:
+        with run.timed("importance"):
+            (scores,) = _importances(run, [settings.gap()])
+    owner = {name: block for block, names in blocks(run.model).items() for name in names}
+    return WeightMask.top_fraction(
+        scores, settings.fraction, granularity=settings.granularity, within=body, unit_of=owner.__getitem__
+    )
+
+
+def _importances(run: Run, objectives: list[fairness.Objective]) -> tuple[Mapping[str, torch.Tensor], ...]:
+    settings = run.settings
+    return weight_importances(
+        run.model, objectives, run.fit, score=settings.score, exact=settings.exact, seed=run.seed,
+        batch_size=settings.batch_size, combine=settings.combine, multi_label=run.multi_label, autocast=run.autocast,
+    )  # fmt: skip
+
+
+def full(run: Run) -> WeightMask:
+    """Fine-tune every weight on balanced batches; the bias term as the settings weigh it. One step, all epochs."""
+    everything = WeightMask.by_name(run.model)
+    step = replace(run.settings.step(0), epochs=sum(run.settings.epochs))
+    run.tune_extractor(everything, run.settings.extractor_loss(), step)
+    return everything
+
+
+def head_only(run: Run) -> WeightMask:
+    """Train a new head on balanced batches of cached features; the extractor stays."""
+    run.tune_head(lambda: _reset(run))
+    return run.head_mask()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method: what it does, its default settings and the published ones."""
+
+    run: Callable[[Run], WeightMask]
+    defaults: Settings
+    paper: Settings
+
+
+_PAPER = Settings(
+    objective="equalized_odds", epochs=(10, 10), lr=(1e-4, 1e-3), optimizer="sgd", momentum=0.9, weight_decay=5e-4,
+    batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label", balance=("none", "group_in_label"),
+    whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10, exact=False, fraction=0.5,
+)  # fmt: skip
+_PAPER_SWIFT = replace(
+    _PAPER, bias_weight=(0.9, 0.1), task_weight=(0.1, 0.9), balance=("group", "group"), reset="partial"
+)
+_DEFAULTS = Settings()
+_HEAD = replace(_DEFAULTS, bias_weight=(0.0, 0.0), epochs=(0, 20))
+_RW = replace(_PAPER, task_weight=(1.0, 1.0), balance=("group_in_label", "group_in_label"), reset="keep")
+METHODS: Mapping[str, Method] = {
+    "bmft": Method(bmft, _DEFAULTS, _PAPER),
+    "swift": Method(swift, replace(_DEFAULTS, rank="ratio", reset="partial"), _PAPER_SWIFT),
+    "random_mask": Method(bmft, replace(_DEFAULTS, score="random"), replace(_PAPER, score="random")),
+    "head": Method(head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20))),
+    "rw": Method(full, replace(_DEFAULTS, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
+    "reg": Method(full, replace(_DEFAULTS, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
+    "rwreg": Method(full, _DEFAULTS, _RW),
+}
+
+
+def settings_for(method: str, config: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a named method with these values; ``preset = "paper"`` starts from the published ones.
+
+    Raises:
+        ConfigError: the method, the preset or a value is not known.
+
+    >>> settings_for("bmft", {"preset": "paper"}).fraction
+    0.5
+    """
+    if method not in METHODS:
+        raise ConfigError(unknown_name("method", method, METHODS))
+    values = dict(config or {})
+    preset = values.pop("preset", "default")
+    if preset not in ("default", "paper"):
+        raise ConfigError(f"preset is {preset!r}: expected 'default' or 'paper'")
+    return (METHODS[method].paper if preset == "paper" else METHODS[method].defaults).with_values(values)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `debias` gives back.
+
+    Attributes:
+        model: a new model of the class that came in; the original's weights where nothing was accepted.
+        mask: the weights the method was allowed to move.
+        patch: from the original's state dict to this model's.
+        history: one entry per epoch, the untouched model first.
+        before, after: audits of the original and of `model` on the same samples.
+        accepted: whether an epoch met the conditions.
+        reason: why this epoch, or why none.
+        evaluated_on: ``"test"`` or ``"select"``.
+        seconds: time spent, by part.
+    """
+
+    model: nn.Module
+    mask: WeightMask
+    patch: WeightPatch
+    history: list[dict[str, Any]]
+    before: AuditReport
+    after: AuditReport
+    accepted: bool
+    reason: str
+    method: str
+    config: dict[str, Any]
+    seconds: dict[str, float]
+    evaluated_on: Literal["test", "select"]
+    hashes: dict[str, str]
+    skipped: int = 0
+
+    @property
+    def report(self) -> DebiasReport:
+        """The same as a report, for `bmft.report.write_report`."""
+        return DebiasReport(
+            method=self.method, accepted=self.accepted, reason=self.reason, before=self.before, after=self.after,
+            evaluated_on=self.evaluated_on, config=self.config, history=self.history,
+            mask={"density": self.mask.density, "by_layer": self.mask.by_layer()}, seconds=self.seconds,
+            versions=versions(), hashes=self.hashes, skipped=self.skipped, extra={},
+        )  # fmt: skip
+
+
+def debias(
+    model: nn.Module,
+    fit: Any,
+    select: Any,
+    *,
+    method: str = "bmft",
+    sensitive: str | list[str] | None = None,
+    test: Any = None,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    threshold: float = 0.5,
+    max_auc_drop: float = 0.01,
+    max_group_auc_drop: float = 0.02,
+    keep: Literal["best", "last"] = "best",
+    device: str = "auto",
+    batch_fn: Callable[[Any], tuple[Any, torch.Tensor, torch.Tensor]] | None = None,
+    head: str | None = None,
+    multi_label: bool = False,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Give back a model of the same class whose gap between groups is smaller, moving only the weights that carry it.
+
+    `model` itself is not changed. The fit set trains, the select set chooses, and what is reported is measured on
+    `test` if given, else on the select set.
+
+    Args:
+        fit, select, test: each a `GroupedData`, or anything that yields ``(inputs, targets, groups)`` batches
+            (through `batch_fn` if they look otherwise), which is then read once into memory.
+        method: a name in `METHODS`.
+        sensitive: the attributes to take from the data; all by default.
+        config: values for the method's `Settings`, and ``preset``.
+        threshold: probability from which a decision is positive.
+        max_auc_drop, max_group_auc_drop: see `bmft.selection.Limits`.
+        keep: ``"best"`` is chosen on select, ``"last"`` is the final epoch, whatever it is.
+        head: module path of the layer that makes the logits; found by running the model otherwise.
+
+    Raises:
+        ConfigError: a method, setting or option is not known or not possible.
+        GroupError: there is nothing to compare.
+        ConstantPredictorError: the model decides the same for everybody.
+        NonFiniteError: a logit or a loss is not finite.
+    """
+    start = time.perf_counter()
+    settings = settings_for(method, config)
+    sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
+    data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
+    multi_label = multi_label or data["fit"].task == "multilabel"
+    where = choose_device(device)
+    tuned = copy.deepcopy(model).to(where).eval()
+    options: dict[str, Any] = {"multi_label": multi_label, "device": str(where)}
+    run = Run(
+        model=tuned,
+        head=find_head(tuned, data["fit"].take(slice(0, 2)).to(where).inputs, name=head),
+        fit=data["fit"],
+        select=data["select"],
+        settings=settings,
+        selection=Selection(
+            tuned,
+            gap_of(fairness.over_attributes(settings.gap(), combine=settings.combine), threshold=threshold, on_decisions=settings.on_decisions),
+            Limits(max_auc_drop, max_group_auc_drop),
+            threshold,
+            keep,
+        ),
+        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
+        multi_label=multi_label,
+        autocast=autocast_for(where, settings.precision),
+        progress=progress,
+    )
+    evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
+    with run.timed("audit"):
+        untouched = {name: predict(tuned, data[name], **options) for name in {"select", evaluated_on}}
+    run.selection.start(untouched["select"])
+    mask = METHODS[method].run(run)
+    accepted = run.selection.finish()
+    if not accepted:
+        tuned.load_state_dict(model.state_dict())
+    with run.timed("audit"):
+        before, after = (
+            audit(predictions, threshold=threshold, seed=seed)
+            for predictions in (untouched[evaluated_on], predict(tuned, data[evaluated_on], **options))
+        )
+    device_before = next(model.parameters()).device
+    tuned.to(device_before).train(model.training)
+    run.seconds["total"] = time.perf_counter() - start
+    hashes = {name: part.content_hash for name, part in data.items()}
+    described = settings.to_dict() | {
+        "seed": seed, "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
+        "keep": keep, "head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes],
+    }  # fmt: skip
+    recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
+    return Outcome(
+        model=tuned,
+        mask=mask,
+        patch=WeightPatch.between(model.state_dict(), tuned.state_dict(), recipe),
+        history=run.selection.history,
+        before=before,
+        after=after,
+        accepted=accepted,
+        reason=run.selection.reason(),
+        method=method,
+        config=described,
+        seconds=run.seconds,
+        evaluated_on=evaluated_on,
+        hashes=hashes,
+        skipped=sum(part.skipped for part in data.values()),
+    )
+
+
+def _prepared(data: Any, batch_fn: Any, sensitive: str | list[str] | None) -> GroupedData:
+    grouped = as_grouped(data, batch_fn=batch_fn)
+    if sensitive is None:
+        return grouped
+    return grouped.with_attributes(*([sensitive] if isinstance(sensitive, str) else sensitive))

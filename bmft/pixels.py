@@ -1,0 +1,297 @@
+"""What each model looked at where the decision changed: Captum attributions over the pixels."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from bmft.audit import Predictions
+from bmft.data import GroupedData
+from bmft.errors import ConfigError, DataError
+from bmft.models import forward_logits
+
+Method = Literal["integrated_gradients", "gradcam"]
+Map = NDArray[np.float32]
+TILE = 160  # pixels: two or three tiles fit a phone's width, and 50 cases stay below a few megabytes
+_RAISED, _LOWERED = (
+    np.array([230, 97, 0]),
+    np.array([0, 114, 178]),
+)  # orange and blue, apart for every kind of colour vision
+_COARSEST = 4  # a feature map of fewer pixels a side shows no place
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample whose decision changed.
+
+    Attributes:
+        index: its position in the predictions and in the data.
+        row: its row in the manifest.
+        attribute: the attribute it was picked for.
+        group: its group of that attribute.
+        column: the column of scores that changed most.
+        num_columns: how many there are.
+        label: the name of that column's class or label.
+        target: 0 or 1.
+        score_before: its probability by the model before.
+        score_after: and by the model after.
+    """
+
+    index: int
+    row: int
+    attribute: str
+    group: str
+    column: int
+    num_columns: int
+    label: str
+    target: int
+    score_before: float
+    score_after: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A case and its picture: image, attribution before, attribution after, side by side."""
+
+    case: Case
+    png: bytes
+
+    @property
+    def text(self) -> str:
+        """The case in one sentence."""
+        case = self.case
+        return (
+            f"{case.attribute}: {case.group}. Row {case.row}, {'' if case.target else 'not '}{case.label}: "
+            f"score {case.score_before:.2f} before, {case.score_after:.2f} after."
+        )
+
+
+def changed_cases(
+    before: Predictions, after: Predictions, *, threshold: float = 0.5, per_group: int = 2
+) -> list[Case]:
+    """Per attribute and group, the samples whose decision changed and whose score moved most.
+
+    Both must be of the same rows. A group without a changed decision has no case.
+
+    Raises:
+        DataError: the two are of different rows or columns.
+    """
+    if before.scores.shape != after.scores.shape or not np.array_equal(before.rows, after.rows):
+        raise DataError(
+            "before and after are predictions of different rows: predict the same data with both models."
+        )
+    changed = before.decisions(threshold) != after.decisions(threshold)  # (n, K)
+    moved = np.where(changed, np.abs(after.scores - before.scores), 0)
+    found = []
+    for place, attribute in enumerate(before.attributes):
+        for group, name in enumerate(attribute.groups):
+            members = np.flatnonzero((before.groups[:, place] == group) & changed.any(1))
+            most = members[np.argsort(-moved[members].max(1, initial=0), kind="stable")[:per_group]]
+            found += [
+                _case(before, after, int(i), int(moved[i].argmax()), attribute.name, name) for i in most
+            ]
+    return found
+
+
+def _case(
+    before: Predictions, after: Predictions, index: int, column: int, attribute: str, group: str
+) -> Case:
+    columns = before.scores.shape[1]
+    return Case(
+        index=index,
+        row=int(before.rows[index]),
+        attribute=attribute,
+        group=group,
+        column=column,
+        num_columns=columns,
+        label=before.columns[column],
+        target=int(before.targets[index, column]),
+        score_before=float(before.scores[index, column]),
+        score_after=float(after.scores[index, column]),
+    )
+
+
+def explain_cases(
+    model_before: nn.Module,
+    model_after: nn.Module,
+    data: GroupedData,
+    cases: Sequence[Case],
+    *,
+    method: Method = "integrated_gradients",
+    steps: int = 25,
+    layer: str | None = None,
+) -> list[Explanation]:
+    """Attribute each case's logit to its pixels, by both models, on one scale.
+
+    Integrated Gradients (Sundararajan 2017) goes from the mean image (0 after normalization) to the image and
+    is smoothed for the eye; Grad-CAM (Selvaraju 2017) weighs the feature maps of one layer and keeps both
+    signs. Both models are left as they were.
+
+    Args:
+        model_before: the original.
+        model_after: the new one, of the same architecture.
+        data: what `cases` were found on, in the same order.
+        cases: from `changed_cases`.
+        method: ``"integrated_gradients"``, or ``"gradcam"``, which is 50 times faster and coarse.
+        steps: of the integral.
+        layer: for Grad-CAM, a module's path; by default the last one with a map of at least 4 x 4.
+
+    Raises:
+        DataError: `data` is of other rows, or its inputs are no images.
+        ConfigError: the method or the layer is unknown.
+    """
+    if method not in ("integrated_gradients", "gradcam"):
+        raise ConfigError(f"pixel method {method!r}: expected 'integrated_gradients' or 'gradcam'.")
+    return [
+        _explain(model_before, model_after, _image(data, case), case, method, steps, layer) for case in cases
+    ]
+
+
+def _image(data: GroupedData, case: Case) -> Tensor:
+    if case.index >= len(data) or int(data.rows[case.index]) != case.row:
+        raise DataError(
+            f"case of row {case.row} is not at place {case.index} of this data: give the data it was found "
+            "on."
+        )
+    inputs = data.inputs(slice(case.index, case.index + 1))
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+        raise DataError("pixel attributions need images: inputs of shape (n, channels, height, width).")
+    return inputs
+
+
+def _explain(
+    before: nn.Module,
+    after: nn.Module,
+    image: Tensor,
+    case: Case,
+    method: Method,
+    steps: int,
+    layer: str | None,
+) -> Explanation:
+    maps = []
+    for model in (before, after):
+        with _resting(model):
+            forward = _logit_of(model, case)
+            if method == "gradcam":
+                maps.append(_gradcam(model, forward, image, layer))
+            else:
+                maps.append(_integrated_gradients(model, forward, image, steps))
+    return Explanation(case, _picture(image[0], maps))
+
+
+@contextmanager
+def _resting(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _logit_of(model: nn.Module, case: Case) -> Callable[[Tensor], Tensor]:
+    def forward(inputs: Tensor) -> Tensor:
+        logits = forward_logits(model, inputs)  # (n, outputs)
+        if case.num_columns == 1 and logits.shape[1] == 2:
+            return logits[:, 1] - logits[:, 0]
+        return logits[:, case.column]
+
+    return forward
+
+
+def _placed(model: nn.Module, image: Tensor) -> Tensor:
+    """The image where and as the model's weights are."""
+    weight = next(model.parameters())
+    return image.to(weight.device, weight.dtype).requires_grad_()
+
+
+def _integrated_gradients(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, steps: int
+) -> Map:
+    placed = _placed(model, image)
+    found = IntegratedGradients(forward).attribute(placed, n_steps=steps, internal_batch_size=32)
+    raw = found.detach().sum(1)[0].float().cpu().numpy()  # (height, width)
+    return np.asarray(gaussian_filter(raw, sigma=max(raw.shape) / 48), dtype=np.float32)
+
+
+def _gradcam(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, layer: str | None) -> Map:
+    placed = _placed(model, image)
+    name = _last_map(model, placed) if layer is None else layer
+    modules = dict(model.named_modules())
+    if name not in modules:
+        raise ConfigError(
+            f"no layer {name!r} in this model; its modules are named like {list(modules)[-1]!r}."
+        )
+    found = LayerGradCam(forward, modules[name]).attribute(placed, relu_attributions=False)
+    size = tuple(image.shape[2:])
+    return np.asarray(
+        LayerAttribution.interpolate(found, size, "bilinear")[0, 0].detach().float().cpu().numpy()
+    )
+
+
+def _last_map(model: nn.Module, image: Tensor) -> str:
+    """Path of the last module that gives a feature map large enough to show a place."""
+    seen: list[str] = []
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) >= _COARSEST:
+                seen.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise ConfigError(
+            "Grad-CAM needs a layer with feature maps; this model has none. Use 'integrated_gradients'."
+        )
+    return seen[-1]
+
+
+def _picture(image: Tensor, maps: Sequence[Map]) -> bytes:
+    """Image and overlays side by side as a small PNG; both maps on the scale of the stronger one."""
+    grey, shown = _visible(image)
+    scale = max(float(np.quantile(np.abs(values), 0.99)) for values in maps) or 1.0
+    tiles = [_tile(shown), *(_tile(_overlay(grey, values / scale)) for values in maps)]
+    rule = np.full((TILE, 3, 3), 128, dtype=np.uint8)
+    strip = np.concatenate([tiles[0], *(part for tile in tiles[1:] for part in (rule, tile))], axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(strip).quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _visible(image: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A normalized image stretched to 0..255, in grey and in colour: ``(height, width, 3)`` each."""
+    values = image.detach().float().cpu().numpy()
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-12) * 255
+    color = np.moveaxis(values if len(values) == 3 else np.repeat(values[:1], 3, axis=0), 0, 2)
+    grey = np.repeat(color.mean(2, keepdims=True), 3, axis=2)
+    return grey, color
+
+
+def _overlay(grey: NDArray[np.float32], values: Map) -> NDArray[np.float32]:
+    strength = np.clip(np.abs(values), 0, 1)[..., None] ** 0.8 * 0.9
+    color = np.where(values[..., None] > 0, _RAISED, _LOWERED)
+    return np.asarray(grey * (1 - strength) + color * strength, dtype=np.float32)
+
+
+def _tile(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    picture = Image.fromarray(values.round().astype(np.uint8))
+    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))

@@ -1,0 +1,209 @@
+"""The optional pages of a report: epochs, the mask and its stability, pixels, other sites, leakage."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from bmft.report import figures
+from bmft.report.page import Card, Cards, Cell, Folded, Gallery, Number, Paragraph, Picture, Section, Table
+from bmft.report.svg import Caption
+from bmft.report.wording import HEADLINE, Json, count, humanise, interval_of, number, span, value_of
+
+MOST_BARS = 24  # more do not fit a screen
+_EPOCH_FIGURES = ("loss", "gap", "roc_auc", "worst_group_roc_auc")
+
+
+class Explained(Protocol):
+    """A picture of one case, as `bmft.pixels.explain_cases` gives."""
+
+    @property
+    def png(self) -> bytes:
+        """Image, attribution before, attribution after."""
+
+    @property
+    def text(self) -> str:
+        """The case in one sentence."""
+
+
+def epochs_section(history: Sequence[Json]) -> Section | None:
+    """The trade-off of every epoch, the chosen one marked."""
+    measured = [
+        entry for entry in history if entry.get("gap") is not None and entry.get("roc_auc") is not None
+    ]
+    if not measured:
+        return None
+    chosen = [
+        f"Chosen: {_epoch(entry)}, gap {number(entry['gap'])}, ROC AUC {number(entry['roc_auc'])}."
+        for entry in measured
+        if entry.get("chosen")
+    ]
+    text = (
+        f"{len(measured)} candidates measured on the selection data. Further left is a smaller gap, "
+        f"further up a better ranking; hollow marks did not meet the conditions. {' '.join(chosen)}"
+    )
+    points = [
+        figures.Point(
+            entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen")
+        )
+        for entry in measured
+    ]
+    caption = Caption("epochs", "Gap against ROC AUC, every epoch", text)
+    chart = partial(figures.tradeoff, points, caption, x="gap on the selection data", y="ROC AUC")
+    table = Folded("Every epoch as a table", (_epoch_table(history),))
+    return Section(
+        "epochs", "The trade-off of every epoch", (Cards((Card("Gap against ROC AUC", text, chart),)), table)
+    )
+
+
+def _epoch_table(history: Sequence[Json]) -> Table:
+    keys = [key for key in _EPOCH_FIGURES if any(key in entry for entry in history)]
+    rows = tuple(
+        (
+            _epoch(entry),
+            *(number(entry.get(key), 4) for key in keys),
+            "yes" if entry.get("eligible") else "no",
+            "chosen" if entry.get("chosen") else "",
+        )
+        for entry in history
+    )
+    header = ("Epoch", *map(humanise, keys), "Conditions met", "Chosen")
+    return Table("Measured on the selection data after each epoch", header, rows)
+
+
+def _series(entry: Json) -> str:
+    return f"step {entry['step']}" if entry.get("step") else "untouched"
+
+
+def _epoch(entry: Json) -> str:
+    return f"step {entry['step']}, epoch {entry.get('epoch')}" if entry.get("step") else "untouched model"
+
+
+def _flag(entry: Json, key: str) -> bool:
+    return bool(entry.get(key))
+
+
+def mask_section(mask: Json) -> Section:
+    """Where the mask sits: the share of each layer's weights that may move."""
+    layers: Mapping[str, Json] = mask.get("by_layer") or {}
+    selected, total = _sum(layers.values(), "selected"), _sum(layers.values(), "total")
+    shares = _shares(layers)
+    what = "layer" if len(shares) == len(layers) else "block"
+    text = (
+        f"{number(100 * mask['density'], 2)} % of the weights may move ({count(selected)} of "
+        f"{count(total)} in {len(layers)} layers); every other weight is the original's, bit for bit. The "
+        f"bars give the share within each {what}."
+    )
+    caption = Caption("mask", f"Share of each {what} in the mask", text)
+    chart = partial(
+        figures.bars, [*shares], [100 * share for share in shares.values()], caption, x="% of its weights"
+    )
+    rows = tuple(
+        (
+            name,
+            count(layer["selected"]),
+            count(layer["total"]),
+            number(100 * layer["fraction"], 2),
+            number(100 * layer["selected"] / selected if selected else None, 2),
+        )
+        for name, layer in layers.items()
+    )
+    header = ("Layer", "Selected", "Weights", "% of layer", "% of mask")
+    table = Folded("Every layer as a table", (Table("Weights in the mask, layer by layer", header, rows),))
+    return Section(
+        "mask", "Where the mask sits", (Cards((Card(f"Share of each {what}", text, chart),)), table)
+    )
+
+
+def _shares(layers: Mapping[str, Json]) -> dict[str, float]:
+    """The share per layer, or per block of layers at the finest level that fits one chart."""
+    deepest = max((name.count(".") + 1 for name in layers), default=1)
+    grouped: dict[str, list[Json]] = {}
+    for depth in range(deepest, 0, -1):
+        grouped = {}
+        for name, layer in layers.items():
+            grouped.setdefault(".".join(name.split(".")[:depth]), []).append(layer)
+        if len(grouped) <= MOST_BARS:
+            break
+    shares = {name: _sum(parts, "selected") / max(_sum(parts, "total"), 1) for name, parts in grouped.items()}
+    largest = sorted(shares, key=lambda name: -shares[name])[:MOST_BARS]
+    return {name: share for name, share in shares.items() if name in largest}
+
+
+def _sum(parts: Iterable[Json], key: str) -> int:
+    return sum(int(part[key]) for part in parts)
+
+
+def stability_section(stability: Json) -> Section:
+    """How far masks made from other batches or seeds agree, pair by pair."""
+    labels, overlap = list(stability["labels"]), np.array(stability["overlap"], dtype=float)
+    others = overlap[~np.eye(len(labels), dtype=bool)]
+    text = (
+        f"The mask was made {len(labels)} times ({stability.get('what', 'other batches and seeds')}). Two "
+        f"of them share between {number(others.min(), 2)} and {number(others.max(), 2)} of their weights; "
+        f"1 is the same mask, and masks drawn at random would share {number(stability.get('expected'), 2)}."
+    )
+    chart = partial(figures.grid, overlap, labels, labels, Caption("stability", "Overlap of masks", text))
+    rows = tuple(
+        (name, *(number(value, 2) for value in row)) for name, row in zip(labels, overlap, strict=True)
+    )
+    table = Table("Overlap of each pair of masks", ("Mask", *labels), rows)
+    return Section(
+        "stability", "How stable the mask is", (Cards((Card("Overlap of masks", text, chart, table),)),)
+    )
+
+
+def pixels_section(cases: Sequence[Explained]) -> Section:
+    """The images whose decision changed most in each group, with what each model looked at."""
+    text = (
+        "The cases of each group whose decision changed and whose score moved most. Left: the image, "
+        "stretched to full contrast. Middle: the original model. Right: the new one. Orange pixels raised "
+        "the score and blue ones lowered it; both maps share one scale. An attribution shows what a score "
+        "reacted to, not why, and a few cases are an illustration, not a measurement."
+    )
+    pictures = tuple(Picture(case.png, f"Attribution maps. {case.text}", case.text) for case in cases)
+    return Section("pixels", "What changed in the pixels", (Paragraph(text), Gallery(pictures)))
+
+
+def sites_section(evals: Mapping[str, Json]) -> Section:
+    """The same models on other sites' data."""
+    paths = (("overall", "roc_auc"), ("gaps", "", HEADLINE))
+    rows: list[tuple[Cell, ...]] = []
+    for site, sides in evals.items():
+        for attribute in sides["before"]["gaps"]:
+            found = [
+                _figure(sides.get(side), [key or attribute for key in path])
+                for path in paths
+                for side in ("before", "after")
+            ]
+            rows.append((site, attribute, count(sides["before"]["n"]), *found))
+    header = ("Data", "Attribute", "Cases", "ROC AUC before", "ROC AUC after", "Gap before", "Gap after")
+    table = Table("ROC AUC and equalized odds difference on other data", header, tuple(rows), text_columns=2)
+    text = (
+        "Data that the new model was neither fitted nor selected on. The gap is the larger of the "
+        "differences in true and false positive rate."
+    )
+    return Section("sites", "On other sites' data", (Paragraph(text), table))
+
+
+def _figure(audit: Json | None, path: Sequence[str]) -> Number:
+    if audit is None:
+        return Number(number(None))
+    return Number(number(value_of(audit, path)), span(interval_of(audit, *path)))
+
+
+def leakage_section(leakage: Mapping[str, Json]) -> Section:
+    """How well a linear probe reads the attribute from the features, before and after."""
+    rows = tuple((name, _probed(sides, "before"), _probed(sides, "after")) for name, sides in leakage.items())
+    text = (
+        "ROC AUC of a linear probe that guesses the attribute from the features just below the head; at "
+        "0.5 they do not tell it linearly. A small gap is possible with high leakage, and the other way "
+        "round."
+    )
+    table = Table("The probe's ROC AUC for the attribute", ("Attribute", "Before", "After"), rows)
+    return Section("leakage", "Can the attribute be read from the features?", (Paragraph(text), table))
+
+
+def _probed(sides: Json, side: str) -> Number:
+    return Number(number(sides.get(side)), span(sides.get(f"{side}_interval")))

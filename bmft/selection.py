@@ -1,0 +1,160 @@
+"""Which epoch is kept: the smallest gap on the select set among those that do no harm."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bmft.audit import AuditReport, Predictions, audit
+from bmft.errors import ConfigError, ConstantPredictorError
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an epoch may not cost, compared with the untouched model on the select set.
+
+    Attributes:
+        max_auc_drop: of the ROC AUC over everybody.
+        max_group_auc_drop: of the ROC AUC of any group.
+    """
+
+    max_auc_drop: float = 0.01
+    max_group_auc_drop: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("max_auc_drop", "max_group_auc_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
+
+
+@dataclass
+class Selection:
+    """Sees the select set's predictions after every epoch and keeps a copy of the best weights.
+
+    An epoch is eligible when the ROC AUC falls by no more
+    than the limits allow, overall and in every group, and the model is not constant. The untouched model takes part.
+    """
+
+    model: nn.Module
+    gap: Callable[[Predictions], float]
+    limits: Limits
+    threshold: float
+    keep: Literal["best", "last"]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    audits: list[AuditReport] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    chosen: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ConfigError(f"keep is {self.keep!r}: expected 'best' or 'last'")
+
+    def start(self, predictions: Predictions) -> None:
+        """The untouched model.
+
+        Raises:
+            ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
+        """
+        report = self._add(predictions, step=0, epoch=0, loss=math.nan)
+        if any("constant" in flag for flag in report.flags):
+            raise ConstantPredictorError(
+                f"the model is a constant predictor on the select set at threshold {self.threshold:g}: every gap is 0 "
+                "whatever its bias. Check the preprocessing (--normalize, --image-size) and the threshold."
+            )
+        self.history[0]["eligible"] = True
+
+    def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> dict[str, Any]:
+        """Record an epoch and keep the model's weights if it is now the best; returns its history entry."""
+        self._add(predictions, step=step, epoch=epoch, loss=loss)
+        entry, best = self.history[-1], self.history[self.chosen]
+        if self.keep == "last" or (entry["eligible"] and entry["gap"] < best["gap"]):
+            self.chosen = len(self.history) - 1
+            self.state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return entry
+
+    def finish(self) -> bool:
+        """Change the model: load the kept weights, if any epoch was chosen, and tell whether one was."""
+        self.history[self.chosen]["chosen"] = True
+        if self.chosen:
+            self.model.load_state_dict(self.state)
+        return self.chosen > 0
+
+    def reason(self) -> str:
+        """Why this epoch was chosen, or why none was, in one sentence."""
+        first, entry = self.history[0], self.history[self.chosen]
+        change = f"gap {first['gap']:.3f} -> {entry['gap']:.3f}, ROC AUC {first['roc_auc']:.3f} -> {entry['roc_auc']:.3f}"
+        if self.keep == "last" and self.chosen:
+            return f"the last epoch was kept as asked (select: {change})"
+        if self.chosen:
+            count = sum(e["eligible"] for e in self.history[1:])
+            return (
+                f"step {entry['step']}, epoch {entry['epoch']} has the smallest gap of the {count} of "
+                f"{len(self.history) - 1} epochs that do no harm (select: {change})"
+            )
+        return self._why_none()
+
+    def _why_none(self) -> str:
+        tried = self.history[1:]
+        if not tried:
+            return "no epoch was trained; the original is kept"
+        smaller = [e for e in tried if e["gap"] < self.history[0]["gap"]]
+        if not smaller:
+            return f"none of {len(tried)} epochs had a smaller gap than the original on select; the original is kept"
+        nearest = max(smaller, key=lambda e: e["roc_auc"])
+        return (
+            f"{len(smaller)} of {len(tried)} epochs had a smaller gap on select, but each lowered the ROC AUC by more than "
+            f"{self.limits.max_auc_drop:g} overall or {self.limits.max_group_auc_drop:g} in a group (nearest: gap "
+            f"{nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} against {self.history[0]['roc_auc']:.3f}); the "
+            "original is kept"
+        )
+
+    def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
+        report = audit(predictions, threshold=self.threshold, intervals=False)
+        self.audits.append(report)
+        entry = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "gap": self.gap(predictions),
+            "roc_auc": report.overall["roc_auc"],
+            "worst_group_roc_auc": _worst(report),
+            "eligible": self._harmless(report),
+            "chosen": False,
+        }
+        self.history.append(entry)
+        return report
+
+    def _harmless(self, report: AuditReport) -> bool:
+        before = self.audits[0]
+        if any("constant" in flag for flag in report.flags):
+            return False
+        # Written so that a NaN is not harmless.
+        if not report.overall["roc_auc"] >= before.overall["roc_auc"] - self.limits.max_auc_drop:
+            return False
+        for attribute, groups in before.by_group.items():
+            for group, metrics in groups.items():
+                now = report.by_group[attribute][group]["roc_auc"]
+                if math.isfinite(metrics["roc_auc"]) and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop:
+                    return False
+        return True
+
+
+def _worst(report: AuditReport) -> float:
+    values = [metrics["roc_auc"] for groups in report.by_group.values() for metrics in groups.values()]
+    return min((value for value in values if math.isfinite(value)), default=math.nan)
+
+
+def gap_of(objective: Objective, *, threshold: float, on_decisions: bool) -> Callable[[Predictions], float]:
+    """The objective as a measure of predictions: of 0/1 decisions at `threshold`, or of the probabilities."""
+
+    def gap(predictions: Predictions) -> float:
+        values = predictions.decisions(threshold) if on_decisions else predictions.scores
+        scores, targets = torch.as_tensor(values, dtype=torch.float64), torch.from_numpy(predictions.targets)
+        return float(objective(scores, targets, torch.from_numpy(predictions.groups)))
+
+    return gap

@@ -1,0 +1,216 @@
+"""What a method can be told: one frozen set of values, checked when it is made."""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bmft import fairness
+from bmft.data import Balance
+from bmft.devices import Precision
+from bmft.errors import ConfigError
+from bmft.finetune import Loss, Step
+from bmft.mask import Granularity
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the two-step methods can be told; every method has its own defaults.
+
+    A pair is (step 1, step 2): the extractor, then the head.
+
+    Attributes:
+        objective: the gap to close: a name in `bmft.fairness.OBJECTIVES` or a callable.
+        combine: several attributes count by their ``"mean"`` or their ``"worst"``.
+        epochs: passes over the fit set.
+        lr: learning rates.
+        optimizer: see `bmft.finetune.OPTIMIZERS`.
+        momentum: of SGD and RMSprop.
+        weight_decay: of both steps.
+        batch_size: samples per step.
+        bias_weight: of the gap in the loss: the first is step 1's, every other is tried in step 2, in this order.
+        task_weight: of the cross-entropy in the loss.
+        weigh: whose samples weigh the same in the cross-entropy: ``"none"``, ``"label"`` or ``"cell"``.
+        balance: of the batches: ``"none"``, ``"group"``, ``"group_in_label"`` or ``"cell"``.
+        whole_set: the gap is the whole set's; otherwise each batch's own, as published.
+        average: decay of the moving average of the weights over steps; 0 for none.
+        augment: any of ``"hflip"``, ``"vflip"``, ``"transpose"``.
+        norm_stats: normalization statistics stay ``"frozen"`` or ``"update"``.
+        patience: epochs of step 1 without a smaller gap on select after which it stops; 0 for never.
+        precision: ``"auto"``, ``"float32"`` or ``"bf16"``, of the training passes; what is measured is float32.
+        score: of the importance, see `bmft.importance.SCORES`.
+        rank: by ``"bias"`` importance, or by its ``"ratio"`` to that for the task.
+        scale: the ratio's minimum and maximum per ``"tensor"`` or ``"global"``.
+        floor: added to the task's share in the ratio.
+        exact: importance by the whole set's gradient; otherwise the mean over batches, as published.
+        fraction: of the extractor's weights that may move.
+        granularity: what is chosen: ``"weight"``, ``"channel"``, ``"layer"`` or ``"block"``.
+        path: how far along step 1 the extractor goes for step 2, as fractions of the way from the original; every one
+            is tried, in this order.
+        reset: the head before step 2: ``"zero"``, ``"partial"`` or ``"keep"``.
+        tune: name patterns; only matching weights may move in step 1.
+        freeze: name patterns; matching weights do not move in step 1.
+    """
+
+    objective: str | Objective = "equalized_odds"
+    combine: Literal["mean", "worst"] = "mean"
+    epochs: tuple[int, int] = (10, 10)
+    lr: tuple[float, float] = (1e-3, 1e-2)
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    bias_weight: tuple[float, ...] = (1.0, 1.0, 0.4, 0.1)
+    task_weight: tuple[float, float] = (1.0, 1.0)
+    weigh: Literal["none", "label", "cell"] = "none"
+    balance: tuple[Balance, Balance] = ("cell", "cell")
+    whole_set: bool = True
+    average: float = 0.95
+    augment: tuple[str, ...] = ()
+    norm_stats: Literal["frozen", "update"] = "frozen"
+    patience: int = 0
+    precision: Precision = "auto"
+    score: str | Callable[[Tensor, Tensor], Tensor] = "fisher"
+    rank: Literal["bias", "ratio"] = "bias"
+    scale: Literal["tensor", "global"] = "tensor"
+    floor: float = 1e-10
+    exact: bool = True
+    fraction: float = 0.05
+    granularity: Granularity = "weight"
+    path: tuple[float, ...] = (0.5, 1.0)
+    reset: Literal["zero", "partial", "keep"] = "zero"
+    tune: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if isinstance(self.objective, str) and self.objective not in fairness.OBJECTIVES:
+            raise ConfigError(unknown_name("objective", self.objective, fairness.OBJECTIVES))
+        for number in (0, 1):
+            self.step(number)
+        if len(self.bias_weight) < 2 or any(not value >= 0 for value in self.bias_weight):
+            raise ConfigError(f"bias_weight is {list(self.bias_weight)}: expected one for step 1 and at least one for step 2")
+        if not self.path or any(not 0 <= value <= 1 for value in self.path):
+            raise ConfigError(f"path is {list(self.path)}: expected fractions in [0, 1]")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction is {self.fraction}: expected more than 0 and at most 1 (0.05 for 5 %)")
+
+    def step(self, number: int) -> Step:
+        """How step 1 (`number` 0) or step 2 (1) trains."""
+        return Step(
+            epochs=self.epochs[number],
+            learning_rate=self.lr[number],
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            balance=self.balance[number],
+            augment=self.augment if number == 0 else (),
+            average=self.average,
+            norm_stats=self.norm_stats if number == 0 else "frozen",
+        )
+
+    def gap(self) -> Objective:
+        """The objective as a callable, for one attribute."""
+        return fairness.OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
+
+    @property
+    def on_decisions(self) -> bool:
+        """Whether the gap is measured on decisions: a named gap is a difference of rates; a loss needs probabilities."""
+        return isinstance(self.objective, str) and self.objective != "worst_group_loss"
+
+    def extractor_loss(self) -> Loss:
+        """What step 1 minimises."""
+        return self._loss(self.bias_weight[0], self.task_weight[0])
+
+    def head_losses(self) -> list[Loss]:
+        """What step 2 minimises, one after the other."""
+        return [self._loss(weight, self.task_weight[1]) for weight in self.bias_weight[1:]]
+
+    def _loss(self, bias_weight: float, task_weight: float) -> Loss:
+        return Loss(
+            self.gap(), bias_weight=bias_weight, task_weight=task_weight, balance=self.weigh,
+            whole_set=self.whole_set, combine=self.combine,
+        )  # fmt: skip
+
+    def with_values(self, values: Mapping[str, Any]) -> "Settings":
+        """The same settings with these values; a single number stands for both steps.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is not possible.
+        """
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(unknown_name("setting", name, known))
+        return replace(self, **{name: _fitting(name, value, known[name]) for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the reports and `with_values` have them; a callable by its qualified name."""
+        return {k: _plain(v) for k, v in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    return list(value) if isinstance(value, tuple) else value
+
+
+_LISTS = ("tune", "freeze", "augment", "path", "bias_weight")
+
+
+def _fitting(name: str, value: Any, default: Any) -> Any:
+    """`value` in the shape of `default`: lists as tuples, one value for a pair of steps as both."""
+    if isinstance(default, tuple):
+        single = not isinstance(value, (list, tuple))
+        value = (value,) if single and name in _LISTS and name != "bias_weight" else (value, value) if single else tuple(value)
+        if name not in _LISTS and len(value) != 2:
+            raise ConfigError(f"{name} is {list(value)}: expected one value, or two (step 1, step 2)")
+    sample = default[0] if isinstance(default, tuple) and default else default
+    for part in value if isinstance(value, tuple) else (value,):
+        _check_kind(name, part, sample)
+    return value
+
+
+def _check_kind(name: str, value: Any, sample: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    wants_number = isinstance(sample, (int, float)) and not isinstance(sample, bool)
+    if isinstance(sample, bool) != isinstance(value, bool) or wants_number != is_number:
+        raise ConfigError(f"{name} is {value!r}: expected a value like {sample!r}")
+    if is_number and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}: expected a finite number")
+    if isinstance(sample, int) and is_number and value != int(value):
+        raise ConfigError(f"{name} is {value}: expected a whole number")
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "combine": ("mean", "worst"),
+    "weigh": ("none", "label", "cell"),
+    "rank": ("bias", "ratio"),
+    "scale": ("tensor", "global"),
+    "reset": ("zero", "partial", "keep"),
+    "precision": ("auto", "float32", "bf16"),
+    "norm_stats": ("frozen", "update"),
+}
+
+
+def _check_choices(settings: Settings) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(settings, name) not in choices:
+            raise ConfigError(f"{name} is {getattr(settings, name)!r}: expected one of {', '.join(choices)}")
+    for part in settings.balance:
+        if part not in ("none", "group", "group_in_label", "cell"):
+            raise ConfigError(f"balance is {part!r}: expected one of none, group, group_in_label, cell")
+
+
+def unknown_name(what: str, name: str, known: Mapping[str, Any]) -> str:
+    """The sentence for a name that is not among the `known`, with the nearest one."""
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else f": expected one of {', '.join(known)}"
+    return f"unknown {what} {name!r}{hint}"

@@ -1,0 +1,5 @@
+"""`python -m bmft_cli` is the command `bmft`."""
+
+from .main import run
+
+run()

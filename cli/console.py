@@ -1,0 +1,145 @@
+"""What a person sees in the terminal (remarks, progress, tables), files put down whole, the exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+DONE, REJECTED, USAGE, INCONCLUSIVE, RUNTIME, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class Settings:
+    """How this call talks to its user; the root context's ``obj``."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.quiet = False
+
+    def say(self, text: str) -> None:
+        """A remark, on standard error."""
+        if not self.quiet:
+            click.echo(f"bmft: {text}", err=True)
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Inside, Python's warnings and the library's log are remarks of one line each."""
+        handler = _Remarks(self)
+        logger = logging.getLogger("bmft")
+        logger.addHandler(handler)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = self._warn
+                yield
+        finally:
+            logger.removeHandler(handler)
+
+    def _warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        self.say(f"warning: {_one_line(message)}")
+
+
+class _Remarks(logging.Handler):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(logging.WARNING)
+        self._settings = settings
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._settings.say(f"{record.levelname.lower()}: {_one_line(record.getMessage())}")
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def settings() -> Settings:
+    """The settings of the running command."""
+    return click.get_current_context().ensure_object(Settings)
+
+
+class Progress:
+    """A bar with the time left on standard error; silent under ``--quiet`` and where nobody watches.
+
+    Call it with what is done, of how much, and the name of the work.
+    """
+
+    WIDTH = 24
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty() and not settings().quiet
+        self._started = self._drawn = time.monotonic()
+        self._work = ""
+
+    def __call__(self, done: float, total: float, work: str = "") -> None:
+        """Draw the bar anew, at most ten times a second."""
+        now = time.monotonic()
+        if work != self._work:
+            self._work, self._started = work, now
+        if not self._shown or (now - self._drawn < 0.1 and done < total):
+            return
+        self._drawn = now
+        fraction = done / total if total else 1.0
+        filled = round(self.WIDTH * fraction)
+        left = (now - self._started) * (1 - fraction) / fraction if fraction else 0.0
+        bar = "#" * filled + "." * (self.WIDTH - filled)
+        click.echo(f"\r\033[K{work} [{bar}] {fraction:4.0%} {duration(left)} left", err=True, nl=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, or hours too.
+
+    >>> duration(3725.4)
+    '1:02:05'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Rows of text in columns as wide as they need; the first `left` are flush left, the others right.
+
+    >>> print(table([["group", "n"], ["female", "7"]]))
+    group   n
+    female  7
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def put(content: str | bytes, path: str | Path) -> None:
+    """Write a file whole or not at all; ``-`` is standard output."""
+    if str(path) == "-":
+        click.echo(content, nl=False)
+        return
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

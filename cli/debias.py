@@ -1,0 +1,139 @@
+"""`bmft debias`: the main job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .console import REJECTED, Progress, table
+from .method import How, method_options
+from .options import Command, Common, common_options, load_job, option
+from .tables import audit_table
+
+if TYPE_CHECKING:
+    from bmft.mask import WeightMask
+    from bmft.methods import Outcome
+
+    from .job import Job
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@option(
+    "--out",
+    metavar="FILE",
+    help="Where to write the new checkpoint. [default: fair, with CHECKPOINT's suffix]",
+)
+@option(
+    "--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here."
+)
+@option("--dry-run", is_flag=True, help="Show what would be tuned, layer by layer; change and write nothing.")
+@common_options()
+@method_options
+def debias(
+    checkpoint: str, common: Common, how: How, out: str | None, report: str | None, dry_run: bool
+) -> None:
+    """Reduce CHECKPOINT's gap between groups by moving only the weights that carry it.
+
+    Weights are moved on the fit rows, the epoch is chosen on select, and before and after are measured on
+    test where there is one. The result has the container and keys that came in; a patch file is written
+    beside it. If no epoch does no harm, nothing is written but the report, and the exit code is 1.
+
+    \b
+    Example:
+      bmft debias model.pt --data isic.csv --label malignant --sensitive sex --report report
+    """
+    target = output_path(checkpoint, out)
+    job = load_job(common, checkpoint)
+    if dry_run:
+        click.echo(_plan(run_method(job, replace(how, config={**how.config, "epochs": 0})).mask))
+        return
+    outcome = run_method(job, how)
+    click.echo(outcome_table(job, outcome))
+    click.echo(outcome.reason)
+    written = [
+        *(_write(job, outcome, target) if outcome.accepted else []),
+        *_write_report(job, outcome, report),
+    ]
+    for path in written:
+        click.echo(path)
+    if not outcome.accepted:
+        click.get_current_context().exit(REJECTED)
+
+
+def output_path(checkpoint: str, out: str | None) -> Path:
+    """Where the new checkpoint goes: never over the one it is made from.
+
+    Raises:
+        click.UsageError: it would, or there is no such folder.
+    """
+    target = Path(out) if out else Path(f"fair{Path(checkpoint).suffix}")
+    if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
+        raise click.UsageError(f"{target} is the checkpoint that is read; name another file with --out.")
+    if target.is_dir() or not target.parent.is_dir():
+        raise click.UsageError(f"--out {target}: expected a file in a folder that is there.")
+    return target
+
+
+def run_method(job: Job, how: How) -> Outcome:
+    """Debias the job's model, with a progress bar."""
+    from bmft.methods import debias as run
+
+    with Progress() as bar:
+        return run(
+            job.model, job.fit, job.select, test=job.test, method=how.method, config=how.config,
+            keep=how.keep, max_auc_drop=how.max_auc_drop, max_group_auc_drop=how.max_group_auc_drop,
+            threshold=job.threshold, seed=job.common.seed, device=job.common.device, head=job.common.head,
+            multi_label=job.common.multi_label, progress=lambda now: bar(now.done, now.total, now.phase),
+        )  # fmt: skip
+
+
+def outcome_table(job: Job, outcome: Outcome) -> str:
+    """Before and after, where they were measured, and how much moved."""
+    moved, total = outcome.patch.moved, sum(p.numel() for p in job.model.parameters())
+    where = f"{outcome.evaluated_on} rows (n = {outcome.before.n:,})"
+    if outcome.evaluated_on == "select":
+        where += "; they also chose the epoch: expect somewhat less on new data"
+    return "\n".join(
+        [
+            f"measured on the {where}",
+            audit_table({"before": outcome.before, "after": outcome.after}),
+            f"moved {moved:,} of {total:,} weights ({moved / total:.1%})",
+        ]
+    )
+
+
+def _write(job: Job, outcome: Outcome, target: Path) -> list[Path]:
+    from bmft.checkpoint import as_stored, write_checkpoint
+    from bmft.patch import WeightPatch
+
+    # In the file's own order and precision: what the patch must turn into what, bit for bit.
+    state = as_stored(job.checkpoint, outcome.model.state_dict())
+    patch = target.with_name(f"{target.stem}.patch.safetensors")
+    write_checkpoint(job.checkpoint, state, target)
+    WeightPatch.between(job.checkpoint.state, state, outcome.patch.recipe).save(patch)
+    return [target, patch]
+
+
+def _write_report(job: Job, outcome: Outcome, folder: str | None) -> list[Path]:
+    from bmft.report import write_report
+
+    if folder is None:
+        return []
+    report = outcome.report
+    page = write_report(
+        replace(report, hashes={**report.hashes, "checkpoint": job.checkpoint.content_hash}), folder
+    )
+    outcome.mask.save(page.with_name("mask.safetensors"), outcome.patch.recipe)
+    return [page]
+
+
+def _plan(mask: WeightMask) -> str:
+    rows = [["layer", "may move", "of", "share"]]
+    for name, layer in mask.by_layer().items():
+        rows.append([name, f"{layer['selected']:,}", f"{layer['total']:,}", f"{layer['fraction']:.1%}"])
+    rows.append(["all", f"{mask.selected:,}", f"{mask.total:,}", f"{mask.density:.1%}"])
+    return f"{table(rows)}\nThen the head is trained. Nothing was changed or written."

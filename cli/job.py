@@ -1,0 +1,135 @@
+"""The model and the rows that a command's options name, checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from bmft.audit import pick_threshold, predict
+from bmft.checkpoint import Checkpoint, build_from, read_checkpoint
+from bmft.data import GroupedData, load_manifest, split_names
+from bmft.errors import ConfigError, DataError
+from bmft.models import find_head
+
+from .console import settings
+from .method import import_from_here
+from .options import Common
+
+CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
+
+
+def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
+    """Read a checkpoint and build its model, in eval mode on the CPU."""
+    checkpoint = read_checkpoint(path, trust_pickle=common.trust_pickle)
+    import_from_here()
+    model = build_from(checkpoint, arch=common.arch, num_classes=common.num_classes)
+    return checkpoint.under(model.state_dict()), model
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint, its model, and the labelled rows to measure or debias it on.
+
+    Rows are loaded once, on first use: an audit never decodes the images that only a debiasing fits on.
+    """
+
+    common: Common
+    checkpoint: Checkpoint
+    model: nn.Module
+
+    @cached_property
+    def data(self) -> GroupedData:
+        """What audit and gate measure: the test split where there is a split column, else every row."""
+        return self._load(self.common.test if self.common.split_column else None)
+
+    @cached_property
+    def fit(self) -> GroupedData:
+        """The rows that weights are moved on."""
+        return self._load(self.common.fit) if self.common.split_column else self._cut[0]
+
+    @cached_property
+    def select(self) -> GroupedData:
+        """The rows that the result is chosen on."""
+        return self._load(self.common.select) if self.common.split_column else self._cut[1]
+
+    @cached_property
+    def test(self) -> GroupedData | None:
+        """The rows that a debiasing is only measured on, if any are set apart."""
+        column = self.common.split_column
+        return self.data if column and self.common.test in split_names(self.common.data, column) else None
+
+    @cached_property
+    def threshold(self) -> float:
+        """What ``--threshold`` says, or what ``--threshold-from`` picks on the untouched model."""
+        common = self.common
+        if common.threshold_from is None:
+            return 0.5 if common.threshold is None else common.threshold
+        if common.threshold is not None:
+            raise ConfigError("--threshold and --threshold-from both say where to cut: give one of them")
+        return pick_threshold(predict(self.model, self.select, **self.measuring))
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """How `bmft.audit` is to run the model."""
+        common = self.common
+        size = {} if common.batch_size is None else {"batch_size": common.batch_size}
+        return {"device": common.device, "multi_label": common.multi_label, **size}
+
+    @cached_property
+    def _cut(self) -> tuple[GroupedData, ...]:
+        seed = self.common.seed
+        settings().say(f"no --split-column: half of {self.common.data} is fit, half select (seed {seed})")
+        return self._load(None).split(*CUT, seed=seed)
+
+    def _load(self, split: str | None) -> GroupedData:
+        common = self.common
+        data = load_manifest(
+            common.data,
+            target=common.label[0] if len(common.label) == 1 else common.label,
+            sensitive=common.sensitive,
+            image=common.path_column,
+            images=common.images,
+            split_column=common.split_column,
+            split=split,
+            cluster=common.cluster,
+            image_size=common.image_size,
+            normalize=common.normalize,
+            channels=_channels(self.model),
+            on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
+            workers=common.workers,
+        )
+        return self._fitted(data)
+
+    def _fitted(self, data: GroupedData) -> GroupedData:
+        """`data` with as many classes as the head has outputs, if the two can go together.
+
+        Raises:
+            DataError: they cannot.
+        """
+        outputs = find_head(self.model, data.inputs(slice(0, 1)), name=self.common.head).num_outputs
+        wanted = {1, 2} if data.task == "binary" else {len(data.classes)}
+        if outputs in wanted:
+            return data
+        numbered = all(name.isdigit() for name in data.classes)
+        if data.task != "multilabel" and numbered and self.common.num_classes == outputs > len(data.classes):
+            return replace(data, task="multiclass", classes=tuple(map(str, range(outputs))))
+        hint = "Name the column the model was trained on"
+        if numbered and outputs > len(data.classes):
+            hint += f", or, where rows of some classes are missing, say --num-classes {outputs}"
+        labels = "labels" if data.task == "multilabel" else "classes"
+        raise DataError(
+            f"the head of {self.checkpoint.path} has {outputs} outputs, but "
+            f"--label {' '.join(self.common.label)} has {len(data.classes)} {labels}. {hint}."
+        )
+
+
+def _channels(model: nn.Module) -> int:
+    """Channels of the images: what the first convolution takes; 3 where there is none."""
+    kernels = (p for p in model.parameters() if p.dim() == 4)
+    channels = next((kernel.shape[1] for kernel in kernels), 3)
+    if channels not in (1, 3):
+        raise DataError(f"the model takes images of {channels} channels; a manifest's have 1 or 3")
+    return channels

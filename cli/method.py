@@ -1,0 +1,139 @@
+"""The options that tell a method how to work; each command receives them as one frozen `How`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial, wraps
+from importlib import import_module
+from typing import Any
+
+import click
+
+from .config import method_settings
+from .options import Pair, apply_options, option
+
+
+@dataclass(frozen=True)
+class How:
+    """Which method, with which settings, and what it may cost.
+
+    `config` holds only what was asked for: a default is the method's own business.
+    """
+
+    method: str
+    keep: str
+    max_auc_drop: float
+    max_group_auc_drop: float
+    config: Mapping[str, Any]
+
+
+class Setting(click.ParamType):
+    """``NAME=VALUE``, the value as in TOML; what is no TOML value is a text."""
+
+    name = "NAME=VALUE"
+    takes_list = True
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name and the value."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = (part.strip() for part in str(value).partition("="))
+        if not equals or not name:
+            self.fail(f"{value!r} is not NAME=VALUE, such as patience=3.", param, ctx)
+        try:
+            return name.replace("-", "_"), tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            return name.replace("-", "_"), text
+
+
+_method = partial(option, section="Method")
+_LIMITS = [
+    _method("--method", default="bmft", metavar="NAME", help="bmft, swift, or a baseline such as head."),
+    _method("--keep", type=click.Choice(["best", "last"]), default="best",
+            help="best: chosen on select, do no harm; last: the final epoch, whatever it is."),
+    _method("--max-auc-drop", type=click.FloatRange(0, 1), default=0.01, metavar="D",
+            help="How far ROC AUC may fall on select."),
+    _method("--max-group-auc-drop", type=click.FloatRange(0, 1), default=0.02, metavar="D",
+            help="How far any group's ROC AUC may fall on select."),
+]  # fmt: skip
+_SETTINGS = [
+    _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
+    _method("--epochs", type=Pair(int), help="Epochs of step 1, step 2; one number is for both."),
+    _method("--lr", type=Pair(float), help="Learning rate of step 1, step 2."),
+    _method("--optimizer", metavar="NAME", help="sgd, adam, adamw, ..."),
+    _method("--fraction", type=float, metavar="F",
+            help="Share of the extractor's weights that may move, such as 0.05."),
+    _method("--score", metavar="NAME",
+            help="Importance of a weight: fisher, saliency, input_x_gradient, integrated_gradients, "
+                 "random, ones, or package.module:name."),
+    _method("--objective", metavar="NAME",
+            help="The gap: equalized_odds, equal_opportunity, demographic_parity, false_positive_rate, "
+                 "false_negative_rate, accuracy, worst_group_loss, or package.module:name."),
+    _method("--scale", type=click.Choice(["tensor", "global"]),
+            help="Compare importances within each tensor, or over all."),
+    _method("--granularity", type=click.Choice(["weight", "channel", "layer", "block"]),
+            help="What is chosen as a whole."),
+    _method("--bias-weight", type=Pair(float), help="Weight of the gap in the loss."),
+    _method("--norm-stats", type=click.Choice(["frozen", "update"]),
+            help="What becomes of normalization statistics."),
+    _method("--precision", type=click.Choice(["auto", "float32", "bf16"]),
+            help="Of the training passes; what is measured is float32."),
+    _method("--combine", type=click.Choice(["mean", "worst"]),
+            help="What several attributes' gaps count as."),
+    _method("--tune", multiple=True, metavar="PATTERN",
+            help="Only parameters whose names match may move in step 1. Repeatable."),
+    _method("--freeze", multiple=True, metavar="PATTERN",
+            help="Parameters whose names match stay in step 1. Repeatable."),
+]  # fmt: skip
+_NAMES = ("preset", "epochs", "lr", "optimizer", "fraction", "score", "objective", "scale", "granularity",
+          "bias_weight", "norm_stats", "precision", "combine", "tune", "freeze")  # fmt: skip
+_MORE = [
+    _method("--beta", type=click.FloatRange(0, 1), metavar="B",
+            help="Step 1 minimises B x task + (1 - B) x gap, step 2 the reverse."),
+    _method("--set", "more", type=Setting(), multiple=True, metavar="NAME=VALUE",
+            help="Any other setting of the method. Repeatable."),
+]  # fmt: skip
+
+
+def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a method; it receives them as one argument, `how`."""
+
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        given = {name: values.pop(name) for name in _NAMES} | {"batch_size": values["common"].batch_size}
+        beta, more = values.pop("beta"), dict(values.pop("more"))
+        asked = {name: value for name, value in given.items() if value not in (None, ())}
+        config = method_settings() | _split(beta) | asked | more
+        limits = {name: values.pop(name) for name in ("method", "keep", "max_auc_drop", "max_group_auc_drop")}
+        return function(how=How(config={k: _resolved(k, v) for k, v in config.items()}, **limits), **values)
+
+    return apply_options(command, [*_LIMITS, *_SETTINGS, *_MORE])
+
+
+def _split(beta: float | None) -> dict[str, Any]:
+    return {} if beta is None else {"task_weight": [beta, 1 - beta], "bias_weight": [1 - beta, beta]}
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """A callable named ``package.module:name``, where a setting takes one."""
+    if name not in ("objective", "score", "optimizer") or not isinstance(value, str) or ":" not in value:
+        return value
+    module, _, attribute = value.partition(":")
+    import_from_here()
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise click.UsageError(f"--{name} {value}: {error}. Expected package.module:name.") from error
+
+
+def import_from_here() -> None:
+    """Let modules of the current folder be imported, after all others.
+
+    A console script has its own folder on the path instead, and a user's function lies beside their data.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())

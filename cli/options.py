@@ -1,0 +1,196 @@
+"""The options that commands share; each command receives their values as one frozen `Common`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .config import config_file, config_option
+from .console import Settings, settings
+
+if TYPE_CHECKING:
+    from .job import Job
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The values of the options that every command about a model and its data has."""
+
+    data: str
+    label: tuple[str, ...]
+    sensitive: tuple[str, ...]
+    images: str | None
+    path_column: str
+    split_column: str | None
+    fit: str
+    select: str
+    test: str
+    cluster: str | None
+    on_bad_image: str
+    arch: str | None
+    num_classes: int | None
+    head: str | None
+    multi_label: bool
+    image_size: int | None
+    normalize: str
+    threshold: float | None
+    threshold_from: str | None
+    seed: int
+    device: str
+    batch_size: int | None
+    workers: int
+    trust_pickle: bool
+
+
+def load_job(common: Common, checkpoint: str) -> Job:
+    """The checkpoint's model, and its rows once they are asked for."""
+    # torch comes with it: not before a command has its options.
+    from .job import Job, load_model
+
+    return Job(common, *load_model(common, checkpoint))
+
+
+class Command(click.Command):
+    """A command whose help lists its options under the sections they were given."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, the command's own options first."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            # Arguments are in the usage line.
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class _Option(click.Option):
+    def __init__(self, *args: Any, section: str = "Options", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.section = section
+
+
+def option(*declarations: str, **attributes: Any) -> Decorator:
+    """`click.option` that shows its default and takes the ``section`` of the help it stands in."""
+    return click.option(*declarations, cls=_Option, **{"show_default": True, **attributes})
+
+
+def apply_options(function: Callable[..., Any], options: Iterable[Decorator]) -> Callable[..., Any]:
+    """Decorate `function` so that the options are listed in this order."""
+    for decorator in reversed(list(options)):
+        function = decorator(function)
+    return function
+
+
+class Pair(click.ParamType):
+    """One number, or two with a comma (step 1, step 2); a list in TOML."""
+
+    takes_list = True
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = "N[,M]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or both as a tuple."""
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            numbers = tuple(self.kind(part) for part in parts)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) not in (1, 2):
+            self.fail(f"{value!r} is not one number, or two for step 1 and step 2, such as 10,5.", param, ctx)
+        return numbers if len(numbers) == 2 else numbers[0]
+
+
+def common_options(*, sensitive_required: bool = True, data_required: bool = True) -> Decorator:
+    """Give a command the common options; it receives them as one argument, `common`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**values: Any) -> Any:
+            if file := config_file():
+                settings().say(f"options from {file}")
+            common = Common(**{f.name: values.pop(f.name) for f in fields(Common)})
+            return function(common=common, **values)
+
+        shared = [*_data(sensitive_required, data_required), *_MODEL, *_RUN, config_option, talking_options]
+        return apply_options(command, shared)
+
+    return decorate
+
+
+def talking_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--quiet`` and ``--debug``; they set `console.settings`."""
+    quiet = _switch("-q", "--quiet", help="Print the result only: no progress, no remarks.")
+    return apply_options(function, [quiet, _switch("--debug", help="Show the traceback of an error.")])
+
+
+def _switch(*declarations: str, help: str) -> Decorator:
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        setattr(ctx.ensure_object(Settings), str(param.name), value)
+
+    return click.option(*declarations, is_flag=True, expose_value=False, callback=remember, help=help)
+
+
+def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
+    data = partial(option, section="Data")
+    return [
+        data("--data", required=data_required, metavar="FILE",
+             help="Manifest: CSV, TSV, Parquet, or an npz of images with a CSV beside it."),
+        data("--label", required=data_required, multiple=True, metavar="COL",
+             help="Label column; several make it multi-label."),
+        data("--sensitive", required=sensitive_required, multiple=True, metavar="COL",
+             help="Attribute: sex, age:40,60 (cut into groups), sex*age:60 (intersection). Repeatable."),
+        data("--images", metavar="DIR",
+             help="Folder that image paths are relative to. [default: the manifest's]"),
+        data("--path-column", default="path", metavar="COL", help="Column of image paths."),
+        data("--split-column", metavar="COL", help="Column that says which split a row is in."),
+        data("--fit", default="fit", metavar="NAME", help="Split that weights are moved on."),
+        data("--select", default="select", metavar="NAME", help="Split that the result is chosen on."),
+        data("--test", default="test", metavar="NAME", help="Split that is only measured on."),
+        data("--cluster", metavar="COL",
+             help="Column of patient (lesion, ...) ids; a patient stays on one side of every split."),
+        data("--on-bad-image", type=click.Choice(["fail", "skip"]), default="fail",
+             help="What to do when images cannot be read."),
+        data("--image-size", type=click.IntRange(1), metavar="N",
+             help="Resize the shorter side to this and cut out the centre."),
+        data("--normalize", default="imagenet", metavar="NAME",
+             help="imagenet, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1]."),
+    ]  # fmt: skip
+
+
+_model = partial(option, section="Model")
+_MODEL = [
+    _model("--arch", metavar="NAME",
+           help="torchvision:resnet18, timm:vit_tiny_patch16_224 or package.module:factory. "
+                "[default: what the checkpoint says, else inferred from its weights]"),
+    _model("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head."),
+    _model("--head", metavar="NAME", help="Module that makes the logits. [default: found]"),
+    _model("--multi-label", is_flag=True, help="The outputs are labels of yes or no each, not classes."),
+    _model("--threshold", type=click.FloatRange(0, 1), metavar="P",
+           help="Probability from which a case counts as positive. [default: 0.5]"),
+    _model("--threshold-from", type=click.Choice(["select"]), metavar="select",
+           help="Pick the threshold of best balanced accuracy on the select split."),
+    _model("--trust-pickle", is_flag=True,
+           help="Read a checkpoint that can run code; only for files you trust."),
+]  # fmt: skip
+_run = partial(option, section="Run")
+_RUN = [
+    _run("--seed", type=click.IntRange(0), default=0, metavar="N",
+         help="Same seed, same machine: the same bytes."),
+    _run("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."),
+    _run("--batch-size", type=click.IntRange(1), metavar="N",
+         help="Images per step. [default: the method's; 256 to measure]"),
+    _run("--workers", type=click.IntRange(0), default=0, metavar="N",
+         help="Threads that decode images; 0: one per processor, at most 8."),
+]  # fmt: skip

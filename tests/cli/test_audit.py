@@ -1,0 +1,89 @@
+import json
+import math
+
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import bmft as library
+
+
+@pytest.fixture
+def audit(bmft, study, data_options):
+    return lambda *args: bmft("audit", study / "model.pt", *data_options, *args)
+
+
+def test_json_on_standard_output_is_all_there_is_on_it(audit, capsys):
+    assert audit("--json", "-") == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report["schema"] == 1
+    assert report["n"] == 240
+    assert "equalized odds difference" in shown.err
+
+
+def test_the_test_split_is_measured_where_there_is_a_split_column(audit, bmft, study, tmp_path):
+    assert audit("--json", "a.json") == 0
+    data = ["--data", study / "isic.csv", "--label", "malignant", "--sensitive", "sex", "--image-size", 32]
+    assert bmft("audit", study / "model.pt", *data, "--json", "b.json") == 0
+    assert [json.loads((tmp_path / f).read_text())["n"] for f in ("a.json", "b.json")] == [240, 720]
+
+
+def test_the_figures_are_those_of_the_library(audit, study, tmp_path):
+    assert audit("--json", "a.json") == 0
+    data = library.load_manifest(
+        study / "isic.csv",
+        target="malignant",
+        sensitive="sex",
+        split_column="split",
+        split="test",
+        image_size=32,
+    )
+    predictions = library.predict(library.load_checkpoint(study / "model.pt"), data)
+    report = json.loads((tmp_path / "a.json").read_text())
+    auc = roc_auc_score(data.targets.numpy(), predictions.scores[:, 0])
+    assert math.isclose(report["overall"]["roc_auc"], auc, abs_tol=1e-6)
+    female = data.groups[:, 0] == 0
+    assert report["by_group"]["sex"]["female"]["n"] == int(female.sum())
+    assert report["unknown"] == {"sex": 1}
+
+
+def test_a_report_can_be_written(audit, tmp_path, capsys):
+    assert audit("--report", "r") == 0
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"report.html", "report.json", "report.md"}
+    assert capsys.readouterr().out.splitlines()[-1] == "r/report.html"
+
+
+def test_several_attributes_and_intersections_have_a_table_each(audit, capsys):
+    assert audit("--sensitive", "age:40,60", "--sensitive", "sex*age:60") == 0
+    shown = capsys.readouterr().out
+    assert "<40" in shown
+    assert "40-60" in shown
+    assert "female*60+" in shown
+
+
+def test_no_test_rows_is_an_error_that_lists_the_splits(audit, capsys):
+    assert audit("--test", "holdout") == 4
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("'holdout'", "fit", "select", "test"))
+
+
+def test_unreadable_images_fail_with_their_rows_or_are_counted(bmft, study, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(study, tmp_path / "copy")
+    (tmp_path / "copy" / "img" / "test003.png").write_bytes(b"not an image")
+    options = "--data copy/isic.csv --label malignant --sensitive sex --split-column split --image-size 32"
+    data = options.split()
+    assert bmft("audit", "copy/model.pt", *data) == 4
+    error = capsys.readouterr().err
+    assert "test003.png" in error
+    assert "row 483" in error
+    assert bmft("audit", "copy/model.pt", *data, "--on-bad-image", "skip", "--json", "a.json") == 0
+    assert json.loads((tmp_path / "a.json").read_text())["n"] == 239
+
+
+def test_quiet_prints_the_result_only(audit, capsys):
+    assert audit("--quiet") == 0
+    shown = capsys.readouterr()
+    assert "ROC AUC" in shown.out
+    assert shown.err == ""

@@ -1,0 +1,63 @@
+import os
+import stat
+
+import click
+import pytest
+
+from bmft_cli.console import Progress, Settings, duration, put, table
+
+
+def test_a_table_lines_its_columns_up():
+    assert table([["group", "n"], ["female", "7"], ["m", "1,000"]]) == (
+        "group       n\nfemale      7\nm       1,000"
+    )
+
+
+def test_durations_read_as_clocks_do():
+    assert [duration(s) for s in (0, 59.6, 61, 3600)] == ["0:00", "1:00", "1:01", "1:00:00"]
+
+
+def test_a_file_is_put_whole_with_usual_rights(tmp_path):
+    put("text\n", tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == "text\n"
+    assert stat.S_IMODE(os.stat(tmp_path / "a.json").st_mode) == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        put("half \ud800", tmp_path / "a.json")
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_a_dash_is_standard_output(capsys):
+    put("{}\n", "-")
+    assert capsys.readouterr().out == "{}\n"
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with click.Context(click.Command("any"), obj=Settings()) as context:
+        yield context.obj
+
+
+def test_progress_shows_the_share_done_and_the_time_left(terminal, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    clock = iter([0.0, 0.0, 30.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress()
+    progress(0, 4, "step 1")
+    progress(1, 4, "step 1")
+    assert "step 1 [######..................]  25% 1:30 left" in capsys.readouterr().err
+
+
+def test_progress_is_silent_when_quiet_or_unwatched(terminal, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with Progress() as progress:
+        progress(4, 4, "step 1")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    terminal.quiet = True
+    with Progress() as progress:
+        progress(4, 4, "step 1")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,240 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+FAST = ["--epochs", "2", "--keep", "last"]
+
+
+@pytest.fixture
+def debias(bmft, study, data_options):
+    return lambda *args, checkpoint=study / "model.pt": bmft("debias", checkpoint, *data_options, *args)
+
+
+def state(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_the_main_job_leaves_its_files_and_prints_before_and_after(debias, study, tmp_path, capsys):
+    assert debias("--seed", 0, "--report", "report") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"fair.pt", "fair.patch.safetensors", "report"}
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {"report.html", "report.json", "report.md", "mask.safetensors"}
+    shown = capsys.readouterr().out
+    assert "measured on the test rows (n = 240)" in shown
+    assert [line.split()[:2] for line in shown.splitlines() if " before " in line] == [
+        ["female", "before"], ["male", "before"], ["gap", "before"],
+    ]  # fmt: skip
+    assert shown.splitlines()[-1] == "report/report.html"
+    before, after = state(study / "model.pt"), state(tmp_path / "fair.pt")
+    assert list(before) == list(after)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_gap_on_rows_that_took_no_part_is_smaller_afterwards(debias, tmp_path):
+    assert debias("--report", "report") == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    gap = [report[when]["gaps"]["sex"]["equalized_odds_difference"] for when in ("before", "after")]
+    assert gap[1] < 0.6 * gap[0]
+    assert report["after"]["n"] == 240
+    assert report["before"]["unknown"] == {"sex": 1}
+    assert set(report["hashes"]) == {"checkpoint", "fit", "select", "test"}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(debias, tmp_path):
+    for name, seed in (("a.pt", 7), ("b.pt", 7), ("c.pt", 8)):
+        assert debias(*FAST, "--seed", seed, "--out", name) == 0
+    a, b, c = ((tmp_path / name).read_bytes() for name in ("a.pt", "b.pt", "c.pt"))
+    assert a == b
+    assert a != c
+
+
+def test_nothing_that_meets_the_conditions_is_exit_1_with_a_report_and_no_checkpoint(
+    debias, tmp_path, capsys
+):
+    # No epoch can raise the AUC it may not lower, when none is trained.
+    assert debias("--epochs", "0", "--report", "report") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"report"}
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["accepted"] is False
+    assert report["reason"] in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_the_layers_and_writes_nothing(debias, tmp_path, capsys):
+    assert debias("--dry-run", "--fraction", "0.1", "--freeze", "features.0.*") == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[:-1]}
+    assert rows["features.0"][0] == "0"
+    assert rows["classifier.1"][0] == "0"
+    assert int(rows["all"][0].replace(",", "")) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_were_frozen_by_name_are_bit_identical(debias, study, tmp_path):
+    assert debias(*FAST, "--freeze", "features.[0-4].*") == 0
+    before, after = state(study / "model.pt"), state(tmp_path / "fair.pt")
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved
+    assert not any(name.startswith(f"features.{i}.") for name in moved for i in range(5))
+
+
+def test_settings_of_a_method_come_from_flags_over_the_config_file(debias, tmp_path):
+    (tmp_path / "own.toml").write_text(
+        'epochs = [1, 1]\nkeep = "last"\n[settings]\nfraction = 0.3\nmomentum = 0.5\n'
+    )
+    assert debias("--config", "own.toml", "--fraction", "0.2", "--set", "patience=4", "--report", "r") == 0
+    config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
+    assert config["epochs"] == [1, 1]
+    assert config["fraction"] == 0.2
+    assert config["momentum"] == 0.5
+    assert config["patience"] == 4
+
+
+def test_the_paper_preset_is_the_published_procedure(debias, tmp_path):
+    assert debias("--preset", "paper", *FAST, "--report", "r") == 0
+    config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
+    assert (config["fraction"], config["lr"], config["exact"]) == (0.5, [1e-4, 1e-3], False)
+
+
+def test_a_set_up_folder_needs_no_options(bmft, study, tmp_path, capsys):
+    shutil.copy(study / "model.pt", tmp_path)
+    (tmp_path / "bmft.toml").write_text(
+        f'data = "{study}/isic.csv"\nlabel = "malignant"\nsensitive = ["sex"]\ncluster = "patient_id"\n'
+        'split-column = "split"\nimage-size = 32\nepochs = 1\nkeep = "last"\n'
+    )
+    assert bmft("debias", "model.pt") == 0
+    assert (tmp_path / "fair.pt").is_file()
+    assert "options from bmft.toml" in capsys.readouterr().err
+
+
+def test_without_a_split_column_fit_and_select_are_cut_from_the_data(bmft, study, tmp_path, capsys):
+    data = [
+        "--data",
+        study / "isic.csv",
+        "--label",
+        "malignant",
+        "--sensitive",
+        "sex",
+        "--cluster",
+        "patient_id",
+    ]
+    assert bmft("debias", study / "model.pt", *data, "--image-size", 32, *FAST) == 0
+    shown = capsys.readouterr()
+    assert "half of" in shown.err
+    assert "measured on the select rows" in shown.out
+    assert "they also chose the epoch" in shown.out
+
+
+def test_a_split_column_without_test_rows_measures_on_select(debias, capsys):
+    assert debias("--test", "select", *FAST) == 0
+    assert debias("--test", "nowhere", *FAST) == 0
+    assert "measured on the select rows (n = 240); they also chose the epoch" in capsys.readouterr().out
+
+
+def containers(study):
+    weights = state(study / "model.pt")
+    return {
+        "ddp.pth": {"model": {f"module.{k}": v for k, v in weights.items()}, "epoch": 3, "lr": 0.1},
+        "light.ckpt": {
+            "state_dict": {f"net.{k}": v for k, v in weights.items()},
+            "hyper_parameters": {"a": 1},
+            "pytorch-lightning_version": "2.0",
+        },
+        "half.pt": {"state_dict": {k: v.half() for k, v in weights.items()}},
+    }
+
+
+@pytest.mark.parametrize("name", ["ddp.pth", "light.ckpt", "half.pt"])
+def test_the_container_that_came_in_goes_out_and_the_patch_goes_both_ways(
+    name, debias, bmft, study, tmp_path
+):
+    torch.save(containers(study)[name], tmp_path / name)
+    assert debias(*FAST, "--out", f"out-{name}", checkpoint=tmp_path / name) == 0
+    before, after = state(tmp_path / name), state(tmp_path / f"out-{name}")
+    assert list(before) == list(after)
+    entry = next(key for key in ("state_dict", "model") if key in before)
+    assert {k: v for k, v in before.items() if k != entry} == {k: v for k, v in after.items() if k != entry}
+    assert [(k, v.dtype, v.shape) for k, v in before[entry].items()] == [
+        (k, v.dtype, v.shape) for k, v in after[entry].items()
+    ]
+    patch = f"out-{name.split('.')[0]}.patch.safetensors"
+    assert bmft("patch", "apply", tmp_path / name, patch, "--out", "applied") == 0
+    assert bmft("patch", "revert", f"out-{name}", patch, "--out", "reverted") == 0
+    for ours, theirs in (("applied", f"out-{name}"), ("reverted", name)):
+        one, two = state(tmp_path / ours)[entry], state(tmp_path / theirs)[entry]
+        assert all(torch.equal(one[key], two[key]) for key in two)
+
+
+def test_safetensors_stay_safetensors_with_their_metadata(debias, study, tmp_path):
+    save_file(state(study / "model.pt"), tmp_path / "m.safetensors", metadata={"who": "me"})
+    assert debias(*FAST, checkpoint=tmp_path / "m.safetensors") == 0
+    with safe_open(tmp_path / "fair.safetensors", "pt") as file:
+        assert file.metadata()["who"] == "me"
+    assert load_file(tmp_path / "fair.safetensors").keys() == load_file(tmp_path / "m.safetensors").keys()
+
+
+def test_the_checkpoint_that_is_read_is_never_written_over(debias, study, tmp_path, capsys):
+    shutil.copy(study / "model.pt", tmp_path / "fair.pt")
+    assert debias(checkpoint="fair.pt") == 2
+    assert "fair.pt is the checkpoint that is read" in capsys.readouterr().err
+    assert debias("--out", "no/such/folder.pt") == 2
+
+
+def test_a_pickle_that_runs_code_is_refused(debias, tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    assert debias(checkpoint=tmp_path / "evil.pt") == 4
+    assert not (tmp_path / "pwned").exists()
+    assert "--trust-pickle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--fraction", "2"], 2, "fraction is 2"),
+        (["--method", "bmtf"], 2, "did you mean 'bmft'"),
+        (["--objective", "equalised_odds"], 2, "did you mean 'equalized_odds'"),
+        (["--objective", "nomodule:gap"], 2, "Expected package.module:name"),
+        (["--set", "patienc=3"], 2, "did you mean 'patience'"),
+        (["--set", "patience"], 2, "is not NAME=VALUE"),
+        (["--tune", "layer9.*"], 2, "matches no parameter"),
+        (["--label", "dx"], 4, "no label column 'dx'"),
+        (["--sensitive", "sexx"], 4, "Did you mean 'sex'"),
+        (["--data", "none.csv"], 4, "none.csv"),
+        (["--arch", "resnet81"], 4, "resnet18"),
+        (["--threshold", "0.5", "--threshold-from", "select"], 2, "give one of them"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_a_code(debias, args, code, message, capsys):
+    assert debias(*args) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_objective_of_ones_own_is_named_by_its_module(debias, tmp_path):
+    (tmp_path / "own_gap.py").write_text(
+        "from bmft.fairness import equal_opportunity_gap\n\n\n"
+        "def gap(scores, targets, groups):\n    return equal_opportunity_gap(scores, targets, groups)\n"
+    )
+    assert debias("--objective", "own_gap:gap", *FAST, "--report", "r") == 0
+    config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
+    assert config["objective"] == "own_gap:gap"
+
+
+def test_a_threshold_picked_on_select_is_the_reports(debias, tmp_path):
+    assert debias(*FAST, "--threshold-from", "select", "--report", "r") == 0
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["config"]["threshold"] != 0.5
+
+
+def test_an_interrupt_leaves_no_file_behind(debias, tmp_path, monkeypatch):
+    from bmft.selection import Selection
+
+    monkeypatch.setattr(Selection, "consider", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert debias() == 130
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,218 @@
+import copy
+import json
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer
+from torch import nn
+
+import bmft
+from bmft import fairness
+from bmft.data import GroupBatch, from_arrays
+from bmft.errors import ConfigError, ConstantPredictorError
+from bmft.methods import METHODS, debias, settings_for
+from bmft.settings import Settings
+
+QUICK = {"epochs": (3, 3), "fraction": 0.3, "batch_size": 32, "lr": (0.05, 0.05), "path": 1.0, "bias_weight": (1.0, 0.4)}
+
+
+def patients(seed=0):
+    """Breast-cancer rows with a planted group whose readings are shifted towards malignant."""
+    features, malignant = load_breast_cancer(return_X_y=True)
+    x = torch.tensor(features, dtype=torch.float32)
+    x, y = (x - x.mean(0)) / x.std(0), torch.tensor(1 - malignant)
+    generator = torch.Generator().manual_seed(seed)
+    group = (torch.rand(len(x), generator=generator) < 0.3).long()
+    shift = torch.randn(x.shape[1], generator=generator).abs()
+    x = x + group[:, None] * shift * 0.8 + 0.6 * torch.randn(x.shape, generator=generator)
+    return from_arrays(x, y, group).split(0.5, 0.25, 0.25, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    fit, select, test = patients()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    everyone = torch.arange(len(fit))
+    majority = everyone[fit.groups[:, 0] == 0]
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(model(fit.inputs(majority))[:, 0], fit.targets[majority].float())
+        loss.backward()
+        optimizer.step()
+    return model.eval(), fit, select, test
+
+
+def run(tabular, **options):
+    model, fit, select, test = tabular
+    options.setdefault("config", QUICK)
+    return debias(model, fit, select, test=test, device="cpu", **options)
+
+
+def test_the_gap_of_a_tabular_model_falls_without_harm(tabular):
+    outcome = run(tabular, config={"fraction": 0.3, "batch_size": 32}, max_group_auc_drop=0.05)
+    assert outcome.accepted, outcome.reason
+    chosen = next(entry for entry in outcome.history if entry["chosen"])
+    assert chosen["gap"] < outcome.history[0]["gap"]
+    assert chosen["roc_auc"] >= outcome.history[0]["roc_auc"] - 0.01
+    gaps = [r.gaps[next(iter(r.gaps))]["average_odds_difference"] for r in (outcome.before, outcome.after)]
+    assert gaps[1] < gaps[0]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_every_method_moves_only_its_mask_and_keeps_the_original(tabular, method, preset):
+    model, before = tabular[0], copy.deepcopy(tabular[0].state_dict())
+    changes = {"epochs": (2, 2)} if preset == "paper" else QUICK
+    outcome = run(tabular, method=method, keep="last", config=changes | {"preset": preset})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for name, after in outcome.model.state_dict().items():
+        outside = outcome.mask.tensors[name] == 0
+        assert torch.equal(after[outside], before[name][outside]), name
+    assert outcome.patch.moved > 0
+    assert outcome.history[-1]["chosen"]
+    assert type(outcome.model) is type(model)
+
+
+def test_the_patch_turns_the_original_into_the_result(tabular):
+    outcome = run(tabular, keep="last")
+    moved = outcome.patch.apply(tabular[0].state_dict())
+    assert all(torch.equal(moved[name], tensor) for name, tensor in outcome.model.state_dict().items())
+    assert outcome.patch.recipe["fit_hash"] == tabular[1].content_hash
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tabular):
+    one, two, three = (run(tabular, keep="last", seed=seed).model.state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_nothing_that_qualifies_keeps_the_original_and_says_why(tabular):
+    ruin = {"lr": (50.0, 50.0), "bias_weight": (100.0, 100.0), "average": 0.0}
+    outcome = run(tabular, config=QUICK | ruin, max_auc_drop=0.0, max_group_auc_drop=0.0)
+    assert not outcome.accepted
+    assert "the original is kept" in outcome.reason
+    assert outcome.patch.moved == 0
+    assert outcome.before.to_dict() == outcome.after.to_dict()
+
+
+def test_the_chosen_epoch_is_the_smallest_gap_among_the_eligible(tabular):
+    outcome = run(tabular, max_group_auc_drop=0.05)
+    eligible = [entry for entry in outcome.history if entry["eligible"]]
+    chosen = next(entry for entry in outcome.history if entry["chosen"])
+    assert chosen["gap"] == min(entry["gap"] for entry in eligible)
+
+
+def test_no_group_may_lose_more_than_its_limit(tabular):
+    outcome = run(tabular, max_auc_drop=1.0, max_group_auc_drop=0.0)
+    worst = outcome.history[0]["worst_group_roc_auc"]
+    assert all(entry["worst_group_roc_auc"] >= worst for entry in outcome.history if entry["eligible"])
+
+
+def test_a_constant_predictor_is_refused(tabular):
+    model = copy.deepcopy(tabular[0])
+    nn.init.constant_(model[4].weight, 0.0)
+    nn.init.constant_(model[4].bias, 9.0)
+    with pytest.raises(ConstantPredictorError, match="constant predictor"):
+        debias(model, *tabular[1:3], device="cpu")
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_any_loader_of_batches_is_data(tabular, keyed):
+    model, fit, select, _ = tabular
+    loaders = [torch.utils.data.DataLoader(part, batch_size=16) for part in (fit, select)]
+    batch_fn = None
+    if keyed:
+        loaders = [[{"x": b.inputs, "y": b.targets, "a": b.groups} for b in loader] for loader in loaders]
+        batch_fn = lambda batch: GroupBatch(batch["x"], batch["y"], batch["a"])  # noqa: E731
+    outcome = debias(model, *loaders, keep="last", config=QUICK, device="cpu", batch_fn=batch_fn)
+    direct = debias(model, fit, select, keep="last", config=QUICK, device="cpu")
+    same = zip(outcome.model.state_dict().values(), direct.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+
+
+def test_own_objectives_and_scores_are_plain_callables(tabular):
+    def tpr_only(scores, targets, groups):
+        return fairness.equal_opportunity_gap(scores, targets, groups)
+
+    changes = {"objective": tpr_only, "score": lambda weight, gradient: gradient.abs()}
+    outcome = run(tabular, keep="last", config=QUICK | changes)
+    assert outcome.config["objective"].endswith("tpr_only")
+    json.dumps(outcome.config)
+
+
+@pytest.mark.parametrize("objective", sorted(fairness.OBJECTIVES))
+def test_every_named_objective_runs(tabular, objective):
+    outcome = run(tabular, keep="last", config=QUICK | {"objective": objective})
+    assert all(math.isfinite(entry["gap"]) for entry in outcome.history)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel", "layer", "block"])
+def test_every_granularity_runs(tabular, granularity):
+    outcome = run(tabular, keep="last", config=QUICK | {"granularity": granularity, "fraction": 0.9})
+    assert 0 < outcome.mask.density < 1
+
+
+def test_name_patterns_choose_what_may_move(tabular):
+    outcome = run(tabular, keep="last", config=QUICK | {"tune": "0.*", "freeze": "*.bias"})
+    assert {name for name, tensor in outcome.mask.tensors.items() if tensor.any()} == {"0.weight", "4.weight", "4.bias"}
+
+
+def test_three_classes_and_two_attributes_run():
+    generator = torch.Generator().manual_seed(0)
+    targets, groups = torch.arange(240) % 3, torch.stack([torch.arange(240) // 3 % 2, torch.arange(240) // 6 % 4], 1)
+    inputs = torch.randn(240, 6, generator=generator) + nn.functional.one_hot(targets, 6) * 2 + 0.4 * groups[:, :1]
+    fit, select = from_arrays(inputs, targets, groups).split(0.5, 0.5)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    outcome = debias(model, fit, select, keep="last", config=QUICK | {"combine": "worst"}, device="cpu")
+    assert len(outcome.after.gaps) == 2
+
+
+def test_progress_is_told_after_every_epoch(tabular):
+    seen = []
+    outcome = run(tabular, progress=seen.append)
+    assert len(seen) == len(outcome.history) - 1
+    assert seen[0].phase == "step 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "message"),
+    [
+        ("bmf", {}, "did you mean 'bmft'"),
+        ("bmft", {"fractoin": 0.1}, "did you mean 'fraction'"),
+        ("bmft", {"fraction": 0}, "fraction is 0"),
+        ("bmft", {"fraction": "half"}, "expected a value like"),
+        ("bmft", {"objective": "equal_odds"}, "did you mean 'equalized_odds'"),
+        ("bmft", {"scale": "layer"}, "scale is 'layer'"),
+        ("bmft", {"epochs": (1, 2, 3)}, "two"),
+        ("bmft", {"epochs": 1.5}, "whole number"),
+        ("bmft", {"lr": float("nan")}, "finite"),
+        ("bmft", {"preset": "papr"}, "preset"),
+        ("bmft", {"exact": 1}, "expected a value like"),
+        ("bmft", {"bias_weight": (-1.0, 1.0)}, "bias_weight"),
+        ("bmft", {"path": ()}, "path"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(method, config, message):
+    with pytest.raises(ConfigError, match=message):
+        settings_for(method, config)
+
+
+def test_settings_survive_a_round_trip_through_plain_values():
+    for name, method in METHODS.items():
+        for settings in (method.defaults, method.paper):
+            assert Settings().with_values(settings.to_dict()) == settings, name
+
+
+def test_the_paper_s_preset_is_the_published_procedure():
+    paper = settings_for("bmft", {"preset": "paper"})
+    assert (paper.epochs, paper.lr, paper.momentum, paper.weight_decay) == ((10, 10), (1e-4, 1e-3), 0.9, 5e-4)
+    assert (paper.bias_weight, paper.task_weight) == ((1.0, 0.1), (0.0, 1.0))
+    assert (paper.fraction, paper.rank, paper.scale, paper.floor, paper.exact) == (0.5, "ratio", "tensor", 1e-10, False)
+
+
+def test_the_public_names_are_all_there():
+    assert all(hasattr(bmft, name) for name in bmft.__all__)
