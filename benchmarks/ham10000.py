@@ -65,11 +65,15 @@ def main() -> None:
                 for seed in range(options.seeds)
             ]  # fmt: skip
             if not rows:
-                rows.append(["untouched", "", *(f"{value:.3f}" for value in results[0]["before"].values()), "0 %", ""])
+                rows.append(
+                    ["untouched", "", *(f"{value:.3f}" for value in results[0]["before"].values()), "0 %", ""]
+                )
             accepted = f"{sum(r['accepted'] for r in results)}/{len(results)}"
             figures = [mean_and_spread(r["after"][k] for r in results) for k in results[0]["after"]]
             moved = f"{100 * sum(r['moved'] for r in results) / len(results):.1f} %"
-            rows.append([name, accepted, *figures, moved, f"{sum(r['seconds'] for r in results) / len(results):.0f}"])
+            rows.append(
+                [name, accepted, *figures, moved, f"{sum(r['seconds'] for r in results) / len(results):.0f}"]
+            )
         header = ["by " + attribute, "accepted", *results[0]["before"], "weights moved", "seconds"]
         print(f"\n{table(header, rows)}\n\n{footer(seeds=options.seeds, data='ham10000-64, select split')}")
 

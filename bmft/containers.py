@@ -8,6 +8,7 @@ import pickletools
 import re
 import secrets
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,11 @@ def read_file(path: Path, *, trust_pickle: bool = False) -> WeightFile:
                 return _read_safetensors(file, content_hash)
             if kind == ZIP:
                 _check_zip(file, path)
-            return WeightFile(kind, _read_pickle(file, path, kind, trust_pickle), content_hash)
+            with warnings.catch_warnings():
+                # Torch remarks on how a file was made, which its user cannot help.
+                warnings.simplefilter("ignore")
+                content = _read_pickle(file, path, kind, trust_pickle)
+            return WeightFile(kind, content, content_hash)
     except _UNREADABLE as error:
         raise CheckpointError(
             f"{path} is damaged or cut short and cannot be read: {_first_line(error)} Copy or save it again."

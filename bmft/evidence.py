@@ -301,12 +301,19 @@ def on_logit_scale(values: Floats, replicates: Floats, units: Floats, level: flo
 def calibration_interval(
     surplus: Floats, resampled: Floats, least: Floats, units: float, level: float
 ) -> tuple[float, float]:
-    """Interval of the calibration error from the bins' mean surplus, its resamples and least standard error.
+    """Interval of the calibration error from the surplus of every bin, in the sample and in its resamples.
 
     The estimate is biased upwards, by noise that absolute values cannot cancel, and a percentile interval
     twice so: it misses 0 every time. Here the low end is the smallest multiple of the bins' profile which,
     with the resamples' noise on it, still reaches the estimate; 0 where noise alone does. The high end is the
     normal one, which the bias puts on the safe side.
+
+    Args:
+        surplus: of each bin the share in the mean of score - target, ``(bins,)``.
+        resampled: the same of every resample, ``(resamples, bins)``.
+        least: a standard error that each bin has at least, ``(bins,)``.
+        units: rows or patients.
+        level: two-sided.
     """
     noise = resampled[~np.isnan(resampled).any(1)] - surplus
     error = float(np.abs(surplus).sum())

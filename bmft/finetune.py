@@ -131,7 +131,10 @@ class SelectedWeights:
     def collect_gradients(self) -> None:
         """Set the vector's gradient from the gradients of the model's parameters; without one it is 0."""
         self.vector.grad = torch.cat(
-            [self._pick(torch.zeros_like(p) if p.grad is None else p.grad, p, index) for p, index in self._parts]
+            [
+                self._pick(torch.zeros_like(p) if p.grad is None else p.grad, p, index)
+                for p, index in self._parts
+            ]
         )
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -147,7 +150,7 @@ class SelectedWeights:
     def write_back(self, values: Tensor | None = None) -> None:
         """Copy the vector, or `values` in its place, into the model's parameters."""
         source = self.vector if values is None else values
-        for (parameter, index), part in zip(self._parts, source.split(self._lengths), strict=True):
+        for (parameter, index), part in zip(self._parts, torch.split(source, self._lengths), strict=True):
             flat = _in_memory_order(parameter.detach(), parameter)
             if index is None:
                 flat.copy_(part)
@@ -184,7 +187,7 @@ class Loss:
 
 
 class PooledLoss:
-    """A `Loss` of one set, called with a batch's logits: knows its targets, groups, sample weights and the latest logits of every sample."""
+    """A `Loss` of one set: knows the targets, groups, weight and latest logits of every sample."""
 
     def __init__(self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool) -> None:
         device = logits.device
@@ -199,6 +202,7 @@ class PooledLoss:
         self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
+        """The loss of the samples `index`, whose logits these are."""
         logits = logits.float()
         total = torch.zeros((), device=logits.device)
         if self.loss.task_weight:
@@ -232,7 +236,9 @@ class PooledLoss:
 def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
     """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over labels."""
     if multi_label or logits.shape[1] == 1:
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits, targets.to(logits.dtype), reduction="none"
+        )
         return losses.mean(1)
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
@@ -250,7 +256,8 @@ def _cells(data: GroupedData, by: str) -> Tensor:
     """The number of each sample's label, or of its group x label cell."""
     labels = data.targets if data.targets.dim() == 2 else data.targets[:, None]
     keys = labels if by == "label" else torch.cat([labels, data.groups], 1)
-    return torch.unique(keys, dim=0, return_inverse=True)[1]
+    cells: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
+    return cells
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,9 @@ class Step:
                 f"{self.weight_decay}: expected at least 0, at least 1, more than 0, at least 0"
             )
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a callable")
+            raise ConfigError(
+                f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a callable"
+            )
         if not 0 <= self.average < 1:
             raise ConfigError(f"average is {self.average}: expected at least 0 and less than 1")
         if unknown := set(self.augment) - set(_FLIPS):
@@ -347,7 +356,9 @@ def tune(
         optimizer = step.make_optimizer([chosen.vector])
         average, taken = chosen.vector.detach().clone(), 0
         for epoch in range(1, step.epochs + 1):
-            batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
+            batches = list(
+                stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
+            )
             total = 0.0
             for index, batch in zip(batches, data.iterate(batches), strict=True):
                 inputs = _augmented(batch.to(device).inputs, step.augment, generator)
@@ -356,7 +367,7 @@ def tune(
                 value = pooled(logits, index.to(device))
                 total += _finite(value, epoch)
                 model.zero_grad()
-                value.backward()
+                torch.autograd.backward(value)
                 chosen.collect_gradients()
                 chosen.step(optimizer)
                 taken += 1
@@ -381,8 +392,10 @@ def _finite(loss: Tensor, epoch: int) -> float:
 def _augmented(inputs: Any, augment: Sequence[str], generator: torch.Generator) -> Any:
     if not augment:
         return inputs
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or (
-        "transpose" in augment and inputs.shape[-1] != inputs.shape[-2]
+    if (
+        not isinstance(inputs, Tensor)
+        or inputs.dim() != 4
+        or ("transpose" in augment and inputs.shape[-1] != inputs.shape[-2])
     ):
         raise ConfigError("augment needs square images of shape (n, c, h, w): turn it off for other inputs")
     for name in augment:
@@ -430,7 +443,11 @@ def _modes(model: nn.Module, norm_stats: str) -> Iterator[None]:
 
 
 def penultimate_features(
-    model: nn.Module, head: Head, data: GroupedData, *, batch_size: int = 256,
+    model: nn.Module,
+    head: Head,
+    data: GroupedData,
+    *,
+    batch_size: int = 256,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> GroupedData | None:
     """The head's input for every sample, as data of the head alone; None when the head's output is not the logits.
@@ -463,7 +480,11 @@ def penultimate_features(
 
 
 def _same(output: Any, logits: Tensor) -> bool:
-    return isinstance(output, Tensor) and output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
+    return (
+        isinstance(output, Tensor)
+        and output.numel() == logits.numel()
+        and torch.equal(output.reshape(logits.shape), logits)
+    )
 
 
 def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None = None) -> None:
@@ -475,4 +496,9 @@ def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None 
     with torch.no_grad():
         for name in head.parameters:
             parameter = parameters[name]
-            parameter.masked_fill_(torch.ones_like(parameter, dtype=torch.bool) if where is None else where[name].to(parameter.device), 0)
+            parameter.masked_fill_(
+                torch.ones_like(parameter, dtype=torch.bool)
+                if where is None
+                else where[name].to(parameter.device),
+                0,
+            )

@@ -79,11 +79,12 @@ def _logits_in(answer: Any) -> Tensor:
 
 
 def _rows(logits: Tensor, n: int) -> Tensor:
-    if logits.dim() == 2 and len(logits) == n:
+    rows = logits.shape[:1] == (n,)
+    if logits.dim() == 2 and rows:
         return logits
     # A model that squeezes gives (n,) for one output, (outputs,) or () for a single sample.
-    squeezed = logits.dim() < 2 and (n == 1 or len(logits) == n)
-    pooled = logits.dim() > 2 and len(logits) == n and logits[0].numel() == logits.shape[1]
+    squeezed = logits.dim() < 2 and (rows or n == 1)
+    pooled = logits.dim() > 2 and rows and logits[0].numel() == logits.shape[1]
     if not squeezed and not pooled:
         raise ArchitectureError(
             f"the model answers with shape {tuple(logits.shape)} for {n} samples: expected ({n}, outputs)"

@@ -151,15 +151,21 @@ def relative(
     """
     if set(bias) != set(to):
         odd = sorted(set(bias) ^ set(to))
-        raise ConfigError(f"bias and task importance score different weights (first: {odd[0]!r}): use one model for both")
+        raise ConfigError(
+            f"bias and task importance score different weights (first: {odd[0]!r}): use one model for both"
+        )
     if scale not in ("tensor", "global") or not floor > 0:
-        raise ConfigError(f"scale is {scale!r} and floor {floor}: expected 'tensor' or 'global', and a positive floor")
+        raise ConfigError(
+            f"scale is {scale!r} and floor {floor}: expected 'tensor' or 'global', and a positive floor"
+        )
     bias_range, task_range = (_range(scores) if scale == "global" else None for scores in (bias, to))
     return {k: _minmax(bias[k], bias_range) / (_minmax(to[k], task_range) + floor) for k in bias}
 
 
 def _range(scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.stack([t.min() for t in scores.values()]).min(), torch.stack([t.max() for t in scores.values()]).max()
+    return torch.stack([t.min() for t in scores.values()]).min(), torch.stack(
+        [t.max() for t in scores.values()]
+    ).max()
 
 
 def _minmax(scores: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -172,7 +178,9 @@ def _minmax(scores: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
 class _Network(nn.Module):
     """The user's model with its logits as the output, so that weights can be passed in by name."""
 
-    def __init__(self, model: nn.Module, multi_label: bool, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self, model: nn.Module, multi_label: bool, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
         super().__init__()
         self.model, self.multi_label, self.autocast = model, multi_label, autocast
 
@@ -210,11 +218,18 @@ def _batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterat
 
 
 def _gradients(
-    network: _Network, objectives: Sequence[Objective], data: GroupedData, score: Score, exact: bool, batch_size: int
+    network: _Network,
+    objectives: Sequence[Objective],
+    data: GroupedData,
+    score: Score,
+    exact: bool,
+    batch_size: int,
 ) -> tuple[Importance, ...]:
     weights = network.weights()
     device = network.device()
-    totals = [{name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives]
+    totals = [
+        {name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives
+    ]
     counts = [0] * len(objectives)
     if exact:
         pooled = _forward(network, data, batch_size, device)
@@ -222,7 +237,9 @@ def _gradients(
         parts = [_logit_gradient(network, objective, pooled, targets, groups) for objective in objectives]
         values = [value for value, _ in parts]
         if any(value != value for value in values):
-            raise GroupError("the objective cannot be computed: no two groups have samples to compare; check the groups")
+            raise GroupError(
+                "the objective cannot be computed: no two groups have samples to compare; check the groups"
+            )
     else:
         values = [0.0] * len(objectives)
     for rows, batch in _batches(data, batch_size, device):
@@ -231,14 +248,18 @@ def _gradients(
             if exact:
                 gradient = parts[k][1][rows]
             else:
-                value, gradient = _logit_gradient(network, objective, logits.detached(weights), batch.targets, batch.groups)
+                value, gradient = _logit_gradient(
+                    network, objective, logits.detached(weights), batch.targets, batch.groups
+                )
                 if value != value:
                     continue
                 values[k] += value
             counts[k] += 1
             attribution = _attribute(logits, gradient, weights, score)
             for name, total in totals[k].items():
-                total += attribution[name] if exact else _score(score, weights[name].detach(), attribution[name])
+                total += (
+                    attribution[name] if exact else _score(score, weights[name].detach(), attribution[name])
+                )
     return tuple(
         _finish(weights, total, score, exact, value, count)
         for total, value, count in zip(totals, values, counts, strict=True)
@@ -246,17 +267,26 @@ def _gradients(
 
 
 def _finish(
-    weights: Mapping[str, Tensor], total: dict[str, Tensor], score: Score, exact: bool, value: float, count: int
+    weights: Mapping[str, Tensor],
+    total: dict[str, Tensor],
+    score: Score,
+    exact: bool,
+    value: float,
+    count: int,
 ) -> Importance:
     if count == 0:
-        raise GroupError("the objective cannot be computed in any batch: no two groups have samples to compare")
+        raise GroupError(
+            "the objective cannot be computed in any batch: no two groups have samples to compare"
+        )
     scores = {}
     for name, tensor in total.items():
         scores[name.removeprefix("model.")] = (
             _score(score, weights[name].detach(), tensor) if exact else tensor / count
         ).cpu()
     if bad := [name for name, tensor in scores.items() if not bool(torch.isfinite(tensor).all())]:
-        raise NonFiniteError(f"the gradient of {bad[0]!r} is not finite: check the weights and the inputs for NaN")
+        raise NonFiniteError(
+            f"the gradient of {bad[0]!r} is not finite: check the weights and the inputs for NaN"
+        )
     return Importance(scores, value if exact else value / count)
 
 
@@ -282,7 +312,9 @@ class _SharedLogits:
         return self(weights).detach()
 
 
-def _attribute(logits: _SharedLogits, cotangent: Tensor, weights: Mapping[str, Tensor], score: Score) -> dict[str, Tensor]:
+def _attribute(
+    logits: _SharedLogits, cotangent: Tensor, weights: Mapping[str, Tensor], score: Score
+) -> dict[str, Tensor]:
     """Captum's attribution to the weights of ``sum_i cotangent_i . logits_i``."""
 
     def forward(*tensors: Tensor) -> Tensor:
@@ -296,7 +328,10 @@ def _attribute(logits: _SharedLogits, cotangent: Tensor, weights: Mapping[str, T
 
 
 def _gradient_keeping_the_graph(
-    forward_fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], target_ind: Any = None, additional_forward_args: Any = None
+    forward_fn: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    target_ind: Any = None,
+    additional_forward_args: Any = None,
 ) -> tuple[Tensor, ...]:
     """Captum's gradient function, for a graph that several objectives share and weights the forward may not use."""
     with torch.enable_grad():
@@ -339,7 +374,8 @@ def _integrated(
         current = {name: tensor.squeeze(0) for name, tensor in zip(weights, stacked, strict=True)}
 
         def logits_of(inputs: Any) -> Tensor:
-            return torch.func.functional_call(network, current, (inputs,))
+            logits: Tensor = torch.func.functional_call(network, current, (inputs,))
+            return logits
 
         # Recomputing each batch in the backward pass bounds the memory to one batch's graph.
         parts = [
@@ -347,7 +383,9 @@ def _integrated(
             for _, batch in _batches(data, batch_size, device)
         ]
         probabilities = network.probabilities(torch.cat(parts))
-        return objective(probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups).reshape(1)
+        return objective(
+            probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups
+        ).reshape(1)
 
     method = IntegratedGradients(whole_set)
     method.gradient_func = _gradient_keeping_the_graph
@@ -360,9 +398,16 @@ def _integrated(
     with torch.no_grad():
         value = float(whole_set(*(weight.unsqueeze(0) for weight in weights.values())))
     if value != value:
-        raise GroupError("the objective cannot be computed: no two groups have samples to compare; check the groups")
-    scores = {n.removeprefix("model."): a.squeeze(0).detach().abs().float().cpu() for n, a in zip(weights, attributions, strict=True)}
-    log.info("integrated gradients over %d steps: completeness delta %.3g of %.3g", steps, float(delta), value)
+        raise GroupError(
+            "the objective cannot be computed: no two groups have samples to compare; check the groups"
+        )
+    scores = {
+        n.removeprefix("model."): a.squeeze(0).detach().abs().float().cpu()
+        for n, a in zip(weights, attributions, strict=True)
+    }
+    log.info(
+        "integrated gradients over %d steps: completeness delta %.3g of %.3g", steps, float(delta), value
+    )
     return Importance(scores, value, float(delta))
 
 

@@ -78,7 +78,8 @@ def miettinen_nurminen(
         spread = np.sqrt(_score_variance(x1, n1, x2, n2, delta))
         return np.asarray(np.abs(d - delta) > z * spread)
 
-    return Interval(_edge(beyond, d, -1.0), _edge(beyond, d, 1.0))
+    # Both ends in one search: its steps are what takes the time.
+    return Interval(*_edge(beyond, np.stack([d, d]), np.array([-1.0, 1.0]).reshape(2, *(1,) * d.ndim)))
 
 
 def _score_variance(x1: Array, n1: Array, x2: Array, n2: Array, delta: Array) -> Array:
@@ -160,8 +161,9 @@ def ratio(first: ArrayLike, of_first: Interval, second: ArrayLike, of_second: In
     with np.errstate(invalid="ignore", divide="ignore"):
         low = _ratio_end(a, of_first.low, b, of_second.high, -1)
         high = _ratio_end(a, of_first.high, b, of_second.low, 1)
-    open_ended = np.where(np.isnan(a + b), np.nan, np.inf)
-    return Interval(np.maximum(low, 0), np.where(_float(of_second.low) <= 0, open_ended, high))
+    known = np.where(np.isnan(a + b), np.nan, 1.0)
+    low = np.where(a == 0, 0 * known, np.maximum(low, 0))
+    return Interval(low, np.where(_float(of_second.low) <= 0, np.inf * known, high))
 
 
 def _ratio_end(a: Array, end_a: Array, b: Array, end_b: Array, side: int) -> Array:
@@ -285,12 +287,12 @@ def quantile(level: float) -> float:
     return float(norm.ppf((1 + level) / 2))
 
 
-def _edge(beyond: Callable[[Array], NDArray[np.bool_]], inside: Array, outside: float) -> Array:
+def _edge(beyond: Callable[[Array], NDArray[np.bool_]], inside: Array, outside: float | Array) -> Array:
     """Where `beyond` turns true on the way from `inside` to `outside`; NaN where `inside` is."""
     near, far = np.array(inside, dtype=float), np.where(np.isnan(inside), np.nan, outside)
-    # 40 halvings of at most 2 leave 2e-12.
+    # 34 halvings of at most 2 leave 1e-10.
     with np.errstate(invalid="ignore", divide="ignore"):
-        for _ in range(40):
+        for _ in range(34):
             middle = (near + far) / 2
             out = beyond(middle)
             near, far = np.where(out, near, middle), np.where(out, middle, far)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bmft import fairness
-from bmft.audit import AuditReport, Predictions, audit, predict
+from bmft.audit import AuditReport, audit, predict
 from bmft.data import GroupedData, as_grouped
 from bmft.devices import autocast_for, choose_device
 from bmft.errors import ConfigError
@@ -70,6 +70,7 @@ class Run:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds`."""
         start = time.perf_counter()
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
@@ -83,10 +84,12 @@ class Run:
             )  # fmt: skip
 
     def tune_head(self, reset: Callable[[], None]) -> None:
-        """Step 2: the head alone, from `reset`, once for every loss; on cached features where its output is the logits."""
+        """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
         step = self.settings.step(1)
         with self.timed("head"):
-            fit, select = (penultimate_features(self.model, self.head, data) for data in (self.fit, self.select))
+            fit, select = (
+                penultimate_features(self.model, self.head, data) for data in (self.fit, self.select)
+            )
             if fit is None or select is None:
                 model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
             else:
@@ -114,12 +117,16 @@ class Run:
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach().clone() for name in self.body}
 
-    def _after_epoch(self, number: int, model: nn.Module, select: GroupedData, step: Step) -> Callable[[int, float], bool]:
+    def _after_epoch(
+        self, number: int, model: nn.Module, select: GroupedData, step: Step
+    ) -> Callable[[int, float], bool]:
         gaps: list[float] = []
 
         def look(epoch: int, loss: float) -> bool:
             with self.timed("selection"):
-                predictions = predict(model, select, multi_label=self.multi_label, device=str(next(model.parameters()).device))
+                predictions = predict(
+                    model, select, multi_label=self.multi_label, device=str(next(model.parameters()).device)
+                )
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
             self.progress(Progress(f"step {number}", epoch, step.epochs, entry))
             gaps.append(entry["gap"])
@@ -234,7 +241,8 @@ class Method:
 
 _PAPER = Settings(
     objective="equalized_odds", epochs=(10, 10), lr=(1e-4, 1e-3), optimizer="sgd", momentum=0.9, weight_decay=5e-4,
-    batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label", balance=("none", "group_in_label"),
+    batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label",
+    balance=("none", "group_in_label"),
     whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10, exact=False, fraction=0.5,
 )  # fmt: skip
 _PAPER_SWIFT = replace(
@@ -372,7 +380,11 @@ def debias(
         settings=settings,
         selection=Selection(
             tuned,
-            gap_of(fairness.over_attributes(settings.gap(), combine=settings.combine), threshold=threshold, on_decisions=settings.on_decisions),
+            gap_of(
+                fairness.over_attributes(settings.gap(), combine=settings.combine),
+                threshold=threshold,
+                on_decisions=settings.on_decisions,
+            ),
             Limits(max_auc_drop, max_group_auc_drop),
             threshold,
             keep,
@@ -404,7 +416,12 @@ def debias(
         "seed": seed, "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
         "keep": keep, "head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes],
     }  # fmt: skip
-    recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
+    recipe = {
+        "method": method,
+        "config": described,
+        "fit_hash": hashes["fit"],
+        "select_hash": hashes["select"],
+    }
     return Outcome(
         model=tuned,
         mask=mask,

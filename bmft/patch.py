@@ -59,7 +59,10 @@ class WeightPatch:
 
     @classmethod
     def between(
-        cls, before: Mapping[str, Tensor], after: Mapping[str, Tensor], recipe: Mapping[str, Any] | None = None
+        cls,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        recipe: Mapping[str, Any] | None = None,
     ) -> "WeightPatch":
         """The patch that turns `before` into `after`; both are state dicts of one model.
 
@@ -68,7 +71,9 @@ class WeightPatch:
             NonFiniteError: `after` has a value that is not finite where it changed.
         """
         if list(before) != list(after):
-            odd = sorted(set(before) ^ set(after)) or [next(a for a, b in zip(before, after, strict=True) if a != b)]
+            odd = sorted(set(before) ^ set(after)) or [
+                next(a for a, b in zip(before, after, strict=True) if a != b)
+            ]
             raise MismatchError(f"the two states differ in names or order (first: {odd[0]!r}): not one model")
         changes: dict[str, Change] = {}
         for name, old in before.items():
@@ -101,11 +106,15 @@ class WeightPatch:
         """
         return self._move(state, self.after_hash, self.before_hash, forward=False)
 
-    def _move(self, state: Mapping[str, Tensor], expected: str, result: str, *, forward: bool) -> dict[str, Tensor]:
+    def _move(
+        self, state: Mapping[str, Tensor], expected: str, result: str, *, forward: bool
+    ) -> dict[str, Tensor]:
         if state_hash(state) != expected:
             what = "the original" if forward else "the debiased"
             hint = " It is already applied." if forward and state_hash(state) == self.after_hash else ""
-            raise MismatchError(f"this is not {what} checkpoint the patch was made for: its weights differ.{hint}")
+            raise MismatchError(
+                f"this is not {what} checkpoint the patch was made for: its weights differ.{hint}"
+            )
         moved = {name: tensor.detach().clone() for name, tensor in state.items()}
         for name, change in self.changes.items():
             flat = moved[name].cpu().contiguous().reshape(-1)
@@ -121,7 +130,7 @@ class WeightPatch:
         return sum(len(change.index) for change in self.changes.values())
 
     def summary(self) -> dict[str, Any]:
-        """Counts and norms: ``moved``, ``l2_norm``, ``max_abs`` overall and per tensor under ``layers``, and the recipe.
+        """Counts and norms (``moved``, ``l2_norm``, ``max_abs``), overall and per tensor in ``layers``, and the recipe.
 
         The norms are of the change, in the units of the weights.
         """

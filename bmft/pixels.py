@@ -26,6 +26,7 @@ _RAISED, _LOWERED = (
     np.array([230, 97, 0]),
     np.array([0, 114, 178]),
 )  # orange and blue, apart for every kind of colour vision
+_BLUR = 24  # single pixels of an integrated gradient are noise to the eye: smooth over 1/24 of the side
 _COARSEST = 4  # a feature map of fewer pixels a side shows no place
 
 
@@ -68,9 +69,9 @@ class Explanation:
     @property
     def text(self) -> str:
         """The case in one sentence."""
-        case = self.case
+        case, said = self.case, "labelled" if self.case.target else "not labelled"
         return (
-            f"{case.attribute}: {case.group}. Row {case.row}, {'' if case.target else 'not '}{case.label}: "
+            f"{case.attribute} = {case.group}, row {case.row}, {said} {case.label}: "
             f"score {case.score_before:.2f} before, {case.score_after:.2f} after."
         )
 
@@ -222,7 +223,7 @@ def _integrated_gradients(
     placed = _placed(model, image)
     found = IntegratedGradients(forward).attribute(placed, n_steps=steps, internal_batch_size=32)
     raw = found.detach().sum(1)[0].float().cpu().numpy()  # (height, width)
-    return np.asarray(gaussian_filter(raw, sigma=max(raw.shape) / 48), dtype=np.float32)
+    return np.asarray(gaussian_filter(raw, sigma=max(raw.shape) / _BLUR), dtype=np.float32)
 
 
 def _gradcam(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, layer: str | None) -> Map:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binom
 
 from bmft.errors import ConfigError
-from bmft.intervals import miettinen_nurminen
+from bmft.intervals import miettinen_nurminen, quantile
 
 MOST = 10_000_000
 
@@ -68,16 +68,18 @@ def plan(
         ConfigError: a value is out of its range, or no feasible number of samples is enough.
 
     >>> plan(0.1, 0.8).per_group
-    274
+    275
     """
     _check(tolerance, rate, groups, alpha, power, images_per_patient, icc)
-    few, many = 1, 64
-    while pass_probability(many, tolerance, rate, groups, alpha) < power:
+    # A gate this small passes nothing: its interval is wider than the tolerance on both sides together.
+    few = int(rate * (1 - rate) * (quantile(1 - 2 * alpha) / tolerance) ** 2 / 2)
+    many = 2 * few + 64
+    while many <= MOST and pass_probability(many, tolerance, rate, groups, alpha) < power:
         few, many = many, 2 * many
-        if many > MOST:
-            raise ConfigError(
-                f"no {MOST:,} samples per group are enough for a tolerance of {tolerance:g}: widen it"
-            )
+    if many > MOST:
+        raise ConfigError(
+            f"no {MOST:,} samples per group are enough for a tolerance of {tolerance:g}: widen it"
+        )
     while many - few > 1:
         middle = (few + many) // 2
         enough = pass_probability(middle, tolerance, rate, groups, alpha) >= power
@@ -96,8 +98,8 @@ def plan(
 def pass_probability(n: int, tolerance: float, rate: float, groups: int = 2, alpha: float = 0.05) -> float:
     """How often the gate passes with `n` samples in each of `groups` groups of the same rate.
 
-    Exact: groups pass if the largest and the smallest of their counts do. With the smallest at a, let b be the
-    largest count that passes beside it; all of them lie in a..b, and not all above a.
+    Exact: groups pass if the largest and the smallest of their counts do. With the smallest at a, let b be
+    the largest count that passes beside it; all of them lie in a..b, and not all above a.
 
     >>> round(pass_probability(300, 0.1, 0.8), 3)
     0.842

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bmft.audit import AuditReport, Predictions, audit
 from bmft.errors import ConfigError, ConstantPredictorError
 
+_NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -87,7 +88,7 @@ class Selection:
     def reason(self) -> str:
         """Why this epoch was chosen, or why none was, in one sentence."""
         first, entry = self.history[0], self.history[self.chosen]
-        change = f"gap {first['gap']:.3f} -> {entry['gap']:.3f}, ROC AUC {first['roc_auc']:.3f} -> {entry['roc_auc']:.3f}"
+        change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in _NAMED.items())
         if self.keep == "last" and self.chosen:
             return f"the last epoch was kept as asked (select: {change})"
         if self.chosen:
@@ -107,8 +108,8 @@ class Selection:
             return f"none of {len(tried)} epochs had a smaller gap than the original on select; the original is kept"
         nearest = max(smaller, key=lambda e: e["roc_auc"])
         return (
-            f"{len(smaller)} of {len(tried)} epochs had a smaller gap on select, but each lowered the ROC AUC by more than "
-            f"{self.limits.max_auc_drop:g} overall or {self.limits.max_group_auc_drop:g} in a group (nearest: gap "
+            f"{len(smaller)} of {len(tried)} epochs had a smaller gap on select, but each lowered the ROC AUC by more "
+            f"than {self.limits.max_auc_drop:g} overall or {self.limits.max_group_auc_drop:g} in a group (nearest: gap "
             f"{nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} against {self.history[0]['roc_auc']:.3f}); the "
             "original is kept"
         )
@@ -139,7 +140,10 @@ class Selection:
         for attribute, groups in before.by_group.items():
             for group, metrics in groups.items():
                 now = report.by_group[attribute][group]["roc_auc"]
-                if math.isfinite(metrics["roc_auc"]) and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop:
+                if (
+                    math.isfinite(metrics["roc_auc"])
+                    and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop
+                ):
                     return False
         return True
 

@@ -95,11 +95,15 @@ class Settings:
         for number in (0, 1):
             self.step(number)
         if len(self.bias_weight) < 2 or any(not value >= 0 for value in self.bias_weight):
-            raise ConfigError(f"bias_weight is {list(self.bias_weight)}: expected one for step 1 and at least one for step 2")
+            raise ConfigError(
+                f"bias_weight is {list(self.bias_weight)}: expected one for step 1 and at least one for step 2"
+            )
         if not self.path or any(not 0 <= value <= 1 for value in self.path):
             raise ConfigError(f"path is {list(self.path)}: expected fractions in [0, 1]")
         if not 0 < self.fraction <= 1:
-            raise ConfigError(f"fraction is {self.fraction}: expected more than 0 and at most 1 (0.05 for 5 %)")
+            raise ConfigError(
+                f"fraction is {self.fraction}: expected more than 0 and at most 1 (0.05 for 5 %)"
+            )
 
     def step(self, number: int) -> Step:
         """How step 1 (`number` 0) or step 2 (1) trains."""
@@ -122,7 +126,7 @@ class Settings:
 
     @property
     def on_decisions(self) -> bool:
-        """Whether the gap is measured on decisions: a named gap is a difference of rates; a loss needs probabilities."""
+        """Whether the gap is measured on decisions: a named gap compares rates, a loss needs probabilities."""
         return isinstance(self.objective, str) and self.objective != "worst_group_loss"
 
     def extractor_loss(self) -> Loss:
@@ -169,7 +173,13 @@ def _fitting(name: str, value: Any, default: Any) -> Any:
     """`value` in the shape of `default`: lists as tuples, one value for a pair of steps as both."""
     if isinstance(default, tuple):
         single = not isinstance(value, (list, tuple))
-        value = (value,) if single and name in _LISTS and name != "bias_weight" else (value, value) if single else tuple(value)
+        value = (
+            (value,)
+            if single and name in _LISTS and name != "bias_weight"
+            else (value, value)
+            if single
+            else tuple(value)
+        )
         if name not in _LISTS and len(value) != 2:
             raise ConfigError(f"{name} is {list(value)}: expected one value, or two (step 1, step 2)")
     sample = default[0] if isinstance(default, tuple) and default else default

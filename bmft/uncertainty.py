@@ -102,7 +102,7 @@ def _average_odds(
     values: Mapping[str, Floats], at: At, level: float, columns: int, clustered: bool
 ) -> Interval:
     usual = [_largest(values, at, (name,), level, columns) for name in ODDS]
-    # Two absolute values add up to something even where both differences are 0: the low end needs both.
+    # It errs if the low end of either difference does, as where both are 0.
     low = sum(_largest(values, at, (name,), level, 2 * columns).low for name in ODDS) / 2
     if clustered:
         return Interval(low, sum(one.high for one in usual) / 2)

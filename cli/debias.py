@@ -136,4 +136,4 @@ def _plan(mask: WeightMask) -> str:
     for name, layer in mask.by_layer().items():
         rows.append([name, f"{layer['selected']:,}", f"{layer['total']:,}", f"{layer['fraction']:.1%}"])
     rows.append(["all", f"{mask.selected:,}", f"{mask.total:,}", f"{mask.density:.1%}"])
-    return f"{table(rows)}\nThen the head is trained. Nothing was changed or written."
+    return f"{table(rows)}\nNothing was changed or written."

@@ -15,8 +15,7 @@ from bmft.errors import ConfigError, DataError
 from bmft.models import find_head
 
 from .console import settings
-from .method import import_from_here
-from .options import Common
+from .options import Common, import_from_here
 
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
 

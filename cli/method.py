@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 import click
 
 from .config import method_settings
-from .options import Pair, apply_options, option
+from .options import Pair, apply_options, import_from_here, option
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,3 @@ def _resolved(name: str, value: Any) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise click.UsageError(f"--{name} {value}: {error}. Expected package.module:name.") from error
-
-
-def import_from_here() -> None:
-    """Let modules of the current folder be imported, after all others.
-
-    A console script has its own folder on the path instead, and a user's function lies beside their data.
-    """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())

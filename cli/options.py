@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
@@ -54,6 +56,15 @@ def load_job(common: Common, checkpoint: str) -> Job:
     from .job import Job, load_model
 
     return Job(common, *load_model(common, checkpoint))
+
+
+def import_from_here() -> None:
+    """Let modules of the current folder be imported, after all others.
+
+    A console script has its own folder on the path instead, and a user's function lies beside their data.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 class Command(click.Command):

@@ -89,7 +89,7 @@ def data_options(study: Path) -> list[str]:
     """The command line's options for the study's data."""
     return [
         "--data", str(study / "isic.csv"), "--label", "malignant", "--sensitive", "sex",
-        "--cluster", "patient_id", "--split-column", "split", "--image-size", "32", "--arch", "torchvision:shufflenet_v2_x0_5",
+        "--cluster", "patient_id", "--split-column", "split", "--image-size", "32",
     ]  # fmt: skip
 
 

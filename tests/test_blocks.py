@@ -11,7 +11,7 @@ from bmft.models import COMPONENTS, blocks, components, find_head, outline
 
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 
-# Network -> how many blocks between stem and head, one of them, its components, and blocks that are no repeats.
+# Network -> how many blocks it repeats, one of them, its components, and blocks between and after them.
 KNOWN = {
     "resnet18": (8, "layer2.0", {"norm", "conv", "shortcut"}, ()),
     "resnet50": (16, "layer1.1", {"norm", "conv"}, ()),
@@ -32,12 +32,14 @@ KNOWN = {
 KNOWN_TIMM = {
     "timm:vit_tiny_patch16_224": (12, "blocks.0", {"norm", "attention", "mlp"}, ("norm",)),
     "timm:deit_tiny_distilled_patch16_224": (12, "blocks.0", {"norm", "attention", "mlp"}, ("norm",)),
-    "timm:swin_tiny_patch4_window7_224": (12, "layers.1.blocks.0", {"norm", "attention", "mlp"}, ("layers.1.downsample", "norm")),
-    "timm:convnext_atto": (12, "stages.1.blocks.0", {"norm", "conv", "mlp", "other"}, ("stages.1.downsample", "head.norm")),
+    "timm:swin_tiny_patch4_window7_224": (12, "layers.1.blocks.0", {"norm", "attention", "mlp"}, (
+        "layers.1.downsample", "norm")),
+    "timm:convnext_atto": (12, "stages.1.blocks.0", {"norm", "conv", "mlp", "other"}, (
+        "stages.1.downsample", "head.norm")),
     "timm:resnet18": (8, "layer2.0", {"norm", "conv", "shortcut"}, ()),
     "timm:densenet121": (4, "features.denseblock2", {"norm", "conv"}, ("features.transition1",)),
     "timm:efficientnet_b0": (16, "blocks.1.0", {"norm", "conv"}, ("conv_head",)),
-    "timm:mobilenetv3_small_100": (10, "blocks.2.1", {"norm", "conv"}, ("conv_head",)),
+    "timm:mobilenetv3_small_100": (11, "blocks.2.1", {"norm", "conv"}, ("conv_head",)),
     "timm:regnety_004": (16, "s2.b1", {"norm", "conv", "shortcut"}, ()),
 }  # fmt: skip
 ALL = [*KNOWN, *(KNOWN_TIMM if HAS_TIMM else ())]
@@ -68,7 +70,7 @@ def test_the_blocks_of_a_known_network_are_what_it_repeats(arch):
     assert set(kinds_of[example]) == kinds
     assert set(between) <= set(found)
     if count:
-        assert list(found)[0] == "stem"
+        assert next(iter(found)) == "stem"
         several = [
             b for b in found if sum(n.endswith("weight") for n in found[b]) > 2 and b not in ("stem", "head")
         ]
@@ -124,10 +126,9 @@ def test_a_norm_that_comes_first_is_a_block_of_its_own():
 
 
 def test_a_norm_of_another_part_does_not_follow_a_layer():
-    model = nn.ModuleDict(
-        {"a": nn.Sequential(nn.Linear(4, 4)), "norm": nn.LayerNorm(4), "fc": nn.Linear(4, 2)}
-    )
-    assert list(blocks(model)) == ["a", "norm", "head"]
+    two = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = nn.ModuleDict({"a": two, "norm": nn.LayerNorm(4), "fc": nn.Linear(4, 2)})
+    assert list(blocks(model)) == ["a.0", "a.1", "norm", "head"]
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "efficientnet_b0", "mobilenet_v2", "vit_b_16"])

@@ -39,13 +39,13 @@ def encode(array, format="PNG", mode=None, **options):
 def dicom(stored=None, **elements):
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
     stored = np.arange(12, dtype=np.int16).reshape(3, 4) * 100 if stored is None else stored
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID, dataset.SOPInstanceUID = (
         meta.MediaStorageSOPClassUID,
@@ -81,9 +81,9 @@ def test_a_grey_image_fills_three_channels_or_one():
 
 
 def test_a_16_bit_image_is_scaled_by_its_full_range():
-    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    deep = np.array([[0, 200, 257, 32896, 65535]], dtype=np.uint16)
     for format in ("PNG", "TIFF"):
-        assert decode_image(encode(deep, format), channels=1)[0, :, 0].tolist() == [0, 1, 128, 255]
+        assert decode_image(encode(deep, format), channels=1)[0, :, 0].tolist() == [0, 1, 1, 128, 255]
 
 
 def test_a_float_tiff_is_scaled_from_0_to_1_and_refused_beyond():

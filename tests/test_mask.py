@@ -37,7 +37,9 @@ def test_ties_are_still_counted_exactly():
 
 
 def test_weights_outside_within_do_not_compete():
-    mask = WeightMask.top_fraction({"body": torch.tensor([1.0, 2.0]), "head": torch.tensor([9.0])}, 0.5, within=["body"])
+    mask = WeightMask.top_fraction(
+        {"body": torch.tensor([1.0, 2.0]), "head": torch.tensor([9.0])}, 0.5, within=["body"]
+    )
     assert mask.tensors["body"].tolist() == [False, True]
     assert mask.tensors["head"].tolist() == [False]
 
@@ -46,7 +48,10 @@ def test_weights_outside_within_do_not_compete():
 def test_units_are_taken_whole_within_the_budget(granularity):
     model = net()
     mask = WeightMask.top_fraction(
-        scores_of(model), 0.6, granularity=granularity, unit_of=lambda name: "head" if name.startswith("3") else "body"
+        scores_of(model),
+        0.6,
+        granularity=granularity,
+        unit_of=lambda name: "head" if name.startswith("3") else "body",
     )
     assert 0 < mask.selected <= round(0.6 * mask.total)
     for name, tensor in mask.tensors.items():
@@ -58,7 +63,11 @@ def test_units_are_taken_whole_within_the_budget(granularity):
 
 def test_layers_are_ranked_by_importance_and_not_all_selected():
     # The published mask_scale="layer" ignored its threshold and selected every layer.
-    scores = {"a.weight": torch.full((10,), 3.0), "b.weight": torch.full((10,), 1.0), "c.weight": torch.full((10,), 2.0)}
+    scores = {
+        "a.weight": torch.full((10,), 3.0),
+        "b.weight": torch.full((10,), 1.0),
+        "c.weight": torch.full((10,), 2.0),
+    }
     mask = WeightMask.top_fraction(scores, 0.67, granularity="layer")
     assert [name for name, tensor in mask.tensors.items() if tensor.all()] == ["a.weight", "c.weight"]
 
@@ -152,7 +161,9 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path):
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(MismatchError, match="no bmft file"):
         WeightMask.load(path)
-    save_file({"w": torch.ones(2)}, path, metadata={"kind": "bmft.mask", "format": "2", "recipe": json.dumps({})})
+    save_file(
+        {"w": torch.ones(2)}, path, metadata={"kind": "bmft.mask", "format": "2", "recipe": json.dumps({})}
+    )
     with pytest.raises(MismatchError, match="newer bmft"):
         WeightMask.load(path)
     with pytest.raises(MismatchError, match="cannot be read"):

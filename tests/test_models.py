@@ -16,10 +16,10 @@ needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="ti
 
 # The smallest of each of torchvision's families.
 FAMILIES = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
-    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
-    "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11",
-    "vgg11_bn", "vit_b_16", "wide_resnet50_2",
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf",
+    "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1",
+    "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2",
 ]  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def test_a_fit_counts_what_differs():
 
 
 def test_a_long_list_of_names_is_cut():
-    notes = fit_of({}, {name: () for name in "abcd"}).notes
+    notes = fit_of({}, dict.fromkeys("abcd", ())).notes
     assert notes == "4 are unexpected ('a', 'b', 'c', ...)"
 
 

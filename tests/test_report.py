@@ -285,6 +285,14 @@ def test_a_refused_candidate_is_not_called_the_result(done):
     assert "After" not in headers
 
 
+def test_an_epoch_taken_as_asked_is_not_said_to_meet_the_conditions(done):
+    history = [{**entry, "chosen": entry["step"] == 2} for entry in done.history]
+    asked = to_markdown(replace(done, history=history))
+    assert "does not meet the conditions" in asked
+    assert "met the conditions" not in asked
+    assert "Accepted: the new model met the conditions" in to_markdown(done)
+
+
 def test_an_audit_has_the_same_page_without_the_after_column(done):
     read = Reader(to_html(done.before))
     headers = {cell for table in read.tables for cell in table[0]}

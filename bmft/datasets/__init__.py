@@ -46,7 +46,7 @@ def prepare(name: str, root: str | Path) -> pd.DataFrame:
         ConfigError: no such dataset; the message names the nearest.
         DataError: the folder is not what the release looks like; the message says what was expected.
     """
-    module = importlib.import_module(DATASETS[_canonical(name)])
+    module = importlib.import_module(DATASETS[canonical(name)])
     table: pd.DataFrame = module.prepare(Path(root))
     return table
 
@@ -68,7 +68,15 @@ def write_manifest(name: str, root: str | Path, out: str | Path) -> Path:
     return out.with_suffix(".npz")
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """The name as `DATASETS` has it.
+
+    Raises:
+        ConfigError: no such dataset; the message names the nearest.
+
+    >>> canonical("PAD_UFES_20")
+    'pad-ufes-20'
+    """
     plain = {re.sub(r"[^a-z0-9]", "", known): known for known in DATASETS}
     short = re.sub(r"[^a-z0-9]", "", name.lower())
     if short not in plain:

@@ -270,7 +270,7 @@ def render(
     """
     columns = _legend_columns(legend)
     rows = -(-len(legend) // columns)
-    bottom = 20 + 16 * labelled + below + (18 * rows + 4 if rows else 0)
+    bottom = 20 + 16 * labelled + below + (15 * rows + 10 if rows else 0)
     height = _EDGE + plot + bottom
     # Margins are sums, not measured by Matplotlib's layout: half the time, and the same in every version.
     place = (left / WIDTH, bottom / height, 1 - (left + _EDGE) / WIDTH, plot / height)

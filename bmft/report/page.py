@@ -121,7 +121,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report; `status` is "accepted", "kept" (the original) or "audit"."""
+    """The whole report; `status` is "accepted", "asked" (the last epoch), "kept" (the original), "audit"."""
 
     title: str
     status: str

@@ -179,10 +179,7 @@ def _audit_page(report: AuditReport, date: str) -> Page:
 
 def _debias_page(report: DebiasReport, date: str) -> Page:
     sides = _sides(report)
-    status = "accepted" if report.accepted else "kept"
-    words = "Accepted: the new model met the conditions"
-    if not report.accepted:
-        words = "Original kept: no candidate met the conditions"
+    status, words = _status(report)
     found = [
         sections.decision_section(sides),
         sections.groups_section(sides),
@@ -195,6 +192,14 @@ def _debias_page(report: DebiasReport, date: str) -> Page:
     ]
     title = headline(sides.before, sides.after, status=status)
     return Page(title, status, words, _lead(report, sides), _present(found), date)
+
+
+def _status(report: DebiasReport) -> tuple[str, str]:
+    if not report.accepted:
+        return "kept", "Original kept: no candidate met the conditions"
+    if any(entry.get("chosen") and entry.get("eligible") is False for entry in report.history):
+        return "asked", "Taken as asked: the new model does not meet the conditions"
+    return "accepted", "Accepted: the new model met the conditions"
 
 
 def _optional_sections(report: DebiasReport) -> Iterator[Section]:

@@ -112,7 +112,7 @@ def decision_section(sides: Sides) -> Section:
 def _who_moved(sides: Sides) -> Iterator[Block]:
     """Every change of a group that its paired interval tells from 0; the better ones folded."""
     judged = [
-        (verdict(change, better), f"{group} ({attribute})", short_name(key), change)
+        (verdict(change, better), f"{attribute} = {group}", short_name(key), change)
         for (attribute, group, key), change in sides.changes.items()
         if attribute and (better := measure(key).better)
     ]

@@ -36,7 +36,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "false_positive_rate": Measure(
         "False positive rate",
-        "Share of the negative cases that the model calls positive (1 − specificity).",
+        "Share of the negative cases that the model calls positive (1\u00a0−\u00a0specificity).",
         -1,
         "negatives",
     ),

@@ -9,7 +9,7 @@ def pair(study, tmp_path):
     """Two checkpoints of one model and the patch between them."""
     before = torch.load(study / "model.pt", weights_only=True)
     after = {name: tensor.clone() for name, tensor in before.items()}
-    after["classifier.1.bias"] += 1
+    after["fc.bias"] += 1
     torch.save(before, tmp_path / "a.pt")
     torch.save(after, tmp_path / "b.pt")
     WeightPatch.between(before, after, {"method": "by hand"}).save(tmp_path / "p.safetensors")
@@ -20,7 +20,7 @@ def test_show_tells_tensors_counts_and_norms(bmft, pair, capsys):
     assert bmft("patch", "show", "p.safetensors") == 0
     shown = capsys.readouterr().out
     assert [line.split() for line in shown.splitlines()[1:3]] == [
-        ["classifier.1.bias", "1", "1", "100.0%", "1", "1"],
+        ["fc.bias", "1", "1", "100.0%", "1", "1"],
         ["all", "of", "these", "1", "1", "100.0%", "1", "1"],
     ]
     assert "method: by hand" in shown

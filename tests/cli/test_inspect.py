@@ -1,0 +1,42 @@
+import json
+
+import pytest
+import torch
+
+
+def test_it_says_what_the_file_holds_and_what_would_be_tuned(bmft, study, tmp_path, capsys):
+    weights = torch.load(study / "model.pt", weights_only=True)
+    file = {"state_dict": {f"module.{k}": v for k, v in weights.items()}, "epoch": 3}
+    torch.save(file, tmp_path / "m.pth")
+    assert bmft("inspect", "m.pth") == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "'state_dict'",
+        "'module.'",
+        "shufflenet_v2_x0_5",
+        "342,817",
+        "fc: 1 outputs, 1,025 weights",
+        "epoch = 3",
+    ):
+        assert part in shown, part
+    assert "at most 5% of the 341,792 weights outside the head" in shown
+
+
+def test_json_has_the_blocks_and_every_weight_is_in_one(bmft, study, capsys):
+    assert bmft("inspect", study / "model.pt", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(block["parameters"] for block in found["blocks"].values()) == found["parameters"] == 342_817
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_checkpoint_is_one_line(bmft, tmp_path, content, capsys):
+    (tmp_path / "m.pt").write_bytes(content)
+    assert bmft("inspect", "m.pt") == 4
+    error = capsys.readouterr().err
+    assert "m.pt" in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_one_line(bmft, capsys):
+    assert bmft("inspect", "none.pt") == 4
+    assert "none.pt" in capsys.readouterr().err
