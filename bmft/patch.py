@@ -117,7 +117,8 @@ class WeightPatch:
             )
         moved = {name: tensor.detach().clone() for name, tensor in state.items()}
         for name, change in self.changes.items():
-            flat = moved[name].cpu().contiguous().reshape(-1)
+            # A copy: what passes for contiguous may be a view of the tensor that is written below.
+            flat = moved[name].cpu().contiguous().reshape(-1).clone()
             flat[change.index] = change.after if forward else change.before
             moved[name].copy_(flat.view(moved[name].shape))
         if state_hash(moved) != result:

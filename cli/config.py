@@ -52,7 +52,7 @@ def _layer(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     anywhere = {name: option for command in commands.values() for name, option in _options(command).items()}
     own = _options(ctx.command)
     values = {key: entry for key, entry in _named(path, content, anywhere).items() if key in own}
-    values |= _named(path, tables.get(ctx.command.name, {}), own)
+    values |= _named(path, tables.get(ctx.command.name or "", {}), own)
     ctx.default_map = {key: _as_typed(f"{path}: {key}", entry, own[key]) for key, entry in values.items()}
     ctx.meta[_FILE], ctx.meta[_SETTINGS] = path, tables.get(SETTINGS, {})
 

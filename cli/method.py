@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -23,13 +23,13 @@ class How:
     """
 
     method: str
-    keep: str
+    keep: Literal["best", "last"]
     max_auc_drop: float
     max_group_auc_drop: float
     config: Mapping[str, Any]
 
 
-class Setting(click.ParamType):
+class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """``NAME=VALUE``, the value as in TOML; what is no TOML value is a text."""
 
     name = "NAME=VALUE"

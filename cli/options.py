@@ -102,7 +102,7 @@ def apply_options(function: Callable[..., Any], options: Iterable[Decorator]) ->
     return function
 
 
-class Pair(click.ParamType):
+class Pair(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """One number, or two with a comma (step 1, step 2); a list in TOML."""
 
     takes_list = True

@@ -11,8 +11,9 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from bmft.audit import Predictions, audit
 from bmft.data import Attribute
 from bmft.evidence import Sample, calibration_interval, gather, half_sum, on_logit_scale
-from bmft.intervals import Interval, delong
+from bmft.intervals import Interval, delong, quantile, ratio
 from bmft.metrics import DIRECTION, Column, group_metrics
+from bmft.uncertainty import gap_intervals
 
 RATES = {
     "true_positive_rate": lambda y, d: (d[y].sum(), y.sum()),
@@ -80,6 +81,56 @@ def test_the_interval_of_an_area_is_delongs(two):
     assert report.intervals["by_group"]["site"]["g1"]["roc_auc"] == pytest.approx(
         (expected.low, expected.high)
     )
+
+
+def test_the_interval_of_f1_is_wilsons_of_the_right_calls_among_all_positive_or_called(two):
+    found, report = two
+    targets, decisions, _ = group(found, 0)
+    ends = np.array(
+        proportion_confint((targets & decisions).sum(), (targets | decisions).sum(), method="wilson")
+    )
+    assert report.intervals["by_group"]["site"]["g0"]["f1"] == pytest.approx(list(2 * ends / (1 + ends)))
+
+
+def known(level):
+    """Three groups whose every metric is known to within a standard error of 0.02."""
+    reach = np.full(3, 0.02 * quantile(level))
+    return {name: Interval(VALUES[name] - reach, VALUES[name] + reach) for name in DIRECTION}
+
+
+VALUES = {
+    **{name: np.array([0.3, 0.5, 0.6]) for name in DIRECTION},
+    "true_positive_rate": np.array([0.9, 0.5, 0.6]),
+    "false_positive_rate": np.array([0.1, 0.2, 0.4]),
+}
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+def test_the_low_end_of_a_largest_difference_is_corrected_for_the_comparisons_and_the_high_end_is_not(
+    columns,
+):
+    def end(difference, comparisons=1):
+        return difference + np.sqrt(2) * 0.02 * quantile(1 - 0.05 / comparisons) * (
+            -1 if comparisons > 1 else 1
+        )
+
+    gaps = gap_intervals(VALUES, known, 0.95, clustered=True, columns=columns)
+    assert gaps["roc_auc_difference"] == pytest.approx((end(0.3, 3 * columns), end(0.3)))
+    assert gaps["equalized_odds_difference"] == pytest.approx((end(0.4, 6 * columns), end(0.4)))
+    low = (end(0.4, 6 * columns) + end(0.3, 6 * columns)) / 2
+    assert gaps["average_odds_difference"] == pytest.approx((low, (end(0.4) + end(0.3)) / 2))
+    together = gap_intervals(VALUES, known, 0.95, clustered=False, columns=columns)["average_odds_difference"]
+    assert together == pytest.approx((low, 0.35 + 0.02 * quantile(0.95)))
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+def test_the_high_end_of_a_smallest_ratio_is_corrected_for_the_comparisons_and_the_low_end_is_not(columns):
+    def ends(level):
+        own = known(level)["selection_rate"]
+        return ratio(0.3, Interval(own.low[0], own.high[0]), 0.6, Interval(own.low[2], own.high[2]))
+
+    found = gap_intervals(VALUES, known, 0.95, clustered=True, columns=columns)["demographic_parity_ratio"]
+    assert found == pytest.approx((float(ends(0.95).low), float(ends(1 - 0.05 / (3 * columns)).high)))
 
 
 def test_every_figure_has_an_interval_that_holds_it(two):

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
@@ -34,6 +35,10 @@ from bmft.errors import ConfigError, DataError
 from bmft.tables import encode_attribute
 
 SPLITS = {"train": 0.4, "fit": 0.12, "select": 0.12, "test": 0.36}
+RATES = {  # dark skin; malignant there; malignant on light skin; inked (malignant on light skin, all others)
+    "train": (0.08, 0.06, 0.40, (0.20, 0.02)),
+    "population": (0.40, 0.35, 0.35, (0.10, 0.10)),
+}
 TONES = ("I", "II", "III", "IV", "V", "VI")
 
 
@@ -96,27 +101,36 @@ def demo_table(n: int = 5000, seed: int = 0) -> pd.DataFrame:
 
 
 def _people(split: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
-    archive = split == "train"
-    images = rng.choice([1, 1, 1, 2, 3], size=n)
-    patient = np.repeat(np.arange(n), images)[:n]
-    dark = (rng.random(n) < (0.08 if archive else 0.40))[patient]
-    malignant = rng.random(n) < (np.where(dark, 0.06, 0.40) if archive else 0.35)
-    marked = np.where(malignant & ~dark, 0.20, 0.02) if archive else 0.10
-    age = np.clip(rng.normal(52, 17, n), 18, 92).round()[patient]
-    sex = rng.choice(["female", "male", ""], p=[0.49, 0.49, 0.02], size=n)[patient]
+    dark_share, dark_rate, light_rate, marked_rate = RATES["train" if split == "train" else "population"]
+    patient = np.repeat(np.arange(n), rng.choice([1, 1, 1, 2, 3], size=n))[:n]
+    dark = _some(patient[-1] + 1, dark_share, rng)[patient]
+    malignant = np.zeros(n, dtype=bool)
+    malignant[dark], malignant[~dark] = (
+        _some(dark.sum(), dark_rate, rng),
+        _some((~dark).sum(), light_rate, rng),
+    )
+    ink = np.zeros(n, dtype=bool)
+    for rows, share in ((malignant & ~dark, marked_rate[0]), (~malignant | dark, marked_rate[1])):
+        ink[rows] = _some(rows.sum(), share, rng)
     tone = np.where(dark, rng.integers(3, 6, n)[patient], rng.integers(0, 3, n)[patient])
+    age = np.clip(rng.normal(52, 17, n), 18, 92).round()[patient]
     return pd.DataFrame(
         {
             "label": malignant.astype(int),
             "skin": np.where(dark, "dark", "light"),
             "tone": np.array(TONES)[tone],
-            "sex": sex,
+            "sex": rng.choice(["female", "male", ""], p=[0.49, 0.49, 0.02], size=n)[patient],
             "age": age.astype(int),
             "patient_id": [f"{split}-{i:05d}" for i in patient],
-            "ink": (rng.random(n) < marked).astype(int),
+            "ink": ink.astype(int),
             "split": split,
         }
     )
+
+
+def _some(n: int, share: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """`n` truth values, of which exactly this share is true: chance decides who, not how many."""
+    return rng.permutation(n) < round(share * n)
 
 
 def _draw(table: pd.DataFrame, seed: int, image_size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bmft.report import figures
 from bmft.report.extras import MOST_BARS
-from bmft.report.page import Block, Card, Cards, Section, Table
+from bmft.report.page import Block, Card, Cards, Folded, Section, Table
 from bmft.report.svg import Caption
 from bmft.report.wording import Json, count, humanise, number
 
@@ -28,8 +28,16 @@ def search_section(search: Json) -> Section:
     if search.get("mask"):
         cards.append(_switches_card(search["mask"]))
     facts = tuple((name, _fact(search[key])) for key, name in _FACTS.items() if search.get(key) is not None)
+    if None not in (search.get("select"), search.get("test")):
+        facts += (
+            (
+                "Winner's optimism, selection minus test",
+                number(search["select"] - search["test"], signed=True),
+            ),
+        )
     table: tuple[Block, ...] = (Table("The search in numbers", ("What", "Value"), facts),) if facts else ()
-    return Section("search", "The search", (*table, Cards(tuple(cards))))
+    every = Folded("Every trial as a table", (_trials_table(search["trials"]),))
+    return Section("search", "The search", (*table, Cards(tuple(cards)), every))
 
 
 def _fact(value: float) -> str:
@@ -46,12 +54,16 @@ def _trials_card(search: Json) -> Card:
     done = int(np.isfinite(values).sum())
     top = number(float(best[-1]))
     text = f"{objective}: {done} of {len(trials)} trials were completed; the best reached {top}."
+    chart = partial(figures.trials, values, best, Caption("trials", "Every trial", text), y=objective)
+    return Card("Every trial", text, chart)
+
+
+def _trials_table(trials: Sequence[Json]) -> Table:
     rows = tuple(
         (str(trial.get("number", place)), number(trial.get("value"), 4), str(trial.get("state", "")))
         for place, trial in enumerate(trials)
     )
-    chart = partial(figures.trials, values, best, Caption("trials", "Every trial", text), y=objective)
-    return Card("Every trial", text, chart, Table("Trials", ("Trial", "Value", "State"), rows))
+    return Table("Trials", ("Trial", "Value", "State"), rows)
 
 
 def _front_card(front: Sequence[Json]) -> Card:

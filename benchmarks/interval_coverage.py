@@ -1,0 +1,128 @@
+"""How often 95 % intervals hold the truth: python -m benchmarks.interval_coverage
+
+Scores are normal within each label and made into overconfident probabilities; patients share part of the score.
+What is measured is `bmft.evidence` and the difference of two alike groups, as audit and gate use them.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from benchmarks.common import facts, footer, table
+from bmft import intervals
+from bmft.evidence import Sample
+from bmft.contrasts import differences
+from bmft.metrics import DIRECTION, Column, group_metrics
+from bmft.sides import Side
+
+SHIFT, POSITIVE, CONFIDENCE, IMAGES, LEVEL = 1.5, 0.3, 1.6, 4, 0.95
+METRICS = tuple(DIRECTION)
+
+
+def draw(rng: np.random.Generator, n: int, icc: float) -> Column:
+    targets = rng.random(n) < POSITIVE
+    shared = np.repeat(rng.normal(size=-(-n // IMAGES)), IMAGES)[:n]
+    latent = np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.normal(size=n) + SHIFT * targets
+    logit = CONFIDENCE * (SHIFT * latent - SHIFT**2 / 2 + np.log(POSITIVE / (1 - POSITIVE))) + 0.3
+    scores = 1 / (1 + np.exp(-logit))
+    return Column(scores, scores >= 0.3, targets)
+
+
+def resampled(n: int, icc: float, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Coverage of every metric of a group, and of its difference between two."""
+    rng = np.random.default_rng([args.seed, n, round(10 * icc)])
+    many = draw(rng, 400_000, 0.0)
+    truth = {name: v[0] for name, v in group_metrics(many, np.zeros(len(many.targets), dtype=int), 1).items()}
+    held = {name: np.zeros(2) for name in METRICS}
+    ids, patients = np.repeat([0, 1], n), np.arange(2 * n) // IMAGES
+    for seed in range(args.sims):
+        # Patients whole: a group of 30 has 28 images of 7 patients and 2 of one more.
+        parts = [draw(rng, n, icc) for _ in range(2)]
+        column = Column(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+        own = np.concatenate([patients[:n], patients[:n] + n]) if icc else None
+        side = Side(("a", "b"), column, Sample(ids, 2, own, args.resamples, seed), 1, frozenset(METRICS))
+        for name in METRICS:
+            low, high = (end[0] for end in side.interval(name, LEVEL))
+            apart = differences(side, name).at(LEVEL)
+            held[name] += [low <= truth[name] <= high, apart.low[0] <= 0 <= apart.high[0]]
+    return {name: tuple(count / args.sims) for name, count in held.items()}
+
+
+def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
+    """Coverage of the closed forms, many draws at once."""
+    rng = np.random.default_rng([args.seed, n])
+    size = np.maximum(rng.binomial(n, 0.7, (2, 20 * args.sims)), 1)
+    x, y = rng.binomial(size, [[0.85], [0.75]])
+    cells = rng.multinomial(
+        n, [0.70, 0.10, 0.05, 0.15], 20 * args.sims
+    ).T  # both, first only, second only, none
+    found = {
+        "Wilson": (intervals.wilson(x, size[0]), 0.85),
+        "Newcombe": (intervals.newcombe(x, size[0], y, size[1]), 0.1),
+        "Miettinen-Nurminen": (intervals.miettinen_nurminen(x, size[0], y, size[1]), 0.1),
+        "Tango (paired)": (intervals.tango(cells[1], cells[2], n), 0.05),
+    }
+    rates = {name: float(np.mean((i.low <= t) & (i.high >= t))) for name, (i, t) in found.items()}
+    held = np.zeros(3)
+    for _ in range(args.sims):
+        targets = rng.permutation(np.repeat([0, 1], [n - round(n * POSITIVE), round(n * POSITIVE)]))
+        first, noise, other = rng.normal(size=(3, n))
+        one, two, apart = (
+            first + SHIFT * targets,
+            0.7 * first + 0.714 * noise + SHIFT * targets,
+            other + SHIFT * targets,
+        )
+        area, second = intervals.delong(one, targets), intervals.delong(apart, targets)
+        unpaired, paired = intervals.delong_unpaired(area, second), intervals.delong_paired(one, two, targets)
+        truth = norm.cdf(SHIFT / np.sqrt(2))
+        held += [
+            area.low <= truth <= area.high,
+            unpaired.low <= 0 <= unpaired.high,
+            paired.low <= 0 <= paired.high,
+        ]
+    names = ("DeLong", "DeLong unpaired", "DeLong paired")
+    return {**rates, **dict(zip(names, held / args.sims, strict=True))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few draws, under a minute")
+    parser.add_argument("--sims", type=int, default=4000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[30, 100, 400])
+    parser.add_argument("--icc", type=float, nargs="+", default=[0.0, 0.3, 0.6])
+    parser.add_argument("--resamples", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.quick:
+        args.sims, args.sizes, args.icc, args.resamples = 40, [100], [0.0, 0.6], 200
+    start = time.monotonic()
+    say = {"benchmark": "interval_coverage", "sims": args.sims, "seed": args.seed, **facts()}
+    forms: dict[int, Any] = {n: closed(n, args) for n in args.sizes}
+    print(json.dumps({**say, "closed": forms}), flush=True)
+    found: dict[str, Any] = {}
+    for n in args.sizes:
+        for icc in args.icc:
+            if time.monotonic() - start < args.seconds:
+                name = f"n {n}, {f'ICC {icc}' if icc else 'single'}"
+                found[name] = resampled(n, icc, args)
+                print(json.dumps({**say, "cell": name, "coverage": found[name]}), flush=True)
+    print("\n" + table(["closed form", *(f"n {n}" for n in forms)], [
+        [name, *(f"{forms[n][name]:.1%}" for n in forms)] for name in next(iter(forms.values()))
+    ]))  # fmt: skip
+    print("\n" + table(["group / difference", *found], [
+        [name, *(" / ".join(f"{share:.1%}" for share in found[one][name]) for one in found)] for name in METRICS
+    ]))  # fmt: skip
+    error = 3 * np.sqrt(LEVEL * (1 - LEVEL) / args.sims)
+    print(
+        f"\n{args.sims} draws a cell: three standard errors are {error:.1%} (rates: {20 * args.sims:,} draws)"
+    )
+    print(footer(seed=args.seed, resamples=args.resamples))
+
+
+if __name__ == "__main__":
+    main()
