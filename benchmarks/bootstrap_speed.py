@@ -46,7 +46,7 @@ def ours(scores: Any, targets: Any, groups: Any, patients: Any, resamples: int) 
 
 
 def theirs(scores: Any, targets: Any, groups: Any, resamples: int) -> None:
-    """The same six in fairlearn's MetricFrame, which resamples rows."""
+    """The same six in fairlearn's MetricFrame, which resamples rows; without resamples for 0."""
     decided: dict[str, Callable[..., Any]] = {
         name: lambda y, s, f=metric: f(y, s >= 0.5)
         for name, metric in {
@@ -57,10 +57,8 @@ def theirs(scores: Any, targets: Any, groups: Any, resamples: int) -> None:
         }.items()
     }
     metrics = {**decided, "roc_auc": roc_auc_score, "average_precision": average_precision_score}
-    MetricFrame(
-        metrics=metrics, y_true=targets.astype(int), y_pred=scores, sensitive_features=groups,
-        n_boot=resamples, ci_quantiles=[0.05, 0.95], random_state=0,
-    )  # fmt: skip
+    boot = {"n_boot": resamples, "ci_quantiles": [0.05, 0.95], "random_state": 0} if resamples else {}
+    MetricFrame(metrics=metrics, y_true=targets.astype(int), y_pred=scores, sensitive_features=groups, **boot)
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -77,7 +75,9 @@ def main() -> None:
     rows, resamples, few = (4_000, 500, 3) if args.quick else (ROWS, 2_000, 10)
     scores, targets, groups, patients = sample(rows, args.seed)
     own = seconds(partial(ours, scores, targets, groups, patients, resamples))
-    other = seconds(partial(theirs, scores, targets, groups, few))
+    # What the frame costs without resamples is not theirs; the first call also imports.
+    alone = min(seconds(partial(theirs, scores, targets, groups, 0)) for _ in range(2))
+    other = seconds(partial(theirs, scores, targets, groups, few)) - alone
     ratio = (other / few) / (own / resamples)
     print(
         table(

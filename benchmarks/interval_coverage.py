@@ -14,8 +14,8 @@ from scipy.stats import norm
 
 from benchmarks.common import facts, footer, table
 from bmft import intervals
-from bmft.evidence import Sample
 from bmft.contrasts import differences
+from bmft.evidence import Sample
 from bmft.metrics import DIRECTION, Column, group_metrics
 from bmft.sides import Side
 

@@ -161,8 +161,7 @@ def _check_zip(file: BufferedReader, path: Path) -> None:
             raise CheckpointError(
                 f"{path} is a zip file but not one that torch.save writes: it has no data.pkl"
             )
-        stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-        if not stored or sum(record.file_size for record in records) > file.seek(0, os.SEEK_END):
+        if sum(record.file_size for record in records) > file.seek(0, os.SEEK_END):
             raise CheckpointError(
                 f"{path} unpacks to more than it holds, which torch.save never writes: refused"
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bmft.audit import AuditReport, Predictions, audit
+from bmft.audit import CONSTANT, AuditReport, Predictions, audit
 from bmft.errors import ConfigError, ConstantPredictorError
 
 _NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
@@ -62,7 +62,7 @@ class Selection:
             ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
         """
         report = self._add(predictions, step=0, epoch=0, loss=math.nan)
-        if any("constant" in flag for flag in report.flags):
+        if CONSTANT in report.flags:
             raise ConstantPredictorError(
                 f"the model is a constant predictor on the select set at threshold {self.threshold:g}: every gap is 0 "
                 "whatever its bias. Check the preprocessing (--normalize, --image-size) and the threshold."
@@ -132,7 +132,7 @@ class Selection:
 
     def _harmless(self, report: AuditReport) -> bool:
         before = self.audits[0]
-        if any("constant" in flag for flag in report.flags):
+        if CONSTANT in report.flags:
             return False
         # Written so that a NaN is not harmless.
         if not report.overall["roc_auc"] >= before.overall["roc_auc"] - self.limits.max_auc_drop:

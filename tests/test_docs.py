@@ -20,3 +20,13 @@ def test_a_worked_loop_moves_only_the_weights_of_the_mask(number, needs):
     assert sum(int(m.sum()) for m in moved.values()) > 0
     assert all(not (moved[name] & ~mask.tensors[name]).any() for name in moved)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_every_test_that_the_page_of_defects_names_exists():
+    page = (PAGE.parent / "published-defects.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    defined = set()
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert len(named) > 20
+    assert not named - defined

@@ -187,6 +187,12 @@ def test_of_a_head_of_two_layers_the_last_is_taken():
     assert find_head(model, torch.randn(1, 3, 32, 32)).name == "classifier.4"
 
 
+def test_of_pooled_layers_of_the_right_size_the_last_that_runs_is_taken():
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), *pool)
+    assert find_head(model, torch.randn(1, 3, 4, 4)).name == "2"
+
+
 def test_usual_places_go_before_what_comes_last():
     model = nn.ModuleDict({"fc": nn.Linear(4, 2), "projection": nn.Linear(4, 8)})
     assert find_head(model).name == "fc"

@@ -26,7 +26,7 @@ from bmft.images import (
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
-SMOOTH = (np.indices((40, 60)).sum(0)[..., None] * np.array([1, 2, 0.5])).astype(np.uint8)
+SMOOTH = (np.indices((40, 63)).sum(0)[..., None] * np.array([1, 2, 0.5])).astype(np.uint8)
 
 
 def encode(array, format="PNG", mode=None, **options):
