@@ -1,7 +1,7 @@
 """How often 95 % intervals hold the truth: python -m benchmarks.interval_coverage
 
 Scores are normal within each label and made into overconfident probabilities; patients share part of the score.
-What is measured is `bmft.evidence` and the difference of two alike groups, as audit and gate use them.
+What is measured are the intervals of an audit's groups, and those of the gate for the difference of two alike.
 """
 
 import argparse
@@ -14,41 +14,54 @@ from scipy.stats import norm
 
 from benchmarks.common import facts, footer, table
 from bmft import intervals
-from bmft.contrasts import differences
-from bmft.evidence import Sample
-from bmft.metrics import DIRECTION, Column, group_metrics
-from bmft.sides import Side
+from bmft.audit import Predictions, audit
+from bmft.data import Attribute
+from bmft.gate import check, parse_policy
 
-SHIFT, POSITIVE, CONFIDENCE, IMAGES, LEVEL = 1.5, 0.3, 1.6, 4, 0.95
-METRICS = tuple(DIRECTION)
+SHIFT, POSITIVE, CONFIDENCE, THRESHOLD, IMAGES, LEVEL = 1.5, 0.3, 1.6, 0.3, 4, 0.95
+METRICS = (
+    "true_positive_rate", "false_positive_rate", "selection_rate", "accuracy", "balanced_accuracy", "f1",
+    "roc_auc", "average_precision", "brier_score", "expected_calibration_error",
+)  # fmt: skip
+GROUPS = Attribute("group", ("a", "b"))
 
 
-def draw(rng: np.random.Generator, n: int, icc: float) -> Column:
+def draw(rng: np.random.Generator, n: int, icc: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and targets of one group."""
     targets = rng.random(n) < POSITIVE
     shared = np.repeat(rng.normal(size=-(-n // IMAGES)), IMAGES)[:n]
     latent = np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.normal(size=n) + SHIFT * targets
     logit = CONFIDENCE * (SHIFT * latent - SHIFT**2 / 2 + np.log(POSITIVE / (1 - POSITIVE))) + 0.3
-    scores = 1 / (1 + np.exp(-logit))
-    return Column(scores, scores >= 0.3, targets)
+    return 1 / (1 + np.exp(-logit)), targets.astype(int)
+
+
+def two_groups(rng: np.random.Generator, n: int, icc: float) -> Predictions:
+    """Two alike groups of `n`; no patient is in both."""
+    parts = [draw(rng, n, icc) for _ in range(2)]
+    scores, targets = (np.concatenate(both) for both in zip(*parts, strict=True))
+    patients = np.concatenate([np.arange(n) // IMAGES, n + np.arange(n) // IMAGES]) if icc else None
+    return Predictions(scores, targets, np.repeat([0, 1], n), (GROUPS,), clusters=patients)
+
+
+def policy(resamples: int) -> Any:
+    """Every metric's difference; a gate at alpha shows intervals of level 1 - 2 alpha."""
+    tables = [f'[[check]]\nmetric = "{m}"\nsensitive = ["group"]\nmax_difference = 0.5' for m in METRICS]
+    head = f"[gate]\nalpha = {(1 - LEVEL) / 2}\nmin_positives = 1\nthreshold = {THRESHOLD}\nresamples = {resamples}"
+    return parse_policy("\n".join([head, *tables]))
 
 
 def resampled(n: int, icc: float, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Coverage of every metric of a group, and of its difference between two."""
-    rng = np.random.default_rng([args.seed, n, round(10 * icc)])
-    many = draw(rng, 400_000, 0.0)
-    truth = {name: v[0] for name, v in group_metrics(many, np.zeros(len(many.targets), dtype=int), 1).items()}
+    rng, rules = np.random.default_rng([args.seed, n, round(10 * icc)]), policy(args.resamples)
+    truth = audit(two_groups(rng, 400_000, 0.0), threshold=THRESHOLD, intervals=False).overall
     held = {name: np.zeros(2) for name in METRICS}
-    ids, patients = np.repeat([0, 1], n), np.arange(2 * n) // IMAGES
     for seed in range(args.sims):
-        # Patients whole: a group of 30 has 28 images of 7 patients and 2 of one more.
-        parts = [draw(rng, n, icc) for _ in range(2)]
-        column = Column(*(np.concatenate(both) for both in zip(*parts, strict=True)))
-        own = np.concatenate([patients[:n], patients[:n] + n]) if icc else None
-        side = Side(("a", "b"), column, Sample(ids, 2, own, args.resamples, seed), 1, frozenset(METRICS))
-        for name in METRICS:
-            low, high = (end[0] for end in side.interval(name, LEVEL))
-            apart = differences(side, name).at(LEVEL)
-            held[name] += [low <= truth[name] <= high, apart.low[0] <= 0 <= apart.high[0]]
+        options = {"threshold": THRESHOLD, "level": LEVEL, "resamples": args.resamples, "seed": seed}
+        report = audit(two_groups(rng, n, icc), **options)
+        groups = report.intervals["by_group"]["group"]["a"]
+        for name, result in zip(METRICS, check(report, rules).checks, strict=True):
+            (low, high), apart = groups[name], result.findings[0].interval
+            held[name] += [low <= truth[name] <= high, apart[0] <= 0 <= apart[1]]
     return {name: tuple(count / args.sims) for name, count in held.items()}
 
 
@@ -67,8 +80,8 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
         "Tango (paired)": (intervals.tango(cells[1], cells[2], n), 0.05),
     }
     rates = {name: float(np.mean((i.low <= t) & (i.high >= t))) for name, (i, t) in found.items()}
-    held = np.zeros(3)
-    for _ in range(args.sims):
+    held, many = np.zeros(3), 10 * args.sims
+    for _ in range(many):
         targets = rng.permutation(np.repeat([0, 1], [n - round(n * POSITIVE), round(n * POSITIVE)]))
         first, noise, other = rng.normal(size=(3, n))
         one, two, apart = (
@@ -85,7 +98,7 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
             paired.low <= 0 <= paired.high,
         ]
     names = ("DeLong", "DeLong unpaired", "DeLong paired")
-    return {**rates, **dict(zip(names, held / args.sims, strict=True))}
+    return {**rates, **dict(zip(names, held / many, strict=True))}
 
 
 def main() -> None:
@@ -119,7 +132,7 @@ def main() -> None:
     ]))  # fmt: skip
     error = 3 * np.sqrt(LEVEL * (1 - LEVEL) / args.sims)
     print(
-        f"\n{args.sims} draws a cell: three standard errors are {error:.1%} (rates: {20 * args.sims:,} draws)"
+        f"\n{args.sims} draws a cell: three standard errors are {error:.1%} (closed forms: {20 * args.sims:,} draws of rates, {10 * args.sims:,} of areas)"
     )
     print(footer(seed=args.seed, resamples=args.resamples))
 

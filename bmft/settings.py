@@ -60,7 +60,7 @@ class Settings:
 
     objective: str | Objective = "equalized_odds"
     combine: Literal["mean", "worst"] = "mean"
-    epochs: tuple[int, int] = (10, 10)
+    epochs: tuple[int, int] = (10, 5)
     lr: tuple[float, float] = (1e-3, 1e-2)
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
     momentum: float = 0.9
@@ -74,7 +74,7 @@ class Settings:
     average: float = 0.95
     augment: tuple[str, ...] = ()
     norm_stats: Literal["frozen", "update"] = "frozen"
-    patience: int = 0
+    patience: int = 3
     precision: Precision = "auto"
     score: str | Callable[[Tensor, Tensor], Tensor] = "fisher"
     rank: Literal["bias", "ratio"] = "bias"
@@ -83,7 +83,7 @@ class Settings:
     exact: bool = True
     fraction: float = 0.05
     granularity: Granularity = "weight"
-    path: tuple[float, ...] = (0.5, 1.0)
+    path: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     reset: Literal["zero", "partial", "keep"] = "zero"
     tune: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()

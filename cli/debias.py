@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -124,11 +124,30 @@ def _write_report(job: Job, outcome: Outcome, folder: str | None) -> list[Path]:
     if folder is None:
         return []
     report = outcome.report
+    common = job.common
     page = write_report(
-        replace(report, hashes={**report.hashes, "checkpoint": job.checkpoint.content_hash}), folder
+        replace(
+            report,
+            config={**report.config, "checkpoint": str(job.checkpoint.path), "data": str(common.data)},
+            hashes={**report.hashes, "checkpoint": job.checkpoint.content_hash},
+            extra={**report.extra, **_pixels(job, outcome)},
+        ),
+        folder,
     )
     outcome.mask.save(page.with_name("mask.safetensors"), outcome.patch.recipe)
     return [page]
+
+
+def _pixels(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Where both models look, for the cases whose decision changed most in each group."""
+    from bmft.pixels import changed_cases, explain_cases
+
+    before, after = outcome.before.predictions, outcome.after.predictions
+    if before is None or after is None or not outcome.accepted:
+        return {}
+    measured = job.select if outcome.evaluated_on == "select" else job.data
+    cases = changed_cases(before, after, threshold=job.threshold)
+    return {"pixels": explain_cases(job.model, outcome.model, measured, cases)} if cases else {}
 
 
 def _plan(mask: WeightMask) -> str:

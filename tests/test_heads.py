@@ -193,6 +193,18 @@ def test_of_pooled_layers_of_the_right_size_the_last_that_runs_is_taken():
     assert find_head(model, torch.randn(1, 3, 4, 4)).name == "2"
 
 
+def test_a_layer_that_runs_twice_counts_where_it_ran_last():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.a(self.b(self.a(x))).mean((2, 3))
+
+    assert find_head(Shared(), torch.randn(1, 2, 4, 4)).name == "a"
+
+
 def test_usual_places_go_before_what_comes_last():
     model = nn.ModuleDict({"fc": nn.Linear(4, 2), "projection": nn.Linear(4, 8)})
     assert find_head(model).name == "fc"
