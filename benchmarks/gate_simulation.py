@@ -107,7 +107,8 @@ def cell(metric: str, groups: int, n: int, icc: float, args: argparse.Namespace)
 
 def exact(n: int, levels: tuple[float, float] = RATES) -> float:
     """How often two groups of single images pass, summed over all their counts."""
-    spans = [np.arange(*(binom.ppf([1e-7, 1 - 1e-7], n, rate) + [0, 1]).astype(int)) for rate in levels]
+    ends = [binom.ppf([1e-7, 1 - 1e-7], n, rate).astype(int) for rate in levels]
+    spans = [np.arange(first, last + 1) for first, last in ends]
     weights = [binom.pmf(span, n, rate) for span, rate in zip(spans, levels, strict=True)]
     low, high = miettinen_nurminen(spans[0][:, None], n, spans[1], n, 1 - 2 * ALPHA)
     return float((((low >= -TOLERANCE) & (high <= TOLERANCE)) * np.outer(*weights)).sum())

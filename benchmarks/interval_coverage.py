@@ -131,9 +131,8 @@ def main() -> None:
         [name, *(" / ".join(f"{share:.1%}" for share in found[one][name]) for one in found)] for name in METRICS
     ]))  # fmt: skip
     error = 3 * np.sqrt(LEVEL * (1 - LEVEL) / args.sims)
-    print(
-        f"\n{args.sims} draws a cell: three standard errors are {error:.1%} (closed forms: {20 * args.sims:,} draws of rates, {10 * args.sims:,} of areas)"
-    )
+    forms_drawn = f"closed forms: {20 * args.sims:,} draws of rates, {10 * args.sims:,} of areas"
+    print(f"\n{args.sims} draws a cell: three standard errors are {error:.1%} ({forms_drawn})")
     print(footer(seed=args.seed, resamples=args.resamples))
 
 
