@@ -55,8 +55,6 @@ def weight_importance(model: nn.Module, objective: Objective, data: Any, **optio
 
     >>> from bmft import fairness
     >>> from bmft.data import from_arrays
-    >>> torch.manual_seed(0).seed()
-    0
     >>> data = from_arrays(torch.randn(40, 3), torch.arange(40) % 2, torch.arange(40) // 20)
     >>> scores = weight_importance(nn.Linear(3, 1), fairness.equalized_odds_gap, data)
     >>> scores["weight"].shape

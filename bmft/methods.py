@@ -202,7 +202,7 @@ def importance_mask(run: Run) -> WeightMask:
     else:
         with run.timed("importance"):
             (scores,) = _importances(run, [settings.gap()])
-    owner = {name: block for block, names in blocks(run.model).items() for name in names}
+    owner = {name: block for block, names in blocks(run.model, run.head).items() for name in names}
     return WeightMask.top_fraction(
         scores, settings.fraction, granularity=settings.granularity, within=body, unit_of=owner.__getitem__
     )
