@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bmft import fairness
 from bmft.data import GroupedData, from_arrays, stratified_batches
@@ -493,6 +494,9 @@ def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None 
     missing = [name for name in head.parameters if name not in parameters]
     if missing:
         raise MismatchError(f"the model has no parameter {missing[0]!r}: this head is another model's")
+    if parametrize.is_parametrized(model.get_submodule(head.name)):
+        # A weight-normed weight is v * g / |v|: all zeros would be 0 / 0.
+        raise ConfigError(f"the head {head.name!r} is parametrized and cannot be set to zero: use reset = 'keep'")
     with torch.no_grad():
         for name in head.parameters:
             parameter = parameters[name]

@@ -396,6 +396,15 @@ def test_the_head_is_reset_whole_or_where_marked():
     assert model[0].weight.any()
 
 
+def test_a_parametrized_head_is_not_zeroed_into_nan():
+    model = net()
+    nn.utils.parametrizations.weight_norm(model[4])
+    head = find_head(model, torch.randn(2, 1, 8, 8))
+    with pytest.raises(ConfigError, match="parametrized"):
+        reset_head(model, head)
+    assert torch.isfinite(model(torch.randn(2, 1, 8, 8))).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,8 +7,8 @@ meets:
 ========================  ==================  =======================
                           ``train``           ``fit, select, test``
 ========================  ==================  =======================
-dark skin (IV-VI)         8 %                 40 %
-malignant, light / dark   40 % / 6 %          35 % / 35 %
+dark skin (IV-VI)         10 %                40 %
+malignant, light / dark   40 % / 8 %          35 % / 35 %
 ink mark round a lesion   20 % of malignant   10 % of all
                           ones on light skin
 ========================  ==================  =======================
@@ -36,7 +36,7 @@ from bmft.tables import encode_attribute
 
 SPLITS = {"train": 0.4, "fit": 0.12, "select": 0.12, "test": 0.36}
 RATES = {  # dark skin; malignant there; malignant on light skin; inked (malignant on light skin, all others)
-    "train": (0.08, 0.06, 0.40, (0.20, 0.02)),
+    "train": (0.10, 0.08, 0.40, (0.20, 0.02)),
     "population": (0.40, 0.35, 0.35, (0.10, 0.10)),
 }
 TONES = ("I", "II", "III", "IV", "V", "VI")

@@ -68,7 +68,7 @@ def _draw(label: Ints, tone: Ints, ink: Ints, rng: np.random.Generator, size: in
 
 def _signs(label: Ints, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Strength of the shape and colour signs in [0, 1]; the two labels overlap."""
-    strength = 0.22 + 0.56 * label + rng.normal(0, 0.13, (2, len(label)))
+    strength = 0.22 + 0.56 * label + rng.normal(0, 0.11, (2, len(label)))
     shape, colour = np.clip(strength, 0, 1).astype(np.float32)
     return shape, colour
 
