@@ -109,7 +109,9 @@ class Run:
         for fraction in self.settings.path:
             with torch.no_grad():
                 for name, value in start.items():
-                    parameters[name].copy_(torch.lerp(value, end[name], fraction))
+                    # A weight that did not move stays as it is to the last bit: interpolating -0.0 would give 0.0.
+                    same = value == end[name]
+                    parameters[name].copy_(torch.where(same, value, torch.lerp(value, end[name], fraction)))
             yield fraction
 
     def body_weights(self) -> dict[str, torch.Tensor]:
@@ -145,7 +147,7 @@ def bmft(run: Run) -> WeightMask:
     4. At each point of the path from the original to the moved extractor, train a new head on its features.
     """
     mask = importance_mask(run)
-    two_steps(run, mask, reset=lambda: _reset(run))
+    two_steps(run, mask, reset=from_original_head(run))
     return mask | run.head_mask()
 
 
@@ -157,9 +159,21 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
         run.tune_head(reset)
 
 
-def _reset(run: Run) -> None:
-    if run.settings.reset != "keep":
-        reset_head(run.model, run.head)
+def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
+    """What puts the head back to its original weights and then resets them as the settings say, for every try alike.
+
+    With ``reset = "partial"`` only the weights that `where` marks become zero.
+    """
+    original = {name: run.model.get_parameter(name).detach().clone() for name in run.head.parameters}
+
+    def reset() -> None:
+        with torch.no_grad():
+            for name, value in original.items():
+                run.model.get_parameter(name).copy_(value)
+        if run.settings.reset != "keep":
+            reset_head(run.model, run.head, where=where if run.settings.reset == "partial" else None)
+
+    return reset
 
 
 def swift(run: Run) -> WeightMask:
@@ -171,17 +185,8 @@ def swift(run: Run) -> WeightMask:
     """
     mask = WeightMask({name: torch.tanh(scores) for name, scores in run_ratio(run).items()})
     marked = {name: mask.tensors[name] > mask.tensors[name].mean() for name in run.head.parameters}
-    original = {name: p.detach().clone() for name, p in run.model.named_parameters() if name in marked}
-
-    def reset() -> None:
-        with torch.no_grad():
-            for name, value in original.items():
-                run.model.get_parameter(name).copy_(value)
-        if run.settings.reset != "keep":
-            reset_head(run.model, run.head, where=None if run.settings.reset == "zero" else marked)
-
     body = mask & run.body_mask()
-    two_steps(run, body, reset)
+    two_steps(run, body, from_original_head(run, marked))
     return body | run.head_mask()
 
 
@@ -226,7 +231,7 @@ def full(run: Run) -> WeightMask:
 
 def head_only(run: Run) -> WeightMask:
     """Train a new head on balanced batches of cached features; the extractor stays."""
-    run.tune_head(lambda: _reset(run))
+    run.tune_head(from_original_head(run))
     return run.head_mask()
 
 

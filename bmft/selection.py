@@ -37,8 +37,8 @@ class Limits:
 class Selection:
     """Sees the select set's predictions after every epoch and keeps a copy of the best weights.
 
-    An epoch is eligible when the ROC AUC falls by no more
-    than the limits allow, overall and in every group, and the model is not constant. The untouched model takes part.
+    An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, and
+    the model is not constant. The untouched model takes part.
     """
 
     model: nn.Module

@@ -85,6 +85,16 @@ def test_every_method_moves_only_its_mask_and_keeps_the_original(tabular, method
     assert type(outcome.model) is type(model)
 
 
+def test_a_frozen_negative_zero_keeps_its_sign_along_the_path(tabular):
+    model = copy.deepcopy(tabular[0])
+    with torch.no_grad():
+        model[0].bias[:4] = -0.0
+    outcome = debias(
+        model, *tabular[1:3], keep="last", device="cpu", config=QUICK | {"path": (0.25, 1.0), "tune": "2.*"}
+    )
+    assert torch.signbit(outcome.model[0].bias[:4]).all()
+
+
 def test_the_patch_turns_the_original_into_the_result(tabular):
     outcome = run(tabular, keep="last")
     moved = outcome.patch.apply(tabular[0].state_dict())
