@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bmft.errors import ConfigError
 
@@ -33,6 +34,18 @@ def choose_device(name: str) -> torch.device:
             f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices: use --device cpu"
         )
     return device
+
+
+def laid_out_for_speed(model: nn.Module) -> nn.Module:
+    """Change `model`: the weights of 2-D convolutions lie in memory with the channels last, values as they are.
+
+    Convolutions then run up to twice as fast in bfloat16, and no slower in float32. A model without them, or with a
+    tensor for which torch has no such layout, stays as it is.
+    """
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if convolves and all(tensor.dim() <= 4 for tensor in model.state_dict().values()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def autocast_for(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:

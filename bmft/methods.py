@@ -13,7 +13,7 @@ from torch import nn
 from bmft import fairness
 from bmft.audit import AuditReport, audit, predict
 from bmft.data import GroupedData, as_grouped
-from bmft.devices import autocast_for, choose_device
+from bmft.devices import autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
 from bmft.finetune import Loss, Step, penultimate_features, reset_head, tune
 from bmft.importance import relative, weight_importances
@@ -375,7 +375,7 @@ def debias(
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
     multi_label = multi_label or data["fit"].task == "multilabel"
     where = choose_device(device)
-    tuned = copy.deepcopy(model).to(where).eval()
+    tuned = laid_out_for_speed(copy.deepcopy(model).to(where).eval())
     options: dict[str, Any] = {"multi_label": multi_label, "device": str(where)}
     run = Run(
         model=tuned,
@@ -402,19 +402,18 @@ def debias(
     )
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
-        untouched = {name: predict(tuned, data[name], **options) for name in {"select", evaluated_on}}
-    run.selection.start(untouched["select"])
+        run.selection.start(predict(tuned, data["select"], **options))
     mask = METHODS[method].run(run)
     accepted = run.selection.finish()
-    if not accepted:
-        tuned.load_state_dict(model.state_dict())
+    # As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.
+    result = copy.deepcopy(model)
+    if accepted:
+        result.load_state_dict(tuned.state_dict())
     with run.timed("audit"):
         before, after = (
-            audit(predictions, threshold=threshold, seed=seed)
-            for predictions in (untouched[evaluated_on], predict(tuned, data[evaluated_on], **options))
+            audit(predict(m, data[evaluated_on], **options), threshold=threshold, seed=seed)
+            for m in (model, result)
         )
-    device_before = next(model.parameters()).device
-    tuned.to(device_before).train(model.training)
     run.seconds["total"] = time.perf_counter() - start
     hashes = {name: part.content_hash for name, part in data.items()}
     described = settings.to_dict() | {
@@ -428,9 +427,9 @@ def debias(
         "select_hash": hashes["select"],
     }
     return Outcome(
-        model=tuned,
+        model=result,
         mask=mask,
-        patch=WeightPatch.between(model.state_dict(), tuned.state_dict(), recipe),
+        patch=WeightPatch.between(model.state_dict(), result.state_dict(), recipe),
         history=run.selection.history,
         before=before,
         after=after,
