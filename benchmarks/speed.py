@@ -107,7 +107,8 @@ def main() -> None:
     )
     printed = [[name, f"{a:.3g}", f"{b:.3g}", f"{r:.2f}", aim] for name, a, b, r, aim in rows]
     print(table(["what (A / B)", "A", "B", "A / B", "aim"], printed))
-    print(f"\n{footer(model='resnet18', images=f'{options.images} of 64x64', precision='ours auto, else float32', seed=0)}")
+    images = f"{options.images} of 64x64"
+    print(f"\n{footer(model='resnet18', images=images, precision='ours auto, else float32', seed=0)}")
 
 
 def compared(whole: dict[str, Callable[[], object]]) -> Iterator[list[object]]:
