@@ -42,6 +42,8 @@ def measure(attribute: str, method: str, config: dict[str, Any], seed: int) -> d
             "worst group's AUC": min(m["roc_auc"] for m in report.by_group[attribute].values()),
             "balanced accuracy": report.overall["balanced_accuracy"],
         }
+    figures = ("step", "gap", "roc_auc", "worst_group_roc_auc")
+    result["curve"] = [[round(epoch[name], 5) for name in figures] for epoch in outcome.history]
     result["moved"] = outcome.patch.moved / sum(p.numel() for p in model.parameters())
     return result
 
