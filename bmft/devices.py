@@ -44,7 +44,7 @@ def laid_out_for_speed(model: nn.Module) -> nn.Module:
     """
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if convolves and all(tensor.dim() <= 4 for tensor in model.state_dict().values()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return model
 
 

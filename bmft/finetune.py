@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bmft import fairness
-from bmft.data import GroupedData, from_arrays, stratified_batches
+from bmft.activations import Activations, Tail, tail_above
+from bmft.data import GroupedData, stratified_batches
 from bmft.errors import ConfigError, MismatchError, NonFiniteError
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits
 
+__all__ = [
+    "OPTIMIZERS", "Activations", "Loss", "PooledLoss", "SelectedWeights", "Step", "Tail", "masked",
+    "penultimate_features", "reset_head", "tail_above", "tune",
+]  # fmt: skip
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 AfterEpoch = Callable[[int, float], bool]
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -338,6 +343,7 @@ def tune(
     multi_label: bool = False,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     after_epoch: AfterEpoch = lambda epoch, loss: False,
+    tail: Tail | None = None,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
@@ -345,16 +351,17 @@ def tune(
     2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves.
     3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
-    Training and gradient flags of the model are as before on the way out, also on failure.
+    Given the `tail` of the model whose activations the data hold, only that runs. Training and gradient flags of the
+    model are as before on the way out, also on failure.
 
     Raises:
         NonFiniteError: a loss is not finite; the model keeps the weights of the last good step.
         MismatchError: the mask was made for another model.
     """
     chosen = SelectedWeights(model, mask)
-    device = chosen.vector.device
+    device, runs = chosen.vector.device, tail or model
     with _trainable(model, chosen.parameters), _modes(model, step.norm_stats):
-        pooled = PooledLoss(loss, data, _logits(model, data, step.batch_size, device, autocast), multi_label)
+        pooled = PooledLoss(loss, data, _logits(runs, data, step.batch_size, device, autocast), multi_label)
         optimizer = step.make_optimizer([chosen.vector])
         average, taken = chosen.vector.detach().clone(), 0
         for epoch in range(1, step.epochs + 1):
@@ -365,7 +372,7 @@ def tune(
             for index, batch in zip(batches, data.iterate(batches), strict=True):
                 inputs = _augmented(batch.to(device).inputs, step.augment, generator)
                 with autocast():
-                    logits = forward_logits(model, inputs)
+                    logits = forward_logits(runs, inputs)
                 value = pooled(logits, index.to(device))
                 total += _finite(value, epoch)
                 model.zero_grad()
@@ -451,10 +458,12 @@ def penultimate_features(
     *,
     batch_size: int = 256,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    tail: Tail | None = None,
 ) -> GroupedData | None:
     """The head's input for every sample, as data of the head alone; None when the head's output is not the logits.
 
-    With a frozen extractor these never change, so the head can train on them at the cost of one forward pass.
+    With a frozen extractor these never change, so the head can train on them at the cost of one forward pass. Given the
+    `tail` of the model whose activations the data hold, only that runs.
     """
     module = model.get_submodule(head.name)
     device = next(model.parameters()).device
@@ -469,16 +478,13 @@ def penultimate_features(
         with torch.no_grad(), _modes(model, "frozen"), autocast():
             for batch in data.batches(batch_size):
                 seen.clear()
-                logits = forward_logits(model, batch.to(device).inputs)
+                logits = forward_logits(tail or model, batch.to(device).inputs)
                 if len(seen) != 1 or not _same(seen[0][1], logits):
                     return None
                 features.append(seen[0][0].float().cpu())
     finally:
         handle.remove()
-    return from_arrays(
-        torch.cat(features), data.targets, data.groups, attributes=data.attributes, clusters=data.clusters,
-        task=data.task, classes=data.classes,
-    )  # fmt: skip
+    return data.with_inputs(torch.cat(features))
 
 
 def _same(output: Any, logits: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bmft.arrays import Inputs, map_tensors
+from bmft.arrays import ArraySource, Inputs, map_tensors
 from bmft.errors import DataError, GroupError
 from bmft.images import Source, StreamedImages
 from bmft.manifest import cluster_ids
@@ -117,6 +117,10 @@ class GroupedData(Dataset[GroupBatch]):
             self, targets=self.targets[index], groups=self.groups[index], clusters=clusters,
             rows=self.rows[index], _index=self._index[index],
         )  # fmt: skip
+
+    def with_inputs(self, inputs: Inputs) -> GroupedData:
+        """The same samples with other inputs ``(n, ...)`` in their place, such as what a layer made of them."""
+        return replace(self, _source=ArraySource(inputs), _index=torch.arange(len(self)))
 
     def split(self, *fractions: float, by: str | None = None, seed: int = 0) -> tuple[GroupedData, ...]:
         """Cut into disjoint parts, stratified by group x label; what the fractions leave is left out.

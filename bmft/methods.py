@@ -15,7 +15,7 @@ from bmft.audit import AuditReport, audit, predict
 from bmft.data import GroupedData, as_grouped
 from bmft.devices import autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
-from bmft.finetune import Loss, Step, penultimate_features, reset_head, tune
+from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
 from bmft.importance import relative, weight_importances
 from bmft.mask import WeightMask
 from bmft.models import Head, blocks, find_head
@@ -50,6 +50,8 @@ class Run:
     multi_label: bool
     autocast: Callable[[], AbstractContextManager[Any]]
     progress: Callable[[Progress], None]
+    activations: Activations = field(default_factory=Activations)
+    tail: Tail | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -78,17 +80,36 @@ class Run:
     def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
         """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
         with self.timed("extractor"):
+            fit, select = self._entering(mask, step)
+            look = self._after_epoch(1, self.tail or self.model, select, step)
             tune(
-                self.model, self.fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                autocast=self.autocast, after_epoch=self._after_epoch(1, self.model, self.select, step),
+                self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                tail=self.tail, autocast=self.autocast, after_epoch=look,
             )  # fmt: skip
+
+    def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
+        """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
+        if step.augment or step.norm_stats != "frozen":
+            return self.fit, self.select
+        sample = self.fit.take(slice(0, 4)).to(next(self.model.parameters()).device).inputs
+        moving = [name for name, chosen in mask.tensors.items() if bool(chosen.any())]
+        tail = tail_above(self.model, moving, sample, autocast=self.autocast)
+        if tail is None:
+            return self.fit, self.select
+        fit = self.activations.of(tail, self.fit, autocast=self.autocast)
+        select = self.activations.of(tail, self.select)
+        if fit is None or select is None:
+            return self.fit, self.select
+        self.tail = tail
+        return fit, select
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
         step = self.settings.step(1)
         with self.timed("head"):
             fit, select = (
-                penultimate_features(self.model, self.head, data) for data in (self.fit, self.select)
+                penultimate_features(self.model, self.head, self._precise(data), tail=self.tail)
+                for data in (self.fit, self.select)
             )
             if fit is None or select is None:
                 model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
@@ -101,6 +122,13 @@ class Run:
                     model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
                     after_epoch=self._after_epoch(2, model, select, step),
                 )  # fmt: skip
+
+    def _precise(self, data: GroupedData) -> GroupedData:
+        """What the tail takes for this set in full precision; the set itself without one."""
+        kept = self.activations.of(self.tail, data) if self.tail else data
+        if kept is None:
+            self.tail = None
+        return data if kept is None else kept
 
     def along(self, start: Mapping[str, torch.Tensor]) -> Iterator[float]:
         """Change the model: its weights to each point of the settings' path from `start` to where they are now."""

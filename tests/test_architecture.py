@@ -23,6 +23,7 @@ ROWS = (
 INSIDE = {
     "data": ("arrays", "grouped", "images", "manifest", "strata"),
     "audit": ("predictions", "uncertainty"),
+    "finetune": ("activations",),
     "methods": ("selection", "settings"),
     "models": ("architectures", "blocks", "heads"),
     "checkpoint": ("containers", "entries", "storage"),

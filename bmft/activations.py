@@ -1,0 +1,213 @@
+"""What stays the same while the upper part of a network trains: the activations that enter it, computed once."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft.data import GroupedData
+from bmft.models import forward_logits
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class Tail(nn.Module):
+    """The part of `model` that runs from one of its modules on: activations in, the model's answer out.
+
+    The model itself runs, with `entry` given the activations, and with what runs before it (`below`) answering at once
+    with uninitialised memory of the right shape. It shares the model's weights. Made by `tail_above`.
+    """
+
+    def __init__(
+        self, model: nn.Module, entry: str, below: Mapping[str, torch.Size], fixed: Sequence[str], inputs: Tensor,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model, self.entry, self.below, self.fixed = model, entry, below, fixed
+        self.input_shape, self.input_dtype, self.dtype = inputs.shape[1:], inputs.dtype, dtype
+
+    def forward(self, activations: Tensor) -> Any:
+        """The answer for activations ``(n, ...)`` that enter the entry."""
+        n = len(activations)
+        # Under autocast a block may expect what it was given in training: half precision.
+        given = (
+            activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
+        )
+        with self._standing_in(given, n):
+            return self.model(activations.new_empty((n, *self.input_shape), dtype=self.input_dtype))
+
+    @contextmanager
+    def _standing_in(self, given: Tensor, n: int) -> Iterator[None]:
+        handle = self.model.get_submodule(self.entry).register_forward_pre_hook(lambda *_: (given,))
+        stubs = {self.model.get_submodule(name): shape for name, shape in self.below.items()}
+        try:
+            for module, shape in stubs.items():
+                # An attribute of the instance comes before the class's method, and is gone with `del`.
+                module.forward = lambda *_, shape=shape, **__: given.new_empty((n, *shape))
+            yield
+        finally:
+            handle.remove()
+            for module in stubs:
+                module.__dict__.pop("forward", None)
+
+    def entering(self, inputs: Any) -> Tensor:
+        """The activations that enter for these inputs of the whole model."""
+        with torch.no_grad(), _Recording(self.model) as seen:
+            self.model(inputs)
+        activations: Tensor = seen.entered[self.entry][0][1]
+        return activations
+
+
+@dataclass
+class _Recording:
+    """Records in which order modules begin and end, what enters them and what they give."""
+
+    model: nn.Module
+    entered: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    left: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    _time: int = 0
+    _handles: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> "_Recording":
+        for name, module in self.model.named_modules():
+            if name:
+                self._handles += [
+                    module.register_forward_pre_hook(self._note(self.entered, name), with_kwargs=True),
+                    module.register_forward_hook(self._note(self.left, name), with_kwargs=True),
+                ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, book: dict[str, list[tuple[int, Any]]], name: str) -> Callable[..., None]:
+        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], *result: Any) -> None:
+            self._time += 1
+            alone = len(arguments) == 1 and not keywords and isinstance(arguments[0], Tensor)
+            # A copy: a module that works in place would change what was noted.
+            value = result[0] if result else arguments[0].clone() if alone else None
+            book.setdefault(name, []).append((self._time, value))
+
+        return note
+
+
+def tail_above(
+    model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast: Context = nullcontext
+) -> Tail | None:
+    """The longest part of the network below which none of the parameters `moving` acts; None when there is none.
+
+    Which modules run before which is seen by running the model on a few `inputs` ``(n >= 3, ...)``; that nothing but
+    the activations of the entry passes upwards (a skip connection would) is checked on them to the last bit.
+
+    >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> tail = tail_above(net, ["2.weight"], torch.ones(3, 2))
+    >>> tail.entry, torch.equal(tail(tail.entering(torch.ones(3, 2))), net(torch.ones(3, 2)))
+    ('2', True)
+    """
+    if not isinstance(inputs, Tensor) or len(inputs) < 3:
+        return None
+    with torch.no_grad(), autocast(), _Recording(model) as seen:
+        logits = forward_logits(model, inputs)
+    begins = _first_use(model, set(moving), seen)
+    entries = [
+        (calls[0][0], name)
+        for name, calls in seen.entered.items()
+        if len(calls) == 1 and calls[0][0] <= begins and _per_sample(calls[0][1], len(inputs))
+    ]
+    for moment, name in sorted(entries, reverse=True):
+        below = _before(model, moment, seen, len(inputs))
+        if not any(next(model.get_submodule(done).parameters(), None) is not None for done in below):
+            return None
+        activations = seen.entered[name][0][1]
+        tail = Tail(model, name, below, _fixed(model, moment, below, seen), inputs, activations.dtype)
+        if _agrees(tail, activations, logits, autocast) and _agrees(
+            tail, activations[:2], logits[:2], autocast
+        ):
+            return tail
+    return None
+
+
+def _first_use(model: nn.Module, moving: set[str], seen: _Recording) -> int:
+    """When the first module begins that holds one of the parameters itself; 0 if that cannot be told."""
+    owners = {name.rpartition(".")[0] for name in moving}
+    moments = [seen.entered[name][0][0] if name in seen.entered else 0 for name in owners]
+    return min(moments, default=0)
+
+
+def _before(model: nn.Module, moment: int, seen: _Recording, n: int) -> dict[str, torch.Size]:
+    """The outermost modules that are done at that moment, and the shape of what one sample gives there."""
+    found: dict[str, torch.Size] = {}
+    for name, _ in model.named_modules():
+        calls = seen.left.get(name, [])
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if inside or not calls or calls[-1][0] > moment:
+            continue
+        if all(_per_sample(value, n) for _, value in calls) and len({value.shape for _, value in calls}) == 1:
+            found[name] = calls[0][1].shape[1:]
+    return found
+
+
+def _per_sample(value: Any, n: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == n
+
+
+def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording) -> list[str]:
+    """The names in the state dict on which the activations at that moment may depend."""
+    running = {"", *(name for name, calls in seen.entered.items() if calls[0][0] < moment)}
+    inside = tuple(f"{name}." for name in below)
+    return [key for key in model.state_dict() if key.rpartition(".")[0] in running or key.startswith(inside)]
+
+
+def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
+    with torch.no_grad(), autocast():
+        found = forward_logits(tail, activations)
+    # A smaller batch may be summed in another order.
+    return torch.equal(found, logits) or (
+        len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
+    )
+
+
+@dataclass
+class Activations:
+    """Keeps what enters the tails of a network, per set, up to `limit` bytes in all; one may serve several runs.
+
+    Runs from the same weights share them: a search computes what its trials leave alone once.
+    """
+
+    limit: int = 2 << 30
+    _kept: dict[tuple[Any, ...], tuple[GroupedData, GroupedData]] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def of(
+        self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = 256
+    ) -> GroupedData | None:
+        """`data` with the activations in place of the inputs; None when they would take too much room."""
+        device = next(tail.parameters()).device
+        with autocast():
+            half = torch.is_autocast_enabled(device.type)
+        key = (id(data), tail.entry, half, _digest(tail))
+        if key not in self._kept:
+            with autocast():
+                sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)
+            if self._bytes + len(data) * sample.numel() * 4 > self.limit:
+                return None
+            with autocast():
+                parts = [tail.entering(b.to(device).inputs).float().cpu() for b in data.batches(batch_size)]
+            inputs = torch.cat(parts)
+            self._bytes += inputs.numel() * 4
+            # The set itself is kept too, so that its id stays its own.
+            self._kept[key] = data, data.with_inputs(inputs)
+        return self._kept[key][1]
+
+
+def _digest(tail: Tail) -> str:
+    found, state = hashlib.sha256(), tail.model.state_dict()
+    for name in tail.fixed:
+        found.update(name.encode())
+        found.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
