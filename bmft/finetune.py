@@ -4,24 +4,25 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bmft import fairness
 from bmft.activations import Activations, Tail, tail_above
-from bmft.data import GroupedData, stratified_batches
+from bmft.data import GroupBatch, GroupedData, stratified_batches
 from bmft.errors import ConfigError, MismatchError, NonFiniteError
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits
+from bmft.pooled import Loss, PooledLoss
+from bmft.stepping import SelectedWeights, masked
 
 __all__ = [
-    "OPTIMIZERS", "Activations", "Loss", "PooledLoss", "SelectedWeights", "Step", "Tail", "masked",
+    "OPTIMIZERS", "Activations", "Loss", "PooledLoss", "SelectedWeights", "Step", "Tail", "best_step", "masked",
     "penultimate_features", "reset_head", "tail_above", "tune",
 ]  # fmt: skip
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 AfterEpoch = Callable[[int, float], bool]
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -32,248 +33,15 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-@contextmanager
-def masked(optimizer: torch.optim.Optimizer, model: nn.Module, mask: WeightMask) -> Iterator[None]:
-    r"""Inside, every step of `optimizer` changes `model` only as far as `mask` allows; for people with their own loop.
-
-    After a step, a weight is :math:`\mathrm{lerp}(before, after, M)`: untouched to the last bit where :math:`M = 0`,
-    the optimizer's own result where :math:`M = 1`. The step is masked, not the gradient, since weight decay and
-    momentum move weights whose gradient is zero and Adam divides a scaled gradient by its own scale. Works with every
-    torch optimizer, also under gradient scaling; the hooks are removed on the way out.
-
-    Args:
-        mask: fits the model's parameters by name and shape.
-
-    Raises:
-        MismatchError: the mask was made for another model.
-
-    >>> net = nn.Linear(2, 1)
-    >>> before = net.weight.detach().clone()
-    >>> mask = WeightMask({"weight": torch.tensor([[True, False]]), "bias": torch.tensor([False])})
-    >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    >>> with masked(optimizer, net, mask):
-    ...     net(torch.ones(1, 2)).sum().backward()
-    ...     optimizer.step()
-    >>> (net.weight != before).tolist()
-    [[True, False]]
-    """
-    parameters = dict(model.named_parameters())
-    mask.check_fits({name: p.shape for name, p in parameters.items()})
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    amounts = {n: mask.tensors[n].to(p.device) for n, p in parameters.items() if id(p) in owned}
-    kept: dict[str, Tensor] = {}
-
-    def keep(*_: Any) -> None:
-        for name, amount in amounts.items():
-            parameter = parameters[name]
-            kept[name] = parameter.detach().clone()
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(amount == 0, 0)
-
-    def restore(*_: Any) -> None:
-        with torch.no_grad():
-            for name, amount in amounts.items():
-                parameters[name].copy_(_blend(kept[name], parameters[name], amount))
-        kept.clear()
-
-    handles = [optimizer.register_step_pre_hook(keep), optimizer.register_step_post_hook(restore)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _blend(before: Tensor, after: Tensor, amount: Tensor) -> Tensor:
-    """``lerp(before, after, amount)``, and exactly `before` where `amount` is 0, whatever `after` is there."""
-    if amount.dtype == torch.bool:
-        return torch.where(amount, after, before)
-    # 0 * NaN is NaN: without the outer choice a non-finite step would reach frozen weights.
-    return torch.where(amount > 0, torch.lerp(before, after, amount.to(before.dtype)), before)
-
-
-class SelectedWeights:
-    """The weights a mask selects, gathered into one 1-D parameter that an optimizer can own.
-
-    An optimizer of this vector computes and keeps state for the selected weights only, and the step is the same to the
-    last bit as `masked` gives for optimizers that treat every element alike (SGD, Adam, AdamW, RMSprop, Adagrad).
-    The model itself is changed by `write_back` only.
-
-    >>> net = nn.Linear(2, 1)
-    >>> chosen = SelectedWeights(net, WeightMask.by_name(net, "weight"))
-    >>> chosen.vector.shape
-    torch.Size([2])
-    """
-
-    def __init__(self, model: nn.Module, mask: WeightMask) -> None:
-        parameters = dict(model.named_parameters())
-        mask.check_fits({name: p.shape for name, p in parameters.items()})
-        self._parts: list[tuple[nn.Parameter, Tensor | None]] = []
-        amounts: list[Tensor] = []
-        for name, parameter in parameters.items():
-            amount = _in_memory_order(mask.tensors[name].to(parameter.device), parameter)
-            chosen = amount != 0
-            if not bool(chosen.any()):
-                continue
-            index = None if bool(chosen.all()) else chosen.nonzero().squeeze(1)
-            self._parts.append((parameter, index))
-            amounts.append(amount if index is None else amount[index])
-        if not self._parts:
-            raise ConfigError("the mask is empty: no weight would move")
-        self._amount = None if mask.hard else torch.cat([a.float() for a in amounts])
-        self._lengths = [a.numel() for a in amounts]
-        self.vector = nn.Parameter(torch.cat([self._pick(p.detach(), p, index) for p, index in self._parts]))
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The model's parameters that hold a selected weight."""
-        return [parameter for parameter, _ in self._parts]
-
-    @staticmethod
-    def _pick(tensor: Tensor, like: Tensor, index: Tensor | None) -> Tensor:
-        flat = _in_memory_order(tensor, like)
-        return flat if index is None else flat.index_select(0, index)
-
-    def collect_gradients(self) -> None:
-        """Set the vector's gradient from the gradients of the model's parameters; without one it is 0."""
-        self.vector.grad = torch.cat(
-            [
-                self._pick(torch.zeros_like(p) if p.grad is None else p.grad, p, index)
-                for p, index in self._parts
-            ]
-        )
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step of `optimizer`, scaled by a soft mask, and write the result into the model."""
-        before = None if self._amount is None else self.vector.detach().clone()
-        optimizer.step()
-        if before is not None and self._amount is not None:
-            with torch.no_grad():
-                self.vector.copy_(_blend(before, self.vector, self._amount))
-        self.write_back()
-
-    @torch.no_grad()
-    def write_back(self, values: Tensor | None = None) -> None:
-        """Copy the vector, or `values` in its place, into the model's parameters."""
-        source = self.vector if values is None else values
-        for (parameter, index), part in zip(self._parts, torch.split(source, self._lengths), strict=True):
-            flat = _in_memory_order(parameter.detach(), parameter)
-            if index is None:
-                flat.copy_(part)
-            else:
-                # No row twice, so a scatter is exact; it takes a fifth of the time of `flat[index] = part`.
-                flat.scatter_(0, index, part)
-
-
-def _in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` as 1-D in the order in which `like` lies in memory: a view when they have the same layout."""
-    order = sorted(range(like.dim()), key=like.stride, reverse=True)
-    return tensor.permute(order).reshape(-1)
-
-
-@dataclass(frozen=True)
-class Loss:
-    r"""What a step minimises: ``task_weight`` x task + ``bias_weight`` x bias.
-
-    The task term is the weighted cross-entropy of the batch. The bias term is `objective`\ 's value: of the whole set
-    (``whole_set=True``: the latest known logits of every sample; those of the batch carry the gradient, each scaled to
-    stand for its share of its group x label cell), or of the batch alone, as published.
-
-    Attributes:
-        balance: whose samples weigh the same in the task term: those of every ``"cell"`` (group x label), of every
-            ``"label"``, or all (``"none"``).
-        combine: how the objective's values for several attributes become one.
-    """
-
-    objective: Objective
-    bias_weight: float = 1.0
-    task_weight: float = 0.0
-    balance: Literal["none", "label", "cell"] = "label"
-    whole_set: bool = True
-    combine: Literal["mean", "worst"] = "mean"
-
-
-class PooledLoss:
-    """A `Loss` of one set: knows the targets, groups, weight and latest logits of every sample."""
-
-    def __init__(self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool) -> None:
-        device = logits.device
-        self.objective = fairness.over_attributes(loss.objective, combine=loss.combine)
-        self.loss, self.multi_label, self.logits = loss, multi_label, logits.detach().float()
-        self.groups = data.groups.to(device)
-        columns = fairness.probabilities(self.logits[:1], multi_label=multi_label).shape[1]
-        self.labels = data.targets.to(device)
-        self.targets = fairness.one_vs_rest(self.labels, columns)
-        self.sample_weights = _sample_weights(data, loss.balance).to(device)
-        self.cells = _cells(data, "cell").to(device)
-        self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
-
-    def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
-        """The loss of the samples `index`, whose logits these are."""
-        logits = logits.float()
-        total = torch.zeros((), device=logits.device)
-        if self.loss.task_weight:
-            total = total + self.loss.task_weight * self._task(logits, index)
-        if self.loss.bias_weight:
-            total = total + self.loss.bias_weight * self._bias(logits, index)
-        return total
-
-    def _task(self, logits: Tensor, index: Tensor) -> Tensor:
-        weights = self.sample_weights[index]
-        losses = _cross_entropy(logits, self.labels[index], self.targets[index], self.multi_label)
-        return (weights * losses).mean()
-
-    def _bias(self, logits: Tensor, index: Tensor) -> Tensor:
-        if not self.loss.whole_set:
-            value = self._objective(logits, self.targets[index], self.groups[index])
-            # A batch without two groups to compare has no bias term.
-            return torch.zeros_like(value) if value.isnan() else value
-        self.logits[index] = logits.detach()
-        # A sample stands for its cell's share of the set, whatever share of the batch the cell was given.
-        cell = self.cells[index]
-        stands_for = self.cell_sizes[cell] / torch.bincount(cell, minlength=len(self.cell_sizes))[cell]
-        pooled = self.logits.index_add(0, index, stands_for[:, None] * (logits - logits.detach()))
-        return self._objective(pooled, self.targets, self.groups)
-
-    def _objective(self, logits: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
-        probabilities = fairness.probabilities(logits, multi_label=self.multi_label)
-        return self.objective(probabilities, targets.to(probabilities.dtype), groups)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over labels."""
-    if multi_label or logits.shape[1] == 1:
-        losses = nn.functional.binary_cross_entropy_with_logits(
-            logits, targets.to(logits.dtype), reduction="none"
-        )
-        return losses.mean(1)
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
-def _sample_weights(data: GroupedData, balance: str) -> Tensor:
-    """One weight per sample with mean 1, so that each label, or each group x label cell, adds up to the same."""
-    if balance == "none":
-        return torch.ones(len(data))
-    cell = _cells(data, balance)
-    counts = torch.bincount(cell)
-    return len(data) / (len(counts) * counts[cell].float())
-
-
-def _cells(data: GroupedData, by: str) -> Tensor:
-    """The number of each sample's label, or of its group x label cell."""
-    labels = data.targets if data.targets.dim() == 2 else data.targets[:, None]
-    keys = labels if by == "label" else torch.cat([labels, data.groups], 1)
-    cells: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
-    return cells
-
-
 @dataclass(frozen=True)
 class Step:
     """How one step trains: everything but what it minimises and which weights it may move.
 
     Attributes:
         epochs: passes over the set.
-        learning_rate: of the optimizer.
+        learning_rate: of the optimizer; 0: `trust` times the best step along the first gradient (`best_step`), so that
+            it fits the scale of the weights and the steepness of the loss, whatever they are.
+        trust: the share of the best step, where that is taken.
         optimizer: a name in `OPTIMIZERS`, or a callable ``(parameters, lr=...) -> Optimizer``.
         momentum: of SGD and RMSprop; the others ignore it.
         weight_decay: of the optimizer; weights outside the mask do not decay.
@@ -296,13 +64,16 @@ class Step:
     augment: Sequence[str] = ()
     average: float = 0.0
     norm_stats: Literal["frozen", "update"] = "frozen"
+    trust: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0 or not self.weight_decay >= 0:
+        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate >= 0 or not self.weight_decay >= 0:
             raise ConfigError(
                 f"epochs {self.epochs}, batch_size {self.batch_size}, learning_rate {self.learning_rate}, weight_decay "
-                f"{self.weight_decay}: expected at least 0, at least 1, more than 0, at least 0"
+                f"{self.weight_decay}: expected at least 0, at least 1, at least 0, at least 0"
             )
+        if not 0 < self.trust < math.inf:
+            raise ConfigError(f"trust is {self.trust}: expected more than 0, such as 0.25")
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
             raise ConfigError(
                 f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a callable"
@@ -314,9 +85,9 @@ class Step:
         if self.norm_stats not in ("frozen", "update"):
             raise ConfigError(f"norm_stats is {self.norm_stats!r}: expected 'frozen' or 'update'")
 
-    def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters."""
-        options: dict[str, Any] = {"lr": self.learning_rate}
+    def make_optimizer(self, parameters: Sequence[nn.Parameter], rate: float | None = None) -> torch.optim.Optimizer:
+        """The optimizer of these parameters; `rate` in the place of its learning rate, where given."""
+        options: dict[str, Any] = {"lr": self.learning_rate if rate is None else rate}
         if self.weight_decay:
             options["weight_decay"] = self.weight_decay
         if self.optimizer in ("sgd", "rmsprop"):
@@ -362,7 +133,10 @@ def tune(
     device, runs = chosen.vector.device, tail or model
     with _trainable(model, chosen.parameters), _modes(model, step.norm_stats):
         pooled = PooledLoss(loss, data, _logits(runs, data, step.batch_size, device, autocast), multi_label)
-        optimizer = step.make_optimizer([chosen.vector])
+        rate = step.learning_rate or step.trust * best_step(
+            runs, chosen, pooled, data, step, seed=generator.initial_seed()
+        )
+        optimizer = step.make_optimizer([chosen.vector], rate)
         average, taken = chosen.vector.detach().clone(), 0
         for epoch in range(1, step.epochs + 1):
             batches = list(
@@ -387,6 +161,80 @@ def tune(
                 break
             chosen.write_back()
         chosen.write_back(average)
+
+
+def best_step(
+    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, data: GroupedData, step: Step, *, seed: int,
+    batches: int = 4,
+) -> float:  # fmt: skip
+    r"""The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
+
+    Along the step :math:`d` that the optimizer takes first at learning rate 1, the loss is taken for a parabola. From
+    the slope :math:`g^T d` and the loss at one trial :math:`\eta`, whose decrease is the share :math:`\rho` of what
+    the slope promises, its lowest point is :math:`\eta / (2 (1 - \rho))`. The trial is moved until
+    :math:`0.1 < \rho < 0.9`, where the bend is neither invisible nor all there is.
+
+    Args:
+        batches: of `data`, balanced as `step` says, whose mean loss this is.
+        seed: of their choice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices = stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
+    rows = list(islice(indices, batches))
+    taken = [(index.to(chosen.vector.device), data.take(index).to(chosen.vector.device)) for index in rows]
+    gradient, loss = _mean_gradient(model, chosen, pooled, taken)
+    direction = _first_direction(chosen, step, gradient)
+    slope = float(gradient.double() @ direction.double())
+    start, rate = chosen.vector.detach().clone(), 1e-3
+    for _ in range(20):
+        chosen.write_back(start - rate * direction)
+        promised = rate * slope
+        kept = (loss - _mean_loss(model, pooled, taken)) / promised if promised else 0.0
+        if 0.1 < kept < 0.9 or not promised:
+            break
+        rate = rate * 4 if kept >= 0.9 else rate / 4
+    chosen.write_back(start)
+    return rate / (2 * (1 - min(kept, 0.9)))
+
+
+def _mean_gradient(
+    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]]
+) -> tuple[Tensor, float]:
+    total, loss = torch.zeros_like(chosen.vector), 0.0
+    logits = pooled.logits.clone()
+    for index, batch in batches:
+        pooled.logits.copy_(logits)
+        value = pooled(forward_logits(model, batch.inputs), index)
+        loss += _finite(value, 0) / len(batches)
+        model.zero_grad()
+        torch.autograd.backward(value)
+        chosen.collect_gradients()
+        total += _gradient(chosen) / len(batches)
+    pooled.logits.copy_(logits)
+    return total, loss
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]]) -> float:
+    logits, total = pooled.logits.clone(), 0.0
+    for index, batch in batches:
+        pooled.logits.copy_(logits)
+        total += pooled(forward_logits(model, batch.inputs), index).item() / len(batches)
+    pooled.logits.copy_(logits)
+    # An overflow is as bad a step as there is.
+    return total if math.isfinite(total) else math.inf
+
+
+def _first_direction(chosen: SelectedWeights, step: Step, gradient: Tensor) -> Tensor:
+    """What the optimizer's first step at learning rate 1 takes away from the weights."""
+    probe = nn.Parameter(chosen.vector.detach().clone())
+    probe.grad = gradient.clone()
+    step.make_optimizer([probe], 1.0).step()
+    return (chosen.vector.detach() - probe.detach()) * chosen.amount
+
+
+def _gradient(chosen: SelectedWeights) -> Tensor:
+    return torch.zeros_like(chosen.vector) if chosen.vector.grad is None else chosen.vector.grad
 
 
 def _finite(loss: Tensor, epoch: int) -> float:

@@ -29,7 +29,8 @@ class Settings:
         objective: the gap to close: a name in `bmft.fairness.OBJECTIVES` or a callable.
         combine: several attributes count by their ``"mean"`` or their ``"worst"``.
         epochs: passes over the fit set.
-        lr: learning rates.
+        lr: learning rates; 0: `trust` times the best step along the first gradient, see `bmft.finetune.best_step`.
+        trust: the share of that best step.
         optimizer: see `bmft.finetune.OPTIMIZERS`.
         momentum: of SGD and RMSprop.
         weight_decay: of both steps.
@@ -61,7 +62,8 @@ class Settings:
     objective: str | Objective = "equalized_odds"
     combine: Literal["mean", "worst"] = "mean"
     epochs: tuple[int, int] = (10, 5)
-    lr: tuple[float, float] = (1e-3, 1e-2)
+    lr: tuple[float, float] = (0.0, 1e-2)
+    trust: float = 0.25
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -110,6 +112,7 @@ class Settings:
         return Step(
             epochs=self.epochs[number],
             learning_rate=self.lr[number],
+            trust=self.trust,
             optimizer=self.optimizer,
             momentum=self.momentum,
             weight_decay=self.weight_decay,

@@ -61,7 +61,7 @@ _LIMITS = [
 _SETTINGS = [
     _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
     _method("--epochs", type=Pair(int), help="Epochs of step 1, step 2; one number is for both."),
-    _method("--lr", type=Pair(float), help="Learning rate of step 1, step 2."),
+    _method("--lr", type=Pair(float), help="Learning rate of step 1, step 2; 0: found by a line search."),
     _method("--optimizer", metavar="NAME", help="sgd, adam, adamw, ..."),
     _method("--fraction", type=float, metavar="F",
             help="Share of the extractor's weights that may move, such as 0.05."),

@@ -23,7 +23,7 @@ ROWS = (
 INSIDE = {
     "data": ("arrays", "grouped", "images", "manifest", "strata"),
     "audit": ("predictions", "uncertainty"),
-    "finetune": ("activations",),
+    "finetune": ("activations", "pooled", "stepping"),
     "methods": ("selection", "settings"),
     "models": ("architectures", "blocks", "heads"),
     "checkpoint": ("containers", "entries", "storage"),

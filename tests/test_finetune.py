@@ -14,6 +14,7 @@ from bmft.finetune import (
     PooledLoss,
     SelectedWeights,
     Step,
+    best_step,
     masked,
     penultimate_features,
     reset_head,
@@ -408,7 +409,7 @@ def test_a_parametrized_head_is_not_zeroed_into_nan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": -1}, "epochs"), ({"learning_rate": 0.0}, "learning_rate"), ({"batch_size": 0}, "batch_size"),
+        ({"epochs": -1}, "epochs"), ({"learning_rate": -1.0}, "learning_rate"), ({"trust": 0.0}, "trust"), ({"batch_size": 0}, "batch_size"),
         ({"optimizer": "sgdd"}, "sgdd"), ({"augment": ("rotate",)}, "rotate"), ({"average": 1.0}, "average"),
         ({"norm_stats": "on"}, "norm_stats"), ({"weight_decay": float("nan")}, "weight_decay"),
     ],
@@ -424,3 +425,55 @@ def test_augmenting_what_is_no_square_image_is_refused():
     with pytest.raises(ConfigError, match="square images"):
         tune(model, data, Loss(fairness.equalized_odds_gap), WeightMask.by_name(model), settings(augment=("hflip",)),
              generator=torch.Generator())  # fmt: skip
+
+
+def convolving(scale=1.0):
+    """A network whose answer does not depend on the scale of its first weights: they are normalized away."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1)
+    ).eval()
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+        net[1].running_mean.mul_(scale)
+        net[1].running_var.mul_(scale * scale)
+        net[1].eps = 1e-12
+    return net
+
+
+def searched(net, optimizer="sgd"):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 1, 8, 8, generator=generator)
+    targets, groups = torch.arange(64) % 2, torch.arange(64) // 2 % 2
+    data = from_arrays(inputs + targets[:, None, None, None] * (1 + groups[:, None, None, None]), targets, groups)
+    chosen = SelectedWeights(net, WeightMask.by_name(net, "0.weight"))
+    with torch.no_grad():
+        logits = net(data.inputs(slice(0, 64)))
+    pooled = PooledLoss(Loss(fairness.equalized_odds_gap, 1.0, 1.0), data, logits, False)
+    step = Step(1, 0.0, optimizer=optimizer, batch_size=16)
+    return pooled, best_step(net, chosen, pooled, data, step, seed=0), data
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(optimizer):
+    net = convolving()
+    before = copy.deepcopy(net.state_dict())
+    pooled, rate, data = searched(net, optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()), "the weights stay"
+
+    def loss_after(rate):
+        net.load_state_dict(before)
+        found = Step(1, rate, optimizer=optimizer).make_optimizer([net[0].weight])
+        everything = torch.arange(64)
+        value = pooled(net(data.inputs(everything)), everything)
+        found.zero_grad()
+        value.backward()
+        found.step()
+        return pooled(net(data.inputs(everything)), everything).item()
+
+    assert loss_after(rate) < min(loss_after(rate * 50), loss_after(rate / 50), loss_after(1e-12))
+
+
+def test_the_best_step_follows_the_scale_of_the_weights():
+    rates = [searched(convolving(scale))[1] for scale in (1.0, 10.0)]
+    assert rates[1] == pytest.approx(100 * rates[0], rel=0.3)

@@ -1,0 +1,109 @@
+"""What a step minimises: the task's loss and the gap, the gap over the whole set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bmft import fairness
+from bmft.data import GroupedData
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    r"""What a step minimises: ``task_weight`` x task + ``bias_weight`` x bias.
+
+    The task term is the weighted cross-entropy of the batch. The bias term is `objective`\ 's value: of the whole set
+    (``whole_set=True``: the latest known logits of every sample; those of the batch carry the gradient, each scaled to
+    stand for its share of its group x label cell), or of the batch alone, as published.
+
+    Attributes:
+        balance: whose samples weigh the same in the task term: those of every ``"cell"`` (group x label), of every
+            ``"label"``, or all (``"none"``).
+        combine: how the objective's values for several attributes become one.
+    """
+
+    objective: Objective
+    bias_weight: float = 1.0
+    task_weight: float = 0.0
+    balance: Literal["none", "label", "cell"] = "label"
+    whole_set: bool = True
+    combine: Literal["mean", "worst"] = "mean"
+
+
+class PooledLoss:
+    """A `Loss` of one set: knows the targets, groups, weight and latest logits of every sample."""
+
+    def __init__(self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool) -> None:
+        device = logits.device
+        self.objective = fairness.over_attributes(loss.objective, combine=loss.combine)
+        self.loss, self.multi_label, self.logits = loss, multi_label, logits.detach().float()
+        self.groups = data.groups.to(device)
+        columns = fairness.probabilities(self.logits[:1], multi_label=multi_label).shape[1]
+        self.labels = data.targets.to(device)
+        self.targets = fairness.one_vs_rest(self.labels, columns)
+        self.sample_weights = _sample_weights(data, loss.balance).to(device)
+        self.cells = _cells(data, "cell").to(device)
+        self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
+
+    def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
+        """The loss of the samples `index`, whose logits these are."""
+        logits = logits.float()
+        total = torch.zeros((), device=logits.device)
+        if self.loss.task_weight:
+            total = total + self.loss.task_weight * self._task(logits, index)
+        if self.loss.bias_weight:
+            total = total + self.loss.bias_weight * self._bias(logits, index)
+        return total
+
+    def _task(self, logits: Tensor, index: Tensor) -> Tensor:
+        weights = self.sample_weights[index]
+        losses = _cross_entropy(logits, self.labels[index], self.targets[index], self.multi_label)
+        return (weights * losses).mean()
+
+    def _bias(self, logits: Tensor, index: Tensor) -> Tensor:
+        if not self.loss.whole_set:
+            value = self._objective(logits, self.targets[index], self.groups[index])
+            # A batch without two groups to compare has no bias term.
+            return torch.zeros_like(value) if value.isnan() else value
+        self.logits[index] = logits.detach()
+        # A sample stands for its cell's share of the set, whatever share of the batch the cell was given.
+        cell = self.cells[index]
+        stands_for = self.cell_sizes[cell] / torch.bincount(cell, minlength=len(self.cell_sizes))[cell]
+        pooled = self.logits.index_add(0, index, stands_for[:, None] * (logits - logits.detach()))
+        return self._objective(pooled, self.targets, self.groups)
+
+    def _objective(self, logits: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
+        probabilities = fairness.probabilities(logits, multi_label=self.multi_label)
+        return self.objective(probabilities, targets.to(probabilities.dtype), groups)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
+    """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over labels."""
+    if multi_label or logits.shape[1] == 1:
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits, targets.to(logits.dtype), reduction="none"
+        )
+        return losses.mean(1)
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _sample_weights(data: GroupedData, balance: str) -> Tensor:
+    """One weight per sample with mean 1, so that each label, or each group x label cell, adds up to the same."""
+    if balance == "none":
+        return torch.ones(len(data))
+    cell = _cells(data, balance)
+    counts = torch.bincount(cell)
+    return len(data) / (len(counts) * counts[cell].float())
+
+
+def _cells(data: GroupedData, by: str) -> Tensor:
+    """The number of each sample's label, or of its group x label cell."""
+    labels = data.targets if data.targets.dim() == 2 else data.targets[:, None]
+    keys = labels if by == "label" else torch.cat([labels, data.groups], 1)
+    cells: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
+    return cells
