@@ -1,9 +1,9 @@
 """Which weights to move: masks compared over whole trade-off curves: python -m benchmarks.mask_study [--sets ...]
 
-Every mask gets the same step 1 (same batches, same rule for the learning rate) on the fit set. The extractor is then put
-at points of the way from the original, with the original's head, and the select set gives AUC and gap of each point.
-A curve's figure is the smallest gap on it at an AUC loss of at most d, averaged over d = 0, .005, .01, .015 and .02,
-as a share of the untouched model's gap: one number that does not reward a mask for merely going further.
+Every mask gets the same step 1 (same batches, same rule for the learning rate) on the fit set. The extractor is then
+put at points of the way from the original, with the original's head, and select gives AUC and gap of each point. A
+curve's figure is the smallest gap on it at an AUC loss of at most d, averaged over d = 0, .005, .01, .015 and .02, as
+a share of the untouched model's gap: one number that does not reward a mask for merely going further.
 """
 
 import argparse
@@ -151,7 +151,8 @@ def digits(seed: int) -> tuple[nn.Module, GroupedData, GroupedData]:
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -163,16 +164,18 @@ def tune(
         chosen.write_back(average)
 
 
+_FIRST_RATE, _FACTORS = 1e-3, 16
+
+
 def best_step(
     model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, data: GroupedData, step: Step, *, seed: int,
     batches: int = 4,
 ) -> float:  # fmt: skip
-    r"""The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
+    """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
-    Along the step :math:`d` that the optimizer takes first at learning rate 1, the loss is taken for a parabola. From
-    the slope :math:`g^T d` and the loss at one trial :math:`\eta`, whose decrease is the share :math:`\rho` of what
-    the slope promises, its lowest point is :math:`\eta / (2 (1 - \rho))`. The trial is moved until
-    :math:`0.1 < \rho < 0.9`, where the bend is neither invisible nor all there is.
+    The step is the one that the optimizer takes first. From 1e-3 its length goes up or down by factors of 3 for as long
+    as the loss falls; a parabola through the slope would be quicker, but the gap's loss has a kink where the gap is 0.
+    No step is longer than a tenth of the weights' norm: on weights that hardly matter any step may seem to help.
 
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.
@@ -182,36 +185,42 @@ def best_step(
     indices = stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
     rows = list(islice(indices, batches))
     taken = [(index.to(chosen.vector.device), data.take(index).to(chosen.vector.device)) for index in rows]
-    gradient, loss = _mean_gradient(model, chosen, pooled, taken)
-    direction = _first_direction(chosen, step, gradient)
-    slope = float(gradient.double() @ direction.double())
-    start, rate = chosen.vector.detach().clone(), 1e-3
-    for _ in range(20):
+    direction = _first_direction(chosen, step, _mean_gradient(model, chosen, pooled, taken))
+    start = chosen.vector.detach().clone()
+    longest = (float(start.norm()) + 1) / 10 / max(float(direction.norm()), 1e-30)
+
+    @cache
+    def loss_after(power: int) -> float:
+        rate = _FIRST_RATE * 3.0**power
+        if rate > longest:
+            return math.inf
         chosen.write_back(start - rate * direction)
-        promised = rate * slope
-        kept = (loss - _mean_loss(model, pooled, taken)) / promised if promised else 0.0
-        if 0.1 < kept < 0.9 or not promised:
-            break
-        rate = rate * 4 if kept >= 0.9 else rate / 4
+        return _mean_loss(model, pooled, taken)
+
     chosen.write_back(start)
-    return rate / (2 * (1 - min(kept, 0.9)))
+    untouched, best = _mean_loss(model, pooled, taken), 0
+    way = 1 if loss_after(1) < min(loss_after(0), untouched) else -1
+    while abs(best) < _FACTORS and (loss_after(best + way) < loss_after(best) or not loss_after(best) < untouched):
+        best += way
+    chosen.write_back(start)
+    return float(_FIRST_RATE * 3.0**best)
 
 
 def _mean_gradient(
     model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]]
-) -> tuple[Tensor, float]:
-    total, loss = torch.zeros_like(chosen.vector), 0.0
+) -> Tensor:
+    total = torch.zeros_like(chosen.vector)
     logits = pooled.logits.clone()
     for index, batch in batches:
         pooled.logits.copy_(logits)
         value = pooled(forward_logits(model, batch.inputs), index)
-        loss += _finite(value, 0) / len(batches)
+        _finite(value, 0)
         model.zero_grad()
         torch.autograd.backward(value)
         chosen.collect_gradients()
         total += _gradient(chosen) / len(batches)
     pooled.logits.copy_(logits)
-    return total, loss
+    return total
 
 
 @torch.no_grad()

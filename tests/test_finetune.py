@@ -409,7 +409,8 @@ def test_a_parametrized_head_is_not_zeroed_into_nan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": -1}, "epochs"), ({"learning_rate": -1.0}, "learning_rate"), ({"trust": 0.0}, "trust"), ({"batch_size": 0}, "batch_size"),
+        ({"epochs": -1}, "epochs"), ({"learning_rate": -1.0}, "learning_rate"), ({"trust": 0.0}, "trust"),
+            ({"batch_size": 0}, "batch_size"),
         ({"optimizer": "sgdd"}, "sgdd"), ({"augment": ("rotate",)}, "rotate"), ({"average": 1.0}, "average"),
         ({"norm_stats": "on"}, "norm_stats"), ({"weight_decay": float("nan")}, "weight_decay"),
     ],
@@ -438,6 +439,7 @@ def convolving(scale=1.0):
         net[1].running_mean.mul_(scale)
         net[1].running_var.mul_(scale * scale)
         net[1].eps = 1e-12
+        net[4].weight.mul_(10)
     return net
 
 
@@ -476,4 +478,4 @@ def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(opt
 
 def test_the_best_step_follows_the_scale_of_the_weights():
     rates = [searched(convolving(scale))[1] for scale in (1.0, 10.0)]
-    assert rates[1] == pytest.approx(100 * rates[0], rel=0.3)
+    assert 30 <= rates[1] / rates[0] <= 300, "a hundredfold, in factors of 3"
