@@ -23,7 +23,7 @@ ROWS = (
 INSIDE = {
     "data": ("arrays", "grouped", "images", "manifest", "strata"),
     "audit": ("predictions", "uncertainty"),
-    "methods": ("selection", "settings"),
+    "methods": ("baselines", "run", "selection", "settings"),
     "models": ("architectures", "blocks", "heads"),
     "checkpoint": ("containers", "entries", "storage"),
     "gate": ("contrasts", "judgement", "policy", "sides", "tasks"),
