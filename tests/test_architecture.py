@@ -14,10 +14,10 @@ ROWS = (
     ("data", "devices", "models", "fairness", "intervals", "bootstrap", "mask"),
     ("evidence",),
     ("checkpoint", "datasets", "audit", "importance", "finetune", "patch"),
-    ("report", "pixels", "plan", "scores", "verdict"),
+    ("report", "leakage", "pixels", "plan", "scores", "verdict"),
     ("gate",),
     ("methods", "starter", "testing"),
-    ("search",),
+    ("search", "compare"),
 )
 # Modules that one room is made of; nobody else imports them. (A room may also be a package.)
 INSIDE = {
