@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from bmft.data import GroupedData
@@ -96,9 +97,10 @@ def _probe(
     rows = np.isin(ids, large)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = cross_val_predict(
-        probe, features[rows], ids[rows], groups=clusters[rows], cv=folds, method="predict_proba"
-    )
+    with threadpool_limits(1):  # small fits; threads that also serve torch only wait for each other
+        scores = cross_val_predict(
+            probe, features[rows], ids[rows], groups=clusters[rows], cv=folds, method="predict_proba"
+        )
     if len(large) == 2:
         area = delong(scores[:, 1], (ids[rows] == large[1]).astype(np.int64))
         return Leakage(area.value, area.low, area.high)

@@ -32,7 +32,7 @@ from bmft.run import Method, Progress, Run, from_original_head
 from bmft.selection import Limits, Selection, gap_of
 from bmft.settings import Settings, unknown_name
 
-__all__ = ["METHODS", "Method", "Outcome", "Progress", "Run", "debias", "settings_for"]
+__all__ = ["METHODS", "Method", "Outcome", "Progress", "Run", "debias", "gap_of", "settings_for", "unknown_name"]
 
 
 def bmft(run: Run) -> WeightMask:
