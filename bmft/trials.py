@@ -54,6 +54,9 @@ class Budget:
         """
         step, head = self.epochs
         epochs = (step + 1 + len(self.path), 0) if method in ONE_STEP else (step, head)
+        if method == "head":
+            # On cached features an epoch is no image-pass: as many heads' worth as the two-step methods train.
+            epochs = (0, head * len(self.path) * 2)
         base = settings_for(method, given)
         return {
             **given,
