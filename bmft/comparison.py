@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from bmft.references import ATTRIBUTE_AT_INFERENCE
-from bmft.trials import CLOSED_FORM, FIGURES, ONE_STEP, SCHEMA
+from bmft.trials import FIGURES, ONE_STEP, SCHEMA
 
 Json = Mapping[str, Any]
 
@@ -83,7 +83,8 @@ class Comparison:
         if not original:
             return ["No method gave a result, so there is nothing to compare."]
         limits = (
-            f"ROC AUC at most {self.max_auc_drop:g} lower overall and {self.max_group_auc_drop:g} for the worst group"
+            f"ROC AUC at most {self.max_auc_drop:g} lower overall "
+            f"and {self.max_group_auc_drop:g} for the worst group"
         )
         eligible = [
             row for row in self.rows if self._harmless(row) and _mean(row, "gap") < _mean(original, "gap")
@@ -123,7 +124,7 @@ class Comparison:
                 if n in results[0]["after"]
             },
             "change": {
-                n: _over_seeds([r["change"].get(n) for r in results])
+                n: _over_seeds([r["change"].get(n) for r in results], -1.0)
                 for n in FIGURES
                 if n in results[0]["change"]
             },
@@ -175,7 +176,8 @@ class Comparison:
 def _kind(method: str) -> str:
     if method in ATTRIBUTE_AT_INFERENCE:
         return "reference"
-    return "one step" if method in ONE_STEP else "closed form" if method in CLOSED_FORM else "two steps"
+    alone = {"head": "head", "dfr": "head", "fairprune": "pruned", "threshold": "threshold"}
+    return "one step" if method in ONE_STEP else alone.get(method, "two steps")
 
 
 def _on_select(result: Json) -> float:
@@ -190,13 +192,15 @@ def _mean(row: Json, name: str) -> float:
     return _number(row["figures"].get(name, {}).get("mean"))
 
 
-def _over_seeds(figures: Sequence[Json]) -> dict[str, Any]:
+def _over_seeds(figures: Sequence[Json], lowest: float = 0.0) -> dict[str, Any]:
     """Mean over seeds; its t interval over the seeds, and the mean ends of each seed's bootstrap over the data."""
     values = np.array([_number(figure["value"]) for figure in figures])
     ends = [figure["interval"] for figure in figures if figure["interval"] is not None]
+    reach = _t_interval(values)
     return {
         "mean": float(values.mean()),
-        "over_seeds": _t_interval(values),
+        # Figures are rates: of the t interval only what is possible.
+        "over_seeds": None if reach is None else np.clip(reach, lowest, 1.0).tolist(),
         "on_data": np.mean(ends, axis=0).tolist() if len(ends) == len(figures) else None,
         "values": values.tolist(),
     }
