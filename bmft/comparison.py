@@ -77,6 +77,16 @@ class Comparison:
         rows = [self._row(method, results) for method, results in self.chosen.items()]
         return sorted(rows, key=lambda row: (row["kind"] == "reference", _mean(row, "gap")))
 
+    @property
+    def where(self) -> str:
+        """What every figure was measured on, in words; empty where nothing was."""
+        result = next((results[0] for results in self.chosen.values()), None)
+        if result is None:
+            return ""
+        rows = f"measured on the {result['evaluated_on']} rows (n = {result['n']:,})"
+        chose = "; they also chose the epochs and settings: expect somewhat less on new data"
+        return rows + (chose if result["evaluated_on"] == "select" else "")
+
     def verdict(self) -> list[str]:
         """Which method is best under these conditions, in sentences; what cannot be told apart is named."""
         original = self.untouched
@@ -108,6 +118,7 @@ class Comparison:
             "schema": SCHEMA, "sensitive": self.sensitive, "budget": self.budget,
             "limits": {"max_auc_drop": self.max_auc_drop, "max_group_auc_drop": self.max_group_auc_drop},
             "untouched": self.untouched, "methods": self.rows, "not_run": self.problems, "verdict": self.verdict(),
+            "where": self.where,
             "trials": self.results, "versions": self.versions,
         }  # fmt: skip
 

@@ -41,11 +41,11 @@ class _Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return (x[:, 0] >= 0.5).astype(np.int64)
 
 
-def threshold_optimizer(select: Predictions, measured: Predictions) -> Predictions:
+def threshold_optimizer(select: Predictions, measured: Predictions, *, threshold: float = 0.5) -> Predictions:
     """Fairlearn's ThresholdOptimizer (Hardt, Price and Srebro 2016) fitted on `select`: its decisions for `measured`.
 
     Equalized odds at the best balanced accuracy; decisions may be drawn at random. Rows of unknown group keep the
-    model's own decision.
+    model's own decision at `threshold`.
 
     Raises:
         ConfigError: the label is not binary, or there is more than one attribute.
@@ -65,7 +65,7 @@ def threshold_optimizer(select: Predictions, measured: Predictions) -> Predictio
     except ValueError as error:
         raise ConfigError(f"threshold_optimizer cannot be fitted on the select set: {error}") from error
     seen = np.isin(measured.groups[:, 0], select.groups[known, 0])
-    decisions = measured.decisions(0.5).astype(np.float64)
+    decisions = measured.decisions(threshold).astype(np.float64)
     decisions[seen, 0] = rule.predict(
         measured.scores[seen], sensitive_features=measured.groups[seen, 0], random_state=0
     )

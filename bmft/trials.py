@@ -41,7 +41,7 @@ class Budget:
         seeds: repetitions.
     """
 
-    epochs: tuple[int, int] = (5, 5)
+    epochs: tuple[int, int] = (3, 5)
     path: tuple[float, ...] = (0.5, 1.0)
     tuning: int = 2
     seeds: int = 3
@@ -50,7 +50,7 @@ class Budget:
         """The settings of tuning trial `number` of a method, over those that the user gave.
 
         >>> Budget().config("rw", 1, {})["epochs"], Budget().config("bmft", 0, {"fraction": 0.1})["fraction"]
-        ((8, 0), 0.1)
+        ((6, 0), 0.1)
         """
         step, head = self.epochs
         epochs = (step + 1 + len(self.path), 0) if method in ONE_STEP else (step, head)
@@ -178,7 +178,7 @@ def _reference(world: World) -> dict[str, Any]:
     """Fairlearn's post-processing of the untouched model's scores; it needs the attribute at inference."""
     options = {**world.measuring}
     select, before = (predict(world.model, data, **options) for data in (world.select, world.measured))
-    after = threshold_optimizer(select, before)
+    after = threshold_optimizer(select, before, threshold=world.threshold)
     found = compared(world, "bmft", {}, before, after)
     # Its answers are decisions: a ranking it does not give.
     for part in ("after", "change"):

@@ -62,7 +62,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Run every method and baseline on CHECKPOINT under one budget, and say which is best on these data.
 
-    Each gets the same fit and select rows, the same passes over the images (--epochs; 5,5 by default), the
+    Each gets the same fit and select rows, the same passes over the images (--epochs; 3,5 by default), the
     same number of learning rates to try, and the same seeds. An interrupted comparison goes on where it
     stopped. CHECKPOINT is not changed.
 
@@ -79,7 +79,7 @@ def compare(
         how.max_auc_drop, how.max_group_auc_drop, common.multi_label, common.head, common.device,
     )  # fmt: skip
     config = dict(how.config)
-    epochs = config.pop("epochs", (5, 5))
+    epochs = config.pop("epochs", (3, 5))
     budget = Budget(epochs if isinstance(epochs, tuple) else (epochs, epochs), _points(path), tuning, seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     with Progress() as bar:
@@ -87,6 +87,8 @@ def compare(
             world, methods=names, budget=budget, config=config, folder=Path(report) / "trials",
             jobs=jobs or min(4, os.cpu_count() or 1), progress=bar,
         )  # fmt: skip
+    if comparison.where:
+        click.echo(comparison.where)
     click.echo(comparison_table(comparison))
     for name, reason in comparison.problems.items():
         settings().say(f"{name}: {reason}")

@@ -201,6 +201,12 @@ def test_a_method_that_refuses_is_listed_with_its_reason(world):
     assert "binary label" in comparison_markdown(found.to_dict())
 
 
+def test_figures_of_the_rows_that_chose_say_so():
+    chosen = {**result("rw", 0, 0.1), "evaluated_on": "select"}
+    assert "expect somewhat less on new data" in comparison_markdown(made_up(chosen).to_dict())
+    assert "expect" not in made_up(result("rw", 0, 0.1)).where
+
+
 def test_the_tuning_trial_with_the_smaller_gap_on_select_counts_for_its_seed():
     found = made_up(result("bmft", 0, 0.1, select=0.15), result("bmft", 0, 0.05, trial=1, select=0.12))
     (row,) = found.rows

@@ -74,12 +74,10 @@ def _page(comparison: Json) -> Page:
         sections.append(Section("leakage", "Can the attribute be read from the features?", _leakage(lines)))
     sections.append(Section("conditions", "Conditions", _conditions(comparison)))
     verdict = tuple(comparison["verdict"])
-    where = next(
-        (f"{r['evaluated_on']} rows (n = {count(r['n'])})" for r in comparison["trials"] if "n" in r), ""
-    )
+    where = str(comparison["where"])
     return Page(
         f"Methods compared by {', '.join(comparison['sensitive'])}", "audit", "One budget for every method",
-        (*verdict, f"Measured on the {where}." if where else ""), tuple(sections),
+        (*verdict, *([f"{where[0].upper()}{where[1:]}."] if where else [])), tuple(sections),
     )  # fmt: skip
 
 
@@ -93,7 +91,8 @@ def _tradeoff(lines: Sequence[Json]) -> tuple[Cards, ...]:
     text = (
         "Further left is a smaller gap, further up a better ranking. Numbers are those of the table; 0 is the "
         "untouched model. Bars are 95 % intervals of the mean over seeds, cut off at the frame. The line joins the "
-        "methods that no other beats in both. References that need the attribute at inference rank nothing and are not drawn."
+        "methods that no other beats in both. References that need the attribute at inference rank nothing and are "
+        "not drawn."
     )
     chart = partial(_draw, drawn, Caption("tradeoff", "Gap against ROC AUC, every method", text))
     return (Cards((Card("Gap against ROC AUC", text, chart),)),)

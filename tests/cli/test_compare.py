@@ -22,8 +22,9 @@ def test_the_methods_are_compared_and_the_files_are_left(compare, study, tmp_pat
     )
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["method", "untouched"]
-    assert {line.split()[0] for line in lines[2:4]} == {"threshold", "dfr"}
+    assert lines[0] == "measured on the test rows (n = 240)"
+    assert [line.split()[0] for line in lines[1:3]] == ["method", "untouched"]
+    assert {line.split()[0] for line in lines[3:5]} == {"threshold", "dfr"}
     assert lines[-1] == "out/compare.html"
     written = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert written["budget"]["epochs"] == [1, 1]
