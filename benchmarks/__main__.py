@@ -5,7 +5,10 @@ import sys
 
 from benchmarks.common import HERE
 
-NAMES = ("demo", "speed", "ham10000", "report_speed", "interval_coverage", "gate_simulation", "bootstrap_speed")
+NAMES = (
+    "demo", "speed", "ham10000", "compare_ham10000", "many_groups", "report_speed", "interval_coverage",
+    "gate_simulation", "bootstrap_speed",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -2,9 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,158 +11,28 @@ from torch import nn
 
 from bmft import fairness
 from bmft.audit import AuditReport, audit, predict
+from bmft.baselines import (
+    bias_gradient_descent,
+    dfr,
+    fairprune,
+    full,
+    group_dro,
+    head_only,
+    threshold_shift,
+)
 from bmft.data import GroupedData, as_grouped
 from bmft.devices import autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
-from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
 from bmft.importance import relative, weight_importances
 from bmft.mask import WeightMask
-from bmft.models import Head, blocks, find_head
+from bmft.models import blocks, find_head
 from bmft.patch import WeightPatch
 from bmft.report import DebiasReport, versions
+from bmft.run import Method, Progress, Run, from_original_head
 from bmft.selection import Limits, Selection, gap_of
 from bmft.settings import Settings, unknown_name
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures."""
-
-    phase: str
-    done: int
-    total: int
-    figures: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Run:
-    """What a method works on. `model` is a copy that it changes; everything else is as given."""
-
-    model: nn.Module
-    head: Head
-    fit: GroupedData
-    select: GroupedData
-    settings: Settings
-    selection: Selection
-    generator: torch.Generator
-    seed: int
-    multi_label: bool
-    autocast: Callable[[], AbstractContextManager[Any]]
-    progress: Callable[[Progress], None]
-    activations: Activations = field(default_factory=Activations)
-    tail: Tail | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def body(self) -> list[str]:
-        """The extractor's parameters: all but the head's, within the name patterns that were given."""
-        names = [name for name, _ in self.model.named_parameters() if name not in self.head.parameters]
-        mask = WeightMask.by_name(self.model, *self.settings.tune)
-        mask = mask.excluding(*self.settings.freeze) if self.settings.freeze else mask
-        return [name for name in names if bool(mask.tensors[name].any())]
-
-    def head_mask(self) -> WeightMask:
-        """A mask of the whole head."""
-        return WeightMask.by_name(self.model, *self.head.parameters)
-
-    def body_mask(self) -> WeightMask:
-        """A mask of the whole extractor."""
-        return WeightMask.by_name(self.model, *self.body)
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Add the time spent inside to `seconds`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
-
-    def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
-        """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
-        with self.timed("extractor"):
-            fit, select = self._entering(mask, step)
-            look = self._after_epoch(1, self.tail or self.model, select, step)
-            tune(
-                self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                tail=self.tail, autocast=self.autocast, after_epoch=look,
-            )  # fmt: skip
-
-    def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
-        """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
-        if step.augment or step.norm_stats != "frozen":
-            return self.fit, self.select
-        sample = self.fit.take(slice(0, 4)).to(next(self.model.parameters()).device).inputs
-        moving = [name for name, chosen in mask.tensors.items() if bool(chosen.any())]
-        tail = tail_above(self.model, moving, sample, autocast=self.autocast)
-        if tail is None:
-            return self.fit, self.select
-        fit = self.activations.of(tail, self.fit, autocast=self.autocast)
-        select = self.activations.of(tail, self.select)
-        if fit is None or select is None:
-            return self.fit, self.select
-        self.tail = tail
-        return fit, select
-
-    def tune_head(self, reset: Callable[[], None]) -> None:
-        """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
-        step = self.settings.step(1)
-        with self.timed("head"):
-            fit, select = (
-                penultimate_features(self.model, self.head, self._precise(data), tail=self.tail)
-                for data in (self.fit, self.select)
-            )
-            if fit is None or select is None:
-                model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
-            else:
-                model = self.model.get_submodule(self.head.name)
-                mask = WeightMask.by_name(model)
-            for loss in self.settings.head_losses():
-                reset()
-                tune(
-                    model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                    after_epoch=self._after_epoch(2, model, select, step),
-                )  # fmt: skip
-
-    def _precise(self, data: GroupedData) -> GroupedData:
-        """What the tail takes for this set in full precision; the set itself without one."""
-        kept = self.activations.of(self.tail, data) if self.tail else data
-        if kept is None:
-            self.tail = None
-        return data if kept is None else kept
-
-    def along(self, start: Mapping[str, torch.Tensor]) -> Iterator[float]:
-        """Change the model: its weights to each point of the settings' path from `start` to where they are now."""
-        parameters = dict(self.model.named_parameters())
-        end = {name: parameters[name].detach().clone() for name in start}
-        for fraction in self.settings.path:
-            with torch.no_grad():
-                for name, value in start.items():
-                    # A weight that did not move stays as it is to the last bit: interpolating -0.0 would give 0.0.
-                    same = value == end[name]
-                    parameters[name].copy_(torch.where(same, value, torch.lerp(value, end[name], fraction)))
-            yield fraction
-
-    def body_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the extractor's weights as they are now."""
-        parameters = dict(self.model.named_parameters())
-        return {name: parameters[name].detach().clone() for name in self.body}
-
-    def _after_epoch(
-        self, number: int, model: nn.Module, select: GroupedData, step: Step
-    ) -> Callable[[int, float], bool]:
-        gaps: list[float] = []
-
-        def look(epoch: int, loss: float) -> bool:
-            with self.timed("selection"):
-                predictions = predict(
-                    model, select, multi_label=self.multi_label, device=str(next(model.parameters()).device)
-                )
-                entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
-            self.progress(Progress(f"step {number}", epoch, step.epochs, entry))
-            gaps.append(entry["gap"])
-            patience = self.settings.patience if number == 1 else 0
-            return bool(patience) and min(gaps[-patience:]) > min(gaps)
-
-        return look
+__all__ = ["METHODS", "Method", "Outcome", "Progress", "Run", "debias", "gap_of", "settings_for", "unknown_name"]
 
 
 def bmft(run: Run) -> WeightMask:
@@ -185,23 +54,6 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
     run.tune_extractor(mask, run.settings.extractor_loss(), run.settings.step(0))
     for _ in run.along(start):
         run.tune_head(reset)
-
-
-def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
-    """What puts the head back to its original weights and then resets them as the settings say, for every try alike.
-
-    With ``reset = "partial"`` only the weights that `where` marks become zero.
-    """
-    original = {name: run.model.get_parameter(name).detach().clone() for name in run.head.parameters}
-
-    def reset() -> None:
-        with torch.no_grad():
-            for name, value in original.items():
-                run.model.get_parameter(name).copy_(value)
-        if run.settings.reset != "keep":
-            reset_head(run.model, run.head, where=where if run.settings.reset == "partial" else None)
-
-    return reset
 
 
 def swift(run: Run) -> WeightMask:
@@ -249,29 +101,6 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> tuple[Mappin
     )  # fmt: skip
 
 
-def full(run: Run) -> WeightMask:
-    """Fine-tune every weight on balanced batches; the bias term as the settings weigh it. One step, all epochs."""
-    everything = WeightMask.by_name(run.model)
-    step = replace(run.settings.step(0), epochs=sum(run.settings.epochs))
-    run.tune_extractor(everything, run.settings.extractor_loss(), step)
-    return everything
-
-
-def head_only(run: Run) -> WeightMask:
-    """Train a new head on balanced batches of cached features; the extractor stays."""
-    run.tune_head(from_original_head(run))
-    return run.head_mask()
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named method: what it does, its default settings and the published ones."""
-
-    run: Callable[[Run], WeightMask]
-    defaults: Settings
-    paper: Settings
-
-
 _PAPER = Settings(
     objective="equalized_odds", epochs=(10, 10), patience=0, lr=(1e-4, 1e-3), optimizer="sgd", momentum=0.9,
     weight_decay=5e-4, batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label",
@@ -292,6 +121,13 @@ METHODS: Mapping[str, Method] = {
     "rw": Method(full, replace(_DEFAULTS, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
     "reg": Method(full, replace(_DEFAULTS, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
     "rwreg": Method(full, _DEFAULTS, _RW),
+    "group_dro": Method(group_dro, _DEFAULTS, replace(_PAPER, balance=("cell", "cell"))),
+    "bias_gradient_descent": Method(
+        bias_gradient_descent, replace(_DEFAULTS, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
+    ),
+    "dfr": Method(dfr, _DEFAULTS, _PAPER),
+    "fairprune": Method(fairprune, _DEFAULTS, _PAPER),
+    "threshold": Method(threshold_shift, _DEFAULTS, _PAPER),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ import click
 from .console import REJECTED, Progress, table
 from .method import How, method_options
 from .options import Command, Common, common_options, load_job, option
+from .sites import Sites, sites_option, sites_table
 from .tables import audit_table
 
 if TYPE_CHECKING:
+    from bmft.data import GroupedData
     from bmft.mask import WeightMask
     from bmft.methods import Outcome
 
@@ -30,12 +33,15 @@ if TYPE_CHECKING:
 @option(
     "--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here."
 )
+@sites_option
+@option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
 @option("--dry-run", is_flag=True, help="Show what would be tuned, layer by layer; change and write nothing.")
 @common_options()
 @method_options
 def debias(
-    checkpoint: str, common: Common, how: How, out: str | None, report: str | None, dry_run: bool
-) -> None:
+    checkpoint: str, common: Common, how: How, out: str | None, report: str | None, sites: Sites, leakage: bool,
+    dry_run: bool,
+) -> None:  # fmt: skip
     """Reduce CHECKPOINT's gap between groups by moving only the weights that carry it.
 
     Weights are moved on the fit rows, the epoch is chosen on select, and before and after are measured on
@@ -51,12 +57,14 @@ def debias(
     if dry_run:
         click.echo(_plan(run_method(job, replace(how, config={**how.config, "epochs": 0})).mask))
         return
+    elsewhere = {name: job.site(path) for name, path in sites}
     outcome = run_method(job, how)
     click.echo(outcome_table(job, outcome))
+    extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
     click.echo(outcome.reason)
     written = [
         *(_write(job, outcome, target) if outcome.accepted else []),
-        *_write_report(job, outcome, report),
+        *_write_report(job, outcome, report, extra),
     ]
     for path in written:
         click.echo(path)
@@ -118,7 +126,38 @@ def _write(job: Job, outcome: Outcome, target: Path) -> list[Path]:
     return [target, patch]
 
 
-def _write_report(job: Job, outcome: Outcome, folder: str | None) -> list[Path]:
+def _elsewhere(job: Job, outcome: Outcome, elsewhere: Mapping[str, GroupedData]) -> dict[str, Any]:
+    """Both models audited on other sites' rows, and shown."""
+    from bmft.audit import audit
+
+    measuring = {"threshold": job.threshold, "seed": job.common.seed, **job.measuring}
+    audits = {
+        name: {
+            "before": audit(job.model, data, **measuring),
+            "after": audit(outcome.model, data, **measuring),
+        }
+        for name, data in elsewhere.items()
+    }
+    if audits:
+        click.echo(sites_table(audits))
+    return {"evaluations": audits} if audits else {}
+
+
+def _leakage(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """How well a linear probe reads each attribute from both models' features, and a line about each."""
+    from bmft.leakage import attribute_leakage, sides
+
+    measured = job.select if outcome.evaluated_on == "select" else job.data
+    options = {"head": job.common.head, "seed": job.common.seed}
+    found = sides(*(attribute_leakage(model, measured, **options) for model in (job.model, outcome.model)))
+    for name, side in found.items():
+        click.echo(
+            f"leakage of {name}, a linear probe's ROC AUC: {side['before']:.3f} -> {side['after']:.3f}"
+        )
+    return {"leakage": found}
+
+
+def _write_report(job: Job, outcome: Outcome, folder: str | None, extra: Mapping[str, Any]) -> list[Path]:
     from bmft.report import write_report
 
     if folder is None:
@@ -130,7 +169,7 @@ def _write_report(job: Job, outcome: Outcome, folder: str | None) -> list[Path]:
             report,
             config={**report.config, "checkpoint": str(job.checkpoint.path), "data": str(common.data)},
             hashes={**report.hashes, "checkpoint": job.checkpoint.content_hash},
-            extra={**report.extra, **_pixels(job, outcome)},
+            extra={**report.extra, **extra, **_pixels(job, outcome)},
         ),
         folder,
     )

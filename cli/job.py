@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from bmft.audit import pick_threshold, predict
@@ -82,6 +83,25 @@ class Job:
         seed = self.common.seed
         settings().say(f"no --split-column: half of {self.common.data} is fit, half select (seed {seed})")
         return self._load(None).split(*CUT, seed=seed)
+
+    def site(self, path: str) -> GroupedData:
+        """Every row of another manifest, read with the same options; image paths are relative to that manifest.
+
+        Raises:
+            DataError: it has a label that the fit rows do not have.
+        """
+        common = replace(self.common, data=path, images=None, split_column=None)
+        data = replace(self, common=common)._load(None)
+        known = self.fit.classes
+        if data.classes == known:
+            return data
+        if data.task == "multilabel" or not set(data.classes) <= set(known):
+            raise DataError(
+                f"{path}: the labels are {', '.join(data.classes)}, those of {self.common.data} are "
+                f"{', '.join(known)}. Code both alike."
+            )
+        numbers = torch.tensor([known.index(name) for name in data.classes])
+        return replace(data, targets=numbers[data.targets], classes=known, task=self.fit.task)
 
     def _load(self, split: str | None) -> GroupedData:
         common = self.common

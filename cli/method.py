@@ -99,6 +99,15 @@ _MORE = [
 
 def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a method; it receives them as one argument, `how`."""
+    return _receiving_how(function, _LIMITS)
+
+
+def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command that runs several methods: all but which one, and which epoch is kept."""
+    return _receiving_how(function, _LIMITS[2:], method="", keep="best")
+
+
+def _receiving_how(function: Callable[..., Any], limits: list[Any], **fixed: Any) -> Callable[..., Any]:
 
     @wraps(function)
     def command(**values: Any) -> Any:
@@ -106,10 +115,11 @@ def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
         beta, more = values.pop("beta"), dict(values.pop("more"))
         asked = {name: value for name, value in given.items() if value not in (None, ())}
         config = method_settings() | _split(beta) | asked | more
-        limits = {name: values.pop(name) for name in ("method", "keep", "max_auc_drop", "max_group_auc_drop")}
-        return function(how=How(config={k: _resolved(k, v) for k, v in config.items()}, **limits), **values)
+        names = ("method", "keep", "max_auc_drop", "max_group_auc_drop")
+        chosen = fixed | {name: values.pop(name) for name in names if name in values}
+        return function(how=How(config={k: _resolved(k, v) for k, v in config.items()}, **chosen), **values)
 
-    return apply_options(command, [*_LIMITS, *_SETTINGS, *_MORE])
+    return apply_options(command, [*limits, *_SETTINGS, *_MORE])
 
 
 def _split(beta: float | None) -> dict[str, Any]:

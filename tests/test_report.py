@@ -362,7 +362,7 @@ def test_optional_pages_appear_where_they_are_given(done):
     extra = {
         "pixels": [Case()],
         "mask_stability": {"labels": ["seed 0", "seed 1"], "overlap": [[1, 0.7], [0.7, 1]], "expected": 0.05},
-        "evals": {"Hospital B": {"before": done.before, "after": done.after}},
+        "evaluations": {"Hospital B": {"before": done.before, "after": done.after}},
         "leakage": {"sex": {"before": 0.71, "after": 0.66, "after_interval": [0.6, 0.7]}},
         "search": {
             "objective": "worst_group_roc_auc", "trials": trials, "importances": {"lr": 0.7, "layer4": 0.3},
@@ -377,8 +377,10 @@ def test_optional_pages_appear_where_they_are_given(done):
     assert expected <= set(Reader(html).headings)
     assert expected.isdisjoint(Reader(to_html(done)).headings)
     assert 'src="data:image/png;base64,iVBORw0KGgo="' in html
-    found = json.loads(to_json(full))["extra"]
-    assert found["evals"]["Hospital B"]["after"]["n"] == 400
+    written = json.loads(to_json(full))
+    found = written["extra"]
+    assert written["evaluations"]["Hospital B"]["after"]["n"] == 400
+    assert written["leakage"]["sex"]["after"] == 0.66
     assert found["search"]["trials"][1]["value"] is None
 
 

@@ -209,7 +209,7 @@ def build(folder: Path) -> Path:
     extra = {
         "pixels": [Case()] * 4,
         "mask_stability": {"labels": seeds, "overlap": np.full((5, 5), 0.7), "expected": 0.05},
-        "evals": {"Hospital with a long name": {"before": sides[0], "after": sides[1]}},
+        "evaluations": {"Hospital with a long name": {"before": sides[0], "after": sides[1]}},
         "leakage": {"sex*age": {"before": 0.7, "after": 0.6}},
         "search": search,
     }

@@ -166,11 +166,11 @@ def pixels_section(cases: Sequence[Explained]) -> Section:
     return Section("pixels", "What changed in the pixels", (Paragraph(text), Gallery(pictures)))
 
 
-def sites_section(evals: Mapping[str, Json]) -> Section:
+def sites_section(evaluations: Mapping[str, Json]) -> Section:
     """The same models on other sites' data."""
     paths = (("overall", "roc_auc"), ("gaps", "", HEADLINE))
     rows: list[tuple[Cell, ...]] = []
-    for site, sides in evals.items():
+    for site, sides in evaluations.items():
         for attribute in sides["before"]["gaps"]:
             found = [
                 _figure(sides.get(side), [key or attribute for key in path])

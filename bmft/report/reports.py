@@ -49,9 +49,9 @@ class DebiasReport:
             - ``pixels``: a list of `bmft.pixels.Explanation`
             - ``mask_stability``: ``labels``, ``overlap`` (a matrix), ``expected`` (by chance), ``what`` (was
               varied)
-            - ``evals``: site -> ``before`` and ``after``, two audits
+            - ``evaluations``: site -> ``before`` and ``after``, two audits (at the top of the file)
             - ``leakage``: attribute -> ``before``, ``after``, and if known ``before_interval``,
-              ``after_interval``
+              ``after_interval`` (at the top of the file)
             - ``search``: ``objective``, ``direction``, ``trials`` (``number``, ``value``, ``state`` of each),
               and if known ``pareto`` (``number``, ``gap``, ``roc_auc``, ``chosen`` of each), ``importances``,
               ``mask`` (block -> component -> bool), ``select``, ``test``, ``image_passes``
@@ -88,9 +88,11 @@ class DebiasReport:
             "versions",
             "hashes",
             "skipped",
-            "extra",
         )
-        return {"schema": SCHEMA, **{name: _plain(getattr(self, name)) for name in names}}
+        top = {name: _plain(self.extra[name]) for name in ("evaluations", "leakage") if name in self.extra}
+        rest = {name: value for name, value in self.extra.items() if name not in top}
+        values = {name: _plain(getattr(self, name)) for name in names}
+        return {"schema": SCHEMA, **values, "extra": _plain(rest), **top}
 
 
 Report = DebiasReport | AuditReport
@@ -210,7 +212,7 @@ def _optional_sections(report: DebiasReport) -> Iterator[Section]:
         yield extras.pixels_section(report.extra["pixels"])
     makers: dict[str, Callable[[Any], Section]] = {
         "mask_stability": extras.stability_section,
-        "evals": extras.sites_section,
+        "evaluations": extras.sites_section,
         "leakage": extras.leakage_section,
         "search": search_section,
     }

@@ -239,3 +239,39 @@ def test_an_interrupt_leaves_no_file_behind(debias, tmp_path, monkeypatch):
     monkeypatch.setattr(Selection, "consider", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert debias() == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_sites_and_the_leakage_are_in_the_table_and_the_reports(debias, study, tmp_path, capsys):
+    site = tmp_path / "clinic.csv"
+    rows = (study / "isic.csv").read_text().splitlines()
+    site.write_text("\n".join([rows[0], *(f"{study}/{row}" for row in rows[1:101])]) + "\n")
+    assert debias(*FAST, "--eval", "clinic=clinic.csv", "--leakage", "--report", "r", "--method", "threshold") == 0
+    shown = capsys.readouterr().out
+    assert "measured on clinic (n = 100)" in shown
+    assert "leakage of sex, a linear probe's ROC AUC: " in shown
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert set(report["evaluations"]["clinic"]) == {"before", "after"}
+    assert report["evaluations"]["clinic"]["after"]["n"] == 100
+    # Only the head's bias moved, so the features are the same.
+    assert report["leakage"]["sex"]["before"] == report["leakage"]["sex"]["after"]
+    for name in ("report.html", "report.md"):
+        assert "clinic" in (tmp_path / "r" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["--eval", "clinic"], "NAME=CSV"), (["--eval", "a=x.csv", "--eval", "a=y.csv"], "given twice")],
+)
+def test_a_site_that_is_not_one_is_a_usage_error(debias, given, message, capsys):
+    assert debias(*given) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_site_that_labels_otherwise_is_refused_before_anything_is_trained(debias, study, tmp_path, capsys):
+    rows = (study / "isic.csv").read_text().splitlines()
+    (tmp_path / "clinic.csv").write_text(
+        "\n".join([rows[0], f"{study}/{rows[1]}".replace(",0,", ",no,").replace(",1,", ",no,"),
+                   f"{study}/{rows[2]}".replace(",0,", ",yes,").replace(",1,", ",yes,")]) + "\n"
+    )  # fmt: skip
+    assert debias("--eval", "clinic=clinic.csv") == 4
+    assert "clinic.csv" in capsys.readouterr().err

@@ -1,0 +1,262 @@
+"""A comparison as three files: ``compare.html`` (one page, no network), ``compare.md`` and ``compare.json``."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from bmft.report import page
+from bmft.report.figures import render
+from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
+from bmft.report.reports import to_json
+from bmft.report.svg import AFTER, BEFORE, INK, MUTED, PAPER, Caption
+from bmft.report.wording import Json, count, humanise, number, span
+
+__all__ = ["comparison_html", "comparison_markdown", "put", "to_json", "write_comparison"]
+
+_HEADER = {
+    "gap": "Gap", "equalized_odds_difference": "Larger gap", "roc_auc": "ROC AUC",
+    "worst_group_roc_auc": "Worst group's ROC AUC", "balanced_accuracy": "Balanced accuracy",
+}  # fmt: skip
+_KINDS = {
+    "original": "", "two steps": "some weights, then the head", "one step": "every weight at once",
+    "head": "the head alone", "pruned": "weights set to zero", "threshold": "one bias",
+    "reference": "attribute at inference",
+}  # fmt: skip
+
+
+def write_comparison(comparison: Json, folder: str | Path) -> Path:
+    """Write ``compare.html``, ``compare.json`` and ``compare.md`` into `folder`; returns the first's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "compare.json": to_json(comparison),
+        "compare.md": comparison_markdown(comparison),
+        "compare.html": comparison_html(comparison),
+    }
+    for name, text in texts.items():
+        put(folder / name, text)
+    return folder / "compare.html"
+
+
+def comparison_html(comparison: Json) -> str:
+    """One self-contained page."""
+    return page.html(_page(comparison))
+
+
+def comparison_markdown(comparison: Json) -> str:
+    """The same text and tables."""
+    return page.markdown(_page(comparison))
+
+
+def put(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _page(comparison: Json) -> Page:
+    lines = _lines(comparison)
+    sections = [
+        Section("tradeoff", "The trade-off", _tradeoff(lines)),
+        Section("methods", "Every method", _tables(comparison, lines)),
+    ]
+    if comparison["untouched"].get("evaluations"):
+        sections.append(Section("sites", "On other sites' data", (_sites_table(lines),)))
+    if comparison["untouched"].get("leakage"):
+        sections.append(Section("leakage", "Can the attribute be read from the features?", _leakage(lines)))
+    sections.append(Section("conditions", "Conditions", _conditions(comparison)))
+    verdict = tuple(comparison["verdict"])
+    where = str(comparison["where"])
+    return Page(
+        f"Methods compared by {', '.join(comparison['sensitive'])}", "audit", "One budget for every method",
+        (*verdict, *([f"{where[0].upper()}{where[1:]}."] if where else [])), tuple(sections),
+    )  # fmt: skip
+
+
+def _lines(comparison: Json) -> list[Json]:
+    """The original first, numbered 0; then every method, numbered by its gap."""
+    return [line for line in (comparison["untouched"], *comparison["methods"]) if line]
+
+
+def _tradeoff(lines: Sequence[Json]) -> tuple[Cards, ...]:
+    drawn = [(place, line) for place, line in enumerate(lines) if "roc_auc" in line["figures"]]
+    text = (
+        "Further left is a smaller gap, further up a better ranking. Numbers are those of the table; 0 is the "
+        "untouched model. Bars are 95 % intervals of the mean over seeds, cut off at the frame. The line joins the "
+        "methods that no other beats in both. References that need the attribute at inference rank nothing and are "
+        "not drawn."
+    )
+    chart = partial(_draw, drawn, Caption("tradeoff", "Gap against ROC AUC, every method", text))
+    return (Cards((Card("Gap against ROC AUC", text, chart),)),)
+
+
+def _draw(lines: Sequence[tuple[int, Json]], caption: Caption) -> str:
+    front = _front([line for _, line in lines])
+
+    def draw(axes: Axes) -> None:
+        axes.plot([x for x, _ in front], [y for _, y in front], color=AFTER, linewidth=1.2, zorder=1)
+        for place, line in lines:
+            x, y = _mean(line, "gap"), _mean(line, "roc_auc")
+            color = BEFORE if place == 0 else AFTER if (x, y) in front else INK
+            axes.plot(
+                [x], [y], "o", color=color, markersize=12, markerfacecolor=PAPER, zorder=3 + 0.02 * place
+            )
+            axes.annotate(
+                str(place),
+                (x, y),
+                ha="center",
+                va="center",
+                fontsize=9,
+                color=color,
+                zorder=3.01 + 0.02 * place,
+            )
+        axes.margins(0.12)
+        # The frame is the means': one method that the seeds scatter must not squeeze the others together.
+        axes.set(xlabel="gap", ylabel="ROC AUC", xlim=axes.get_xlim(), ylim=axes.get_ylim())
+        for _, line in lines:
+            _whiskers(axes, line)
+        axes.grid()
+
+    return render(draw, caption, plot=290, labelled=True)
+
+
+def _whiskers(axes: Axes, line: Json) -> None:
+    x, y = _mean(line, "gap"), _mean(line, "roc_auc")
+    if ends := _ends(line, "gap", "over_seeds"):
+        axes.hlines(y, *ends, color=MUTED, linewidth=0.8, zorder=1)
+    if ends := _ends(line, "roc_auc", "over_seeds"):
+        axes.vlines(x, *ends, color=MUTED, linewidth=0.8, zorder=1)
+
+
+def _front(lines: Sequence[Json]) -> list[tuple[float, float]]:
+    """The points that no other beats in both, from left to right.
+
+    >>> points = [(0.2, 0.9), (0.1, 0.8), (0.3, 0.9)]
+    >>> _front([{"figures": {"gap": {"mean": x}, "roc_auc": {"mean": y}}} for x, y in points])
+    [(0.1, 0.8), (0.2, 0.9)]
+    """
+    front: list[tuple[float, float]] = []
+    for gap, negative in sorted((_mean(line, "gap"), -_mean(line, "roc_auc")) for line in lines):
+        if not front or -negative > front[-1][1]:
+            front.append((gap, -negative))
+    return front
+
+
+def _tables(comparison: Json, lines: Sequence[Json]) -> tuple[Table | Paragraph, ...]:
+    rows = tuple(
+        (str(place), Number(line["method"], _KINDS[line["kind"]]), *_cells(line))
+        for place, line in enumerate(lines)
+    )
+    header = ("No.", "Method", *_HEADER.values())
+    intervals = (
+        "Mean over seeds, with the 95 % interval over seeds in small print (for the untouched model, the bootstrap "
+        "over the rows). The gap is the one that was chosen by; the larger gap is the larger of the "
+        "differences in true and false positive rate."
+    )
+    on_data = tuple(
+        (
+            line["method"],
+            *(Number(number(_mean(line, key)), span(_ends(line, key, "on_data"))) for key in _HEADER),
+        )
+        for line in lines
+    )
+    changes = tuple(
+        (line["method"], *(_change(line, key) for key in ("gap", "roc_auc", "balanced_accuracy")))
+        for line in lines if "change" in line
+    )  # fmt: skip
+    found: list[Table | Paragraph] = [
+        Table("Figures after, the smallest gap first", header, rows, text_columns=2),
+        Paragraph(intervals),
+        Table("What it costs",
+              ("Method", "Seeds accepted", "Weights moved", "Image-passes per trial", "Seconds per trial", "Trials"),
+              tuple(map(_cost, [line for line in lines if "seeds" in line]))),
+        Paragraph("An image-pass is one image going through the whole network once, with or without a backward pass."),
+        Table("The same with 95 % intervals over the rows (patients resampled; mean of the seeds)",
+              ("Method", *_HEADER.values()), on_data),
+        Table("Change from the untouched model, both resampled alike",
+              ("Method", "Gap", "ROC AUC", "Balanced accuracy"), changes),
+    ]  # fmt: skip
+    if comparison["not_run"]:
+        rows = tuple(comparison["not_run"].items())
+        found.append(Table("Not run", ("Method", "Why"), rows, text_columns=2))
+    return tuple(found)
+
+
+def _cells(line: Json) -> list[Cell]:
+    which = "on_data" if line["kind"] == "original" else "over_seeds"
+    return [Number(number(_mean(line, key)), span(_ends(line, key, which))) for key in _HEADER]
+
+
+def _change(line: Json, key: str) -> Number:
+    figure = line["change"].get(key, {})
+    return Number(number(figure.get("mean"), signed=True), span(figure.get("on_data"), signed=True))
+
+
+def _cost(line: Json) -> tuple[Cell, ...]:
+    return (
+        line["method"], f"{line['accepted']} of {line['seeds']}", f"{100 * line['moved']:.2f} %",
+        count(line["image_passes"]), f"{line['seconds']:.1f}", str(line["trials"]),
+    )  # fmt: skip
+
+
+def _sites_table(lines: Sequence[Json]) -> Table:
+    rows = tuple(
+        (
+            site,
+            line["method"],
+            *(Number(number(figures[key]["mean"]), span(figures[key]["on_data"])) for key in _HEADER),
+        )
+        for site in lines[0]["evaluations"]
+        for line in lines
+        if (figures := line["evaluations"].get(site))
+    )
+    return Table(
+        "Mean over seeds, with 95 % intervals over the rows",
+        ("Data", "Method", *_HEADER.values()),
+        rows,
+        text_columns=2,
+    )
+
+
+def _leakage(lines: Sequence[Json]) -> tuple[Paragraph, Table]:
+    names = list(lines[0]["leakage"])
+    rows = tuple(
+        (line["method"], *(number(line["leakage"][name]) for name in names))
+        for line in lines
+        if line["leakage"]
+    )
+    text = "ROC AUC of a linear probe that guesses the attribute from the features just below the head; 0.5 is chance."
+    return Paragraph(text), Table("The probe's ROC AUC, mean over seeds", ("Method", *names), rows)
+
+
+def _conditions(comparison: Json) -> tuple[Bullets | Table, ...]:
+    budget, limits = comparison["budget"], comparison["limits"]
+    said = (
+        f"Epochs of the two-step methods: {budget['epochs'][0]} for the extractor, {budget['epochs'][1]} for the head. "
+        "Methods that train every weight at once get as many passes over the fit images in one step.",
+        f"Tuning: {budget['tuning']} learning rates per method and seed, chosen on select; methods without training "
+        "offer their own candidates to select.",
+        f"Seeds: {budget['seeds']}. An epoch was eligible if ROC AUC fell by at most "
+        f"{limits['max_auc_drop']:g} overall and {limits['max_group_auc_drop']:g} in any group on select.",
+        "Methods marked “attribute at inference” must be told the group of every new case; a debiased checkpoint "
+        "need not.",
+    )
+    rows = tuple((humanise(name), text) for name, text in comparison["versions"].items())
+    return Bullets(said), Table("Versions", ("Package", "Version"), rows, text_columns=2)
+
+
+def _mean(line: Json, key: str) -> float:
+    value = line["figures"].get(key, {}).get("mean")
+    return float("nan") if value is None else float(value)
+
+
+def _ends(line: Mapping[str, Any], key: str, which: str) -> Any:
+    return line["figures"].get(key, {}).get(which)

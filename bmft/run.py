@@ -1,0 +1,212 @@
+"""What a method works on: the model, the data, the two training steps, and who judges."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bmft.audit import Predictions, predict
+from bmft.data import GroupedData
+from bmft.errors import ConfigError
+from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
+from bmft.mask import WeightMask
+from bmft.models import Head
+from bmft.selection import Selection
+from bmft.settings import Settings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures."""
+
+    phase: str
+    done: int
+    total: int
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What a method works on. `model` is a copy that it changes; everything else is as given."""
+
+    model: nn.Module
+    head: Head
+    fit: GroupedData
+    select: GroupedData
+    settings: Settings
+    selection: Selection
+    generator: torch.Generator
+    seed: int
+    multi_label: bool
+    autocast: Callable[[], AbstractContextManager[Any]]
+    progress: Callable[[Progress], None]
+    activations: Activations = field(default_factory=Activations)
+    tail: Tail | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def body(self) -> list[str]:
+        """The extractor's parameters: all but the head's, within the name patterns that were given."""
+        names = [name for name, _ in self.model.named_parameters() if name not in self.head.parameters]
+        mask = WeightMask.by_name(self.model, *self.settings.tune)
+        mask = mask.excluding(*self.settings.freeze) if self.settings.freeze else mask
+        return [name for name in names if bool(mask.tensors[name].any())]
+
+    def head_mask(self) -> WeightMask:
+        """A mask of the whole head."""
+        return WeightMask.by_name(self.model, *self.head.parameters)
+
+    def body_mask(self) -> WeightMask:
+        """A mask of the whole extractor."""
+        return WeightMask.by_name(self.model, *self.body)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
+        """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
+        with self.timed("extractor"):
+            fit, select = self._entering(mask, step)
+            look = self._after_epoch(1, self.tail or self.model, select, step)
+            tune(
+                self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                tail=self.tail, autocast=self.autocast, after_epoch=look,
+            )  # fmt: skip
+
+    def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
+        """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
+        if step.augment or step.norm_stats != "frozen":
+            return self.fit, self.select
+        sample = self.fit.take(slice(0, 4)).to(next(self.model.parameters()).device).inputs
+        moving = [name for name, chosen in mask.tensors.items() if bool(chosen.any())]
+        tail = tail_above(self.model, moving, sample, autocast=self.autocast)
+        if tail is None:
+            return self.fit, self.select
+        fit = self.activations.of(tail, self.fit, autocast=self.autocast)
+        select = self.activations.of(tail, self.select)
+        if fit is None or select is None:
+            return self.fit, self.select
+        self.tail = tail
+        return fit, select
+
+    def tune_head(self, reset: Callable[[], None]) -> None:
+        """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
+        step = self.settings.step(1)
+        with self.timed("head"):
+            fit, select = (
+                penultimate_features(self.model, self.head, self._precise(data), tail=self.tail)
+                for data in (self.fit, self.select)
+            )
+            if fit is None or select is None:
+                model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
+            else:
+                model = self.model.get_submodule(self.head.name)
+                mask = WeightMask.by_name(model)
+            for loss in self.settings.head_losses():
+                reset()
+                tune(
+                    model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                    after_epoch=self._after_epoch(2, model, select, step),
+                )  # fmt: skip
+
+    def _precise(self, data: GroupedData) -> GroupedData:
+        """What the tail takes for this set in full precision; the set itself without one."""
+        kept = self.activations.of(self.tail, data) if self.tail else data
+        if kept is None:
+            self.tail = None
+        return data if kept is None else kept
+
+    def along(self, start: Mapping[str, torch.Tensor]) -> Iterator[float]:
+        """Change the model: its weights to each point of the settings' path from `start` to where they are now."""
+        parameters = dict(self.model.named_parameters())
+        end = {name: parameters[name].detach().clone() for name in start}
+        for fraction in self.settings.path:
+            with torch.no_grad():
+                for name, value in start.items():
+                    # A weight that did not move stays as it is to the last bit: interpolating -0.0 would give 0.0.
+                    same = value == end[name]
+                    parameters[name].copy_(torch.where(same, value, torch.lerp(value, end[name], fraction)))
+            yield fraction
+
+    def body_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the extractor's weights as they are now."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name].detach().clone() for name in self.body}
+
+    def features(self, data: GroupedData) -> GroupedData:
+        """The inputs of a linear head for every sample, computed once.
+
+        Raises:
+            ConfigError: the head is not one linear layer whose output is the logits.
+        """
+        with self.timed("features"):
+            found = penultimate_features(self.model, self.head, data)
+        if found is None or not isinstance(self.model.get_submodule(self.head.name), nn.Linear):
+            raise ConfigError(
+                f"this method writes the weights of one linear layer that makes the logits, and {self.head.name!r} is "
+                "not one: take another --method, or name the layer (--head)"
+            )
+        return found
+
+    def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
+        """Probabilities of `data`, where the model is."""
+        device = str(next(model.parameters()).device)
+        return predict(model, data, multi_label=self.multi_label, device=device)
+
+    def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
+        """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""
+        with self.timed("selection"):
+            found = self.predict(self.model, self.select) if predictions is None else predictions
+            entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
+        self.progress(Progress("candidates", number, of, entry))
+
+    def _after_epoch(
+        self, number: int, model: nn.Module, select: GroupedData, step: Step
+    ) -> Callable[[int, float], bool]:
+        gaps: list[float] = []
+
+        def look(epoch: int, loss: float) -> bool:
+            with self.timed("selection"):
+                predictions = self.predict(model, select)
+                entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
+            self.progress(Progress(f"step {number}", epoch, step.epochs, entry))
+            gaps.append(entry["gap"])
+            patience = self.settings.patience if number == 1 else 0
+            return bool(patience) and min(gaps[-patience:]) > min(gaps)
+
+        return look
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method: what it does, its default settings and the published ones."""
+
+    run: Callable[[Run], WeightMask]
+    defaults: Settings
+    paper: Settings
+
+
+def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
+    """What puts the head back to its original weights and then resets them as the settings say, for every try alike.
+
+    With ``reset = "partial"`` only the weights that `where` marks become zero.
+    """
+    original = {name: run.model.get_parameter(name).detach().clone() for name in run.head.parameters}
+
+    def reset() -> None:
+        with torch.no_grad():
+            for name, value in original.items():
+                run.model.get_parameter(name).copy_(value)
+        if run.settings.reset != "keep":
+            reset_head(run.model, run.head, where=where if run.settings.reset == "partial" else None)
+
+    return reset
