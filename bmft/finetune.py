@@ -65,7 +65,7 @@ class Step:
     augment: Sequence[str] = ()
     average: float = 0.0
     norm_stats: Literal["frozen", "update"] = "frozen"
-    trust: float = 0.25
+    trust: float = 0.1
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate >= 0 or not self.weight_decay >= 0:
@@ -74,7 +74,7 @@ class Step:
                 f"{self.weight_decay}: expected at least 0, at least 1, at least 0, at least 0"
             )
         if not 0 < self.trust < math.inf:
-            raise ConfigError(f"trust is {self.trust}: expected more than 0, such as 0.25")
+            raise ConfigError(f"trust is {self.trust}: expected more than 0, such as 0.1")
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
             raise ConfigError(
                 f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a callable"

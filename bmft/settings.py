@@ -63,7 +63,7 @@ class Settings:
     combine: Literal["mean", "worst"] = "mean"
     epochs: tuple[int, int] = (10, 5)
     lr: tuple[float, float] = (0.0, 1e-2)
-    trust: float = 0.25
+    trust: float = 0.1
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
