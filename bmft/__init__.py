@@ -1,5 +1,7 @@
 """Post-hoc debiasing of trained PyTorch classifiers: measure a gap, move the weights that carry it, prove it."""
 
+from typing import Any
+
 from bmft import fairness
 from bmft.audit import AuditReport, Predictions, audit, predict
 from bmft.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
@@ -45,8 +47,18 @@ __all__ = [
     "predict",
     "read_checkpoint",
     "relative",
+    "search",
     "weight_importance",
     "weight_importances",
     "write_checkpoint",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is used, since it needs Optuna, which only a search needs.
+    if name == "search":
+        from bmft.fairtune import search
+
+        return search
+    raise AttributeError(f"module 'bmft' has no attribute {name!r}")

@@ -36,6 +36,17 @@ def full(run: Run) -> WeightMask:
     return _every_weight(run, run.settings.extractor_loss())
 
 
+def selective(run: Run) -> WeightMask:
+    """Plain fine-tuning of the weights that `tune` and `freeze` name, and of the head, in one step.
+
+    The inner loop of FairTune (Dutt et al. 2024), whose outer search picks the weights.
+    """
+    mask = run.body_mask() | run.head_mask()
+    step = replace(run.settings.step(0), epochs=sum(run.settings.epochs))
+    run.tune_extractor(mask, run.settings.extractor_loss(), step)
+    return mask
+
+
 def bias_gradient_descent(run: Run) -> WeightMask:
     """Bias gradient descent (Marcinkevics, Ozkan and Vogt 2022): the gap alone, every weight, chosen on select.
 

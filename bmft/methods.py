@@ -18,11 +18,13 @@ from bmft.baselines import (
     full,
     group_dro,
     head_only,
+    selective,
     threshold_shift,
 )
 from bmft.data import GroupedData, as_grouped
 from bmft.devices import autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
+from bmft.finetune import Activations
 from bmft.importance import relative, weight_importances
 from bmft.mask import WeightMask
 from bmft.models import blocks, find_head
@@ -32,7 +34,10 @@ from bmft.run import Method, Progress, Run, from_original_head
 from bmft.selection import Limits, Selection, gap_of
 from bmft.settings import Settings, unknown_name
 
-__all__ = ["METHODS", "Method", "Outcome", "Progress", "Run", "debias", "gap_of", "settings_for", "unknown_name"]
+__all__ = [
+    "METHODS", "Activations", "Method", "Outcome", "Progress", "Run", "Settings", "debias", "gap_of", "settings_for",
+    "unknown_name",
+]  # fmt: skip
 
 
 def bmft(run: Run) -> WeightMask:
@@ -49,7 +54,13 @@ def bmft(run: Run) -> WeightMask:
 
 
 def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
-    """Change the model: the extractor under `mask`, then the head from `reset` along the path."""
+    """Change the model: the extractor under `mask`, then the head from `reset` along the path.
+
+    Where no weight of the extractor may move, the head is all there is to train.
+    """
+    if not run.body:
+        run.tune_head(reset)
+        return
     start = run.body_weights()
     run.tune_extractor(mask, run.settings.extractor_loss(), run.settings.step(0))
     for _ in run.along(start):
@@ -80,7 +91,7 @@ def run_ratio(run: Run) -> dict[str, torch.Tensor]:
 def importance_mask(run: Run) -> WeightMask:
     """The mask of `bmft`: the top fraction of the extractor's weights."""
     settings, body = run.settings, run.body
-    if settings.score == "ones":
+    if settings.score == "ones" or not body:
         return run.body_mask()
     if settings.rank == "ratio" and settings.score != "random":
         scores: Mapping[str, torch.Tensor] = run_ratio(run)
@@ -121,6 +132,11 @@ METHODS: Mapping[str, Method] = {
     "rw": Method(full, replace(_DEFAULTS, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
     "reg": Method(full, replace(_DEFAULTS, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
     "rwreg": Method(full, _DEFAULTS, _RW),
+    "selective": Method(
+        selective,
+        replace(_DEFAULTS, bias_weight=(0.0, 0.0)),
+        replace(_PAPER, task_weight=(1.0, 1.0), bias_weight=(0.0, 0.0), balance=("none", "none"), reset="keep"),
+    ),
     "group_dro": Method(group_dro, _DEFAULTS, replace(_PAPER, balance=("cell", "cell"))),
     "bias_gradient_descent": Method(
         bias_gradient_descent, replace(_DEFAULTS, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
@@ -209,6 +225,8 @@ def debias(
     batch_fn: Callable[[Any], tuple[Any, torch.Tensor, torch.Tensor]] | None = None,
     head: str | None = None,
     multi_label: bool = False,
+    intervals: bool = True,
+    activations: Activations | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Give back a model of the same class whose gap between groups is smaller, moving only the weights that carry it.
@@ -226,6 +244,8 @@ def debias(
         max_auc_drop, max_group_auc_drop: see `bmft.selection.Limits`.
         keep: ``"best"`` is chosen on select, ``"last"`` is the final epoch, whatever it is.
         head: module path of the layer that makes the logits; found by running the model otherwise.
+        intervals: of the audits before and after; they take seconds, which a search or a study saves.
+        activations: kept from other runs of the same weights and sets, see `bmft.finetune.Activations`.
 
     Raises:
         ConfigError: a method, setting or option is not known or not possible.
@@ -263,6 +283,7 @@ def debias(
         multi_label=multi_label,
         autocast=autocast_for(where, settings.precision),
         progress=progress,
+        activations=Activations() if activations is None else activations,
     )
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
@@ -275,7 +296,7 @@ def debias(
         result.load_state_dict(tuned.state_dict())
     with run.timed("audit"):
         before, after = (
-            audit(predict(m, data[evaluated_on], **options), threshold=threshold, seed=seed)
+            audit(predict(m, data[evaluated_on], **options), threshold=threshold, intervals=intervals, seed=seed)
             for m in (model, result)
         )
     run.seconds["total"] = time.perf_counter() - start

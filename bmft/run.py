@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmft.audit import Predictions, predict
+from bmft.audit import AuditReport, Predictions, predict
 from bmft.data import GroupedData
 from bmft.errors import ConfigError
 from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
@@ -22,12 +22,16 @@ from bmft.settings import Settings
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures."""
+    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures.
+
+    `kept` is the select audit of the epoch that would be kept if this were the last.
+    """
 
     phase: str
     done: int
     total: int
     figures: Mapping[str, Any] = field(default_factory=dict)
+    kept: AuditReport | None = None
 
 
 @dataclass
@@ -62,7 +66,9 @@ class Run:
         return WeightMask.by_name(self.model, *self.head.parameters)
 
     def body_mask(self) -> WeightMask:
-        """A mask of the whole extractor."""
+        """A mask of the whole extractor, as far as it may move."""
+        if not self.body:
+            return ~WeightMask.by_name(self.model)
         return WeightMask.by_name(self.model, *self.body)
 
     @contextmanager
@@ -167,7 +173,7 @@ class Run:
         with self.timed("selection"):
             found = self.predict(self.model, self.select) if predictions is None else predictions
             entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
-        self.progress(Progress("candidates", number, of, entry))
+        self.progress(Progress("candidates", number, of, entry, self.selection.kept))
 
     def _after_epoch(
         self, number: int, model: nn.Module, select: GroupedData, step: Step
@@ -178,7 +184,7 @@ class Run:
             with self.timed("selection"):
                 predictions = self.predict(model, select)
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
-            self.progress(Progress(f"step {number}", epoch, step.epochs, entry))
+            self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept))
             gaps.append(entry["gap"])
             patience = self.settings.patience if number == 1 else 0
             return bool(patience) and min(gaps[-patience:]) > min(gaps)

@@ -78,6 +78,11 @@ class Selection:
             self.state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return entry
 
+    @property
+    def kept(self) -> AuditReport:
+        """The audit of what would be kept if this were the end."""
+        return self.audits[self.chosen]
+
     def finish(self) -> bool:
         """Change the model: load the kept weights, if any epoch was chosen, and tell whether one was."""
         self.history[self.chosen]["chosen"] = True

@@ -294,4 +294,5 @@ def _predictions(report: AuditReport) -> Predictions:
 
 def known_methods() -> tuple[str, ...]:
     """Every method, then the references that need the attribute at inference."""
-    return (*METHODS, *ATTRIBUTE_AT_INFERENCE)
+    # Plain fine-tuning of everything is rw already: without a choice of weights, selective is no method of its own.
+    return (*(name for name in METHODS if name != "selective"), *ATTRIBUTE_AT_INFERENCE)

@@ -63,8 +63,8 @@ def debias(
     extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
     click.echo(outcome.reason)
     written = [
-        *(_write(job, outcome, target) if outcome.accepted else []),
-        *_write_report(job, outcome, report, extra),
+        *(write_outcome(job, outcome, target) if outcome.accepted else []),
+        *write_report_of(job, outcome, report, extra),
     ]
     for path in written:
         click.echo(path)
@@ -114,7 +114,7 @@ def outcome_table(job: Job, outcome: Outcome) -> str:
     )
 
 
-def _write(job: Job, outcome: Outcome, target: Path) -> list[Path]:
+def write_outcome(job: Job, outcome: Outcome, target: Path) -> list[Path]:
     from bmft.checkpoint import as_stored, write_checkpoint
     from bmft.patch import WeightPatch
 
@@ -157,7 +157,7 @@ def _leakage(job: Job, outcome: Outcome) -> dict[str, Any]:
     return {"leakage": found}
 
 
-def _write_report(job: Job, outcome: Outcome, folder: str | None, extra: Mapping[str, Any]) -> list[Path]:
+def write_report_of(job: Job, outcome: Outcome, folder: str | None, extra: Mapping[str, Any]) -> list[Path]:
     from bmft.report import write_report
 
     if folder is None:

@@ -381,7 +381,7 @@ def test_optional_pages_appear_where_they_are_given(done):
     found = written["extra"]
     assert written["evaluations"]["Hospital B"]["after"]["n"] == 400
     assert written["leakage"]["sex"]["after"] == 0.66
-    assert found["search"]["trials"][1]["value"] is None
+    assert written["search"]["trials"][1]["value"] is None
 
 
 def test_the_model_card_block_is_what_the_hub_reads(done):

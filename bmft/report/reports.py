@@ -54,7 +54,7 @@ class DebiasReport:
               ``after_interval`` (at the top of the file)
             - ``search``: ``objective``, ``direction``, ``trials`` (``number``, ``value``, ``state`` of each),
               and if known ``pareto`` (``number``, ``gap``, ``roc_auc``, ``chosen`` of each), ``importances``,
-              ``mask`` (block -> component -> bool), ``select``, ``test``, ``image_passes``
+              ``mask`` (block -> component -> bool), ``select``, ``test``, ``image_passes`` (at the top of the file)
     """
 
     method: str
@@ -89,7 +89,7 @@ class DebiasReport:
             "hashes",
             "skipped",
         )
-        top = {name: _plain(self.extra[name]) for name in ("evaluations", "leakage") if name in self.extra}
+        top = {name: _plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
         rest = {name: value for name, value in self.extra.items() if name not in top}
         values = {name: _plain(getattr(self, name)) for name in names}
         return {"schema": SCHEMA, **values, "extra": _plain(rest), **top}
