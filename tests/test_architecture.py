@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    ("errors",),
+    ("errors", "files"),
     ("tables", "metrics"),
     ("data", "devices", "models", "fairness", "intervals", "bootstrap", "mask"),
     ("evidence",),
