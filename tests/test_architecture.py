@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = (
     ("errors", "files"),
-    ("tables", "metrics"),
+    ("copies", "tables", "metrics"),
     ("data", "devices", "models", "fairness", "intervals", "bootstrap", "mask"),
     ("evidence",),
     ("checkpoint", "datasets", "audit", "importance", "finetune", "patch"),
