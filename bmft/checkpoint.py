@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmft.copies import check_values
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from bmft.models import (
     Fit,
@@ -199,6 +200,7 @@ def _misfit(path: Path, what: str, fit: Fit) -> ArchitectureError:
 
 def _load(model: nn.Module, checkpoint: Checkpoint, what: str) -> nn.Module:
     """Load the weights into `model` and put it into eval mode; `model` is not changed if they are not for it."""
+    check_values(model)
     current = model.state_dict()
     state = OrderedDict(checkpoint.under(current).state)
     fit = _compare(model, state)

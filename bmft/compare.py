@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from bmft.comparison import Comparison
 from bmft.errors import ConfigError
+from bmft.files import put
 from bmft.methods import unknown_name
 from bmft.references import ATTRIBUTE_AT_INFERENCE, missing_references
 from bmft.report import comparison_page, versions
@@ -129,7 +130,7 @@ class _Store:
         path = self.path(trial)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            comparison_page.put(path, comparison_page.to_json(result))
+            put(comparison_page.to_json(result), path)
 
 
 def _finished(world: World, trials: Mapping[int, Trial], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,13 +6,11 @@ import os
 import pickle
 import pickletools
 import re
-import secrets
 import struct
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bmft.errors import CheckpointError, UntrustedPickleError
+from bmft.files import replacing
 
 ZIP, LEGACY, PICKLE, SAFETENSORS = "torch", "torch (before 1.6)", "pickle", "safetensors"
 
@@ -101,7 +100,7 @@ def write_file(file: WeightFile, content: Any, path: Path) -> None:
         CheckpointError: it cannot be written there.
     """
     try:
-        with _replacing(path) as target:
+        with replacing(path) as target:
             if file.kind == SAFETENSORS:
                 _write_safetensors(file.header, content, target)
             elif file.kind == PICKLE:
@@ -110,7 +109,10 @@ def write_file(file: WeightFile, content: Any, path: Path) -> None:
                 # Into an open file, since torch.save puts a path's name into the bytes.
                 torch.save(content, target)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be written: {_first_line(error)}") from error
+        # Torch wraps what the disk said in a remark about its own archive.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else None
+        raise CheckpointError(f"{path} cannot be written: {reason or _first_line(error)}") from error
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -249,19 +251,6 @@ def _write_safetensors(header: bytes, tensors: Mapping[str, Tensor], target: Buf
     target.write(header)
     for name in sorted(places, key=lambda name: places[name]["data_offsets"]):
         target.write(tensors[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BufferedWriter]:
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

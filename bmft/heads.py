@@ -256,7 +256,7 @@ def _check_makes_logits(head: Head, logits: Tensor, outputs: Mapping[str, Tensor
             f"{logits.shape[1]}: name the layer that makes the logits (--head)"
         )
     output = outputs.get(head.name)
-    if output is None or output.numel() != logits.numel() or _equal(output, logits):
+    if output is None or output.numel() != logits.numel() or output.dtype != logits.dtype or _equal(output, logits):
         return
     for name, activation in _ACTIVATIONS.items():
         if torch.allclose(activation(output.reshape(logits.shape)), logits):

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bmft import fairness
+from bmft.copies import check_tunable
 from bmft.data import GroupBatch, GroupedData, as_grouped
-from bmft.errors import ConfigError, GroupError, NonFiniteError
+from bmft.errors import ArchitectureError, ConfigError, GroupError, NonFiniteError
 from bmft.models import forward_logits
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -108,11 +109,13 @@ def weight_importances(
 
     Raises:
         ConfigError: the score is unknown.
+        ArchitectureError: a weight is complex or has no values, or the logits have no gradient.
         GroupError: an objective compares groups and the data have nothing to compare.
         NonFiniteError: an objective or a gradient is not finite.
     """
     if not callable(score) and score not in SCORES:
         raise ConfigError(f"score is {score!r}: expected one of {', '.join(SCORES)}, or a callable")
+    check_tunable(model)
     grouped = as_grouped(data, batch_fn=batch_fn)
     pooled = tuple(fairness.over_attributes(objective, combine=combine) for objective in objectives)
     with _evaluation(model):
@@ -334,6 +337,11 @@ def _gradient_keeping_the_graph(
     """Captum's gradient function, for a graph that several objectives share and weights the forward may not use."""
     with torch.enable_grad():
         output = forward_fn(*inputs)
+    if not output.requires_grad:
+        raise ArchitectureError(
+            "the model's logits have no gradient: its forward pass runs under torch.no_grad or inference_mode, or "
+            "detaches them. Take that out: bmft does not compute gradients where it needs none."
+        )
     gradients = torch.autograd.grad(output.sum(), inputs, retain_graph=True, allow_unused=True)
     return tuple(torch.zeros_like(w) if g is None else g for g, w in zip(gradients, inputs, strict=True))
 

@@ -2,19 +2,18 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bmft.errors import ConfigError, MismatchError
+from bmft.files import put
 
 Granularity = Literal["weight", "channel", "layer", "block"]
 GRANULARITIES: tuple[str, ...] = ("weight", "channel", "layer", "block")
@@ -224,15 +223,7 @@ class WeightMask:
             "recipe": json.dumps(dict(recipe or {}), sort_keys=True),
         }
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        put(save(tensors, metadata), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WeightMask":

@@ -3,18 +3,17 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bmft.errors import MismatchError, NonFiniteError
+from bmft.files import put
 
 _FORMAT = "1"
 
@@ -170,15 +169,7 @@ class WeightPatch:
             "totals": json.dumps({name: change.total for name, change in self.changes.items()}),
             "recipe": json.dumps(dict(self.recipe), sort_keys=True),
         }
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        put(save(tensors, metadata), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WeightPatch":

@@ -1,6 +1,5 @@
 """What a model says about every sample of a set, pooled: the only thing an audit looks at."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bmft import fairness
+from bmft.copies import check_values, copied
 from bmft.data import Attribute, GroupedData, Inputs, as_grouped, map_tensors
 from bmft.devices import choose_device
 from bmft.errors import CheckpointError, ConfigError, DataError, GroupError, NonFiniteError
@@ -232,6 +232,7 @@ def _tracked(tensor: Tensor) -> Tensor:
 @contextmanager
 def _borrowed(model: nn.Module, device: str) -> Iterator[_Network]:
     """The model in evaluation mode on `device`, and afterwards exactly as it was."""
+    check_values(model)
     tensors = [*model.parameters(), *model.buffers()]
     home = tensors[0].device if tensors else torch.device("cpu")
     target = home if device == "auto" and home.type != "cpu" else choose_device(device)
@@ -257,7 +258,7 @@ def _borrowed(model: nn.Module, device: str) -> Iterator[_Network]:
 def _full_precision(model: nn.Module, device: torch.device) -> _Network:
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if dtypes & {torch.float16, torch.bfloat16}:
-        model = copy.deepcopy(model).float()
+        model = copied(model).float()
         dtypes = {torch.float32}
     return _Network(model, device, torch.float64 if dtypes == {torch.float64} else torch.float32)
 

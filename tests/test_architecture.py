@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    ("errors",),
-    ("tables", "metrics"),
+    ("errors", "files"),
+    ("copies", "tables", "metrics"),
     ("data", "devices", "models", "fairness", "intervals", "bootstrap", "mask"),
     ("evidence",),
     ("checkpoint", "datasets", "audit", "importance", "finetune", "patch"),

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bmft.errors import ConfigError, DataError
+from bmft.files import replacing
 from bmft.tables import did_you_mean
 
 DATASETS = {
@@ -59,10 +60,12 @@ def write_manifest(name: str, root: str | Path, out: str | Path) -> Path:
     table, out = prepare(name, root), Path(out)
     images = table.attrs.pop("images", None)
     try:
-        table.to_csv(out, index=False)
-        if images is None:
-            return out
-        np.savez_compressed(out.with_suffix(".npz"), images=images)
+        with replacing(out) as file:
+            table.to_csv(file, index=False)
+            if images is None:
+                return out
+            with replacing(out.with_suffix(".npz")) as archive:
+                np.savez_compressed(archive, images=images)
     except OSError as error:
         raise DataError(f"{out}: the manifest cannot be written: {error.strerror or error}.") from error
     return out.with_suffix(".npz")

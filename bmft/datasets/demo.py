@@ -32,6 +32,7 @@ from torch.nn import functional
 from bmft.data import GroupedData, from_arrays
 from bmft.datasets.drawing import draw
 from bmft.errors import ConfigError, DataError
+from bmft.files import put
 from bmft.tables import encode_attribute
 
 SPLITS = {"train": 0.4, "fit": 0.12, "select": 0.12, "test": 0.36}
@@ -83,7 +84,7 @@ def write_demo(folder: str | Path, n: int = 5000, seed: int = 0, *, image_size: 
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
             list(pool.map(write, table["path"], images))
-        table.to_csv(folder / "manifest.csv", index=False)
+        put(table.to_csv(index=False), folder / "manifest.csv")
     except OSError as error:
         raise DataError(f"{folder}: the demo set cannot be written: {error.strerror or error}.") from error
     return folder / "manifest.csv"

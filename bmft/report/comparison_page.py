@@ -1,6 +1,5 @@
 """A comparison as three files: ``compare.html`` (one page, no network), ``compare.md`` and ``compare.json``."""
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from bmft.files import put
 from bmft.report import page
 from bmft.report.figures import render
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
@@ -38,7 +38,7 @@ def write_comparison(comparison: Json, folder: str | Path) -> Path:
         "compare.html": comparison_html(comparison),
     }
     for name, text in texts.items():
-        put(folder / name, text)
+        put(text, folder / name)
     return folder / "compare.html"
 
 
@@ -50,16 +50,6 @@ def comparison_html(comparison: Json) -> str:
 def comparison_markdown(comparison: Json) -> str:
     """The same text and tables."""
     return page.markdown(_page(comparison))
-
-
-def put(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _page(comparison: Json) -> Page:

@@ -1,7 +1,6 @@
 """The values that reports are made of, and the three files written from them."""
 
 import json
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bmft.audit import AuditReport
+from bmft.files import put
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
 from bmft.report.modelcard import front_matter
@@ -112,7 +112,7 @@ def write_report(report: Report, folder: str | Path, *, date: str | None = None)
         "report.html": page.html(built),
     }
     for name, text in texts.items():
-        _write(folder / name, text)
+        put(text, folder / name)
     return folder / "report.html"
 
 
@@ -288,13 +288,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a reader never finds half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ def test_durations_read_as_clocks_do():
 def test_a_file_is_put_whole_with_usual_rights(tmp_path):
     put("text\n", tmp_path / "a.json")
     assert (tmp_path / "a.json").read_text() == "text\n"
-    assert stat.S_IMODE(os.stat(tmp_path / "a.json").st_mode) == 0o644
+    os.umask(mask := os.umask(0))
+    assert stat.S_IMODE(os.stat(tmp_path / "a.json").st_mode) == 0o666 & ~mask
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

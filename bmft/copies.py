@@ -1,0 +1,89 @@
+"""A copy of a model to compute with, and its weights put back in the model's own precision."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bmft.errors import ArchitectureError
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model, weights and all.
+
+    Modules that keep a computed tensor as an attribute (``torch.nn.utils.weight_norm``) are copied, too, which
+    ``copy.deepcopy`` alone refuses.
+
+    >>> net = nn.Linear(2, 1)
+    >>> net.seen = net(torch.zeros(1, 2))
+    >>> copied(net).seen.requires_grad
+    False
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
+
+
+def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on `device`, in eval mode and single precision, in which small steps are not rounded away.
+
+    Raises:
+        ArchitectureError: a weight has no values, or is complex.
+
+    >>> working_copy(nn.Linear(2, 1).half(), torch.device("cpu")).weight.dtype
+    torch.float32
+    """
+    check_tunable(model)
+    return copied(model).to(device).float().eval()
+
+
+def check_tunable(model: nn.Module) -> None:
+    """Raise unless every weight has real values.
+
+    Raises:
+        ArchitectureError: see `check_values`; or a parameter is complex.
+    """
+    check_values(model)
+    if odd := [name for name, parameter in model.named_parameters() if parameter.is_complex()]:
+        raise ArchitectureError(
+            f"{len(odd)} parameters of the model are complex (first: {odd[0]!r}), and bmft moves real ones: keep "
+            "each as two real tensors (torch.view_as_real) and join them in the forward pass"
+        )
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise unless every weight has values.
+
+    Raises:
+        ArchitectureError: a weight or buffer is on the meta device or not yet initialized.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    if odd := [name for name, tensor in tensors.items() if tensor.is_meta or is_lazy(tensor)]:
+        raise ArchitectureError(
+            f"{len(odd)} weights of the model have no values (first: {odd[0]!r}, on the meta device or of a lazy "
+            "layer): build it on the CPU, run it once if it has lazy layers, and load its weights"
+        )
+
+
+def in_own_precision(new: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights `new`, each in the precision of `own`; where nothing changed it is `own`'s value to the last bit.
+
+    >>> own = {"w": torch.tensor([0.1, 0.2], dtype=torch.float64)}
+    >>> in_own_precision({"w": torch.tensor([0.1, 0.5])}, own)["w"] - own["w"]
+    tensor([0.0000, 0.3000], dtype=torch.float64)
+    """
+    # A module's extra state is no tensor and passes as it is.
+    return {name: _put_back(value, own[name]) for name, value in new.items()}
+
+
+def _put_back(new: Tensor, own: Tensor) -> Tensor:
+    if not isinstance(new, Tensor) or new.dtype == own.dtype:
+        return new
+    new = new.to(own.device)
+    return torch.where(own.to(new.dtype) == new, own, new.to(own.dtype))

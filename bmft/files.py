@@ -1,0 +1,62 @@
+"""Files written whole or not at all: a reader, a full disk or a kill never leaves half of one under its name."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedWriter
+from pathlib import Path
+
+
+def put(content: str | bytes, path: str | os.PathLike[str]) -> None:
+    r"""Write a file whole or not at all; text as UTF-8, its line ends as they are.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     put("a,b\n", f"{folder}/table.csv")
+    ...     Path(folder, "table.csv").read_bytes()
+    b'a,b\n'
+    """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedWriter]:
+    """A binary file to write into, which takes the place of `path` when the block ends without an error.
+
+    It lies beside `path` under a hidden name and is on the disk before it is renamed. What is no ordinary file
+    (``/dev/stdout``, a named pipe) cannot be replaced and is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(f"{folder}/weights.bin") as file:
+    ...         _ = file.write(bytes(3))
+    ...     os.listdir(folder)
+    ['weights.bin']
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with target.open("wb") as file:
+            yield file
+        return
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            # Else a crash of the machine could leave the new name with nothing behind it.
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.filename in (None, os.fspath(temporary)):
+            raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
