@@ -56,6 +56,7 @@ class AuditReport:
         clusters: how many patients, where they are known.
         flags: what makes figures mean little; ``"constant predictor"`` where every answer is the same.
         content_hash: of the data.
+        skipped: unreadable images that were left out.
         predictions: what was audited; not part of the file.
     """
 
@@ -72,6 +73,7 @@ class AuditReport:
     clusters: int | None
     flags: tuple[str, ...]
     content_hash: str | None
+    skipped: int = 0
     predictions: Predictions | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,12 +92,13 @@ class AuditReport:
             raise DataError(
                 f"audit: schema is {values.get('schema')!r}, expected {SCHEMA}: not by this version"
             )
-        names = [f.name for f in fields(cls) if f.name != "predictions"]
+        names = [f.name for f in fields(cls) if f.name not in ("predictions", "skipped")]
         if missing := [name for name in names if name not in values]:
             raise DataError(f"audit: no {', '.join(missing)}: not an audit that bmft wrote")
         figures = {name: _measured(values[name]) for name in ("overall", "by_group", "gaps", "intervals")}
         texts = {name: tuple(values[name]) for name in ("classes", "flags")}
-        return cls(**{**{name: values[name] for name in names}, **figures, **texts})
+        counted = {"skipped": int(values.get("skipped") or 0)}  # audits of 0.1.0's first days have none
+        return cls(**{**{name: values[name] for name in names}, **figures, **texts, **counted})
 
 
 def audit(
@@ -158,6 +161,7 @@ def audit(
         clusters=None if predictions.clusters is None else len(np.unique(predictions.clusters)),
         flags=_flags(predictions, ask.columns),
         content_hash=predictions.content_hash,
+        skipped=predictions.skipped,
         predictions=predictions,
     )
 

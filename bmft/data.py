@@ -32,7 +32,7 @@ from bmft.tables import Attribute, column, read_table
 
 __all__ = [
     "Attribute", "Balance", "GroupBatch", "GroupedData", "Inputs", "as_grouped", "from_arrays",
-    "load_manifest", "map_tensors", "split_names", "stratified_batches",
+    "load_manifest", "map_tensors", "skipped_images", "split_names", "stratified_batches",
 ]  # fmt: skip
 
 
@@ -218,6 +218,11 @@ def _check_options(image_size: int | None, channels: int, on_bad_image: str) -> 
         raise ConfigError(f"channels {channels}: expected 1 or 3.")
     if on_bad_image not in ("fail", "skip"):
         raise ConfigError(f"on_bad_image {on_bad_image!r}: expected fail or skip.")
+
+
+def skipped_images(*parts: GroupedData) -> int:
+    """Unreadable images that were left out where these parts come from; parts of one load count once."""
+    return sum({id(part._source): part.skipped for part in parts}.values())
 
 
 def split_names(path: str | Path, split_column: str) -> tuple[str, ...]:

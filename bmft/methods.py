@@ -21,7 +21,7 @@ from bmft.baselines import (
     selective,
     threshold_shift,
 )
-from bmft.data import GroupedData, as_grouped
+from bmft.data import GroupedData, as_grouped, skipped_images
 from bmft.devices import autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
 from bmft.finetune import Activations
@@ -325,7 +325,7 @@ def debias(
         seconds=run.seconds,
         evaluated_on=evaluated_on,
         hashes=hashes,
-        skipped=sum(part.skipped for part in data.values()),
+        skipped=skipped_images(*data.values()),
     )
 
 

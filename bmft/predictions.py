@@ -43,6 +43,7 @@ class Predictions:
         clusters: ``(n,)`` patient ids, or None.
         rows: ``(n,)`` row of the manifest each sample came from; default 0, 1, ...
         content_hash: of the data; None where unknown.
+        skipped: unreadable images that were left out.
 
     One column may be given as ``(n,)`` each time.
 
@@ -65,6 +66,7 @@ class Predictions:
     clusters: Ints | None = field(default=None, repr=False)
     rows: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     content_hash: str | None = field(default=None, repr=False)
+    skipped: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         scores, groups = np.asarray(self.scores, np.float64), np.asarray(self.groups, np.int64)
@@ -162,6 +164,7 @@ def predict(
         clusters=None if grouped.clusters is None else grouped.clusters.numpy(),
         rows=grouped.rows.numpy(),
         content_hash=grouped.content_hash,
+        skipped=grouped.skipped,
     )
 
 

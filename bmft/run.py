@@ -206,6 +206,8 @@ def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None
 
     With ``reset = "partial"`` only the weights that `where` marks become zero.
     """
+    if run.settings.reset == "partial" and where is None:
+        raise ConfigError("reset = 'partial' needs a soft mask of the head, which only swift has: use zero or keep")
     original = {name: run.model.get_parameter(name).detach().clone() for name in run.head.parameters}
 
     def reset() -> None:

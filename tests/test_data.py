@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from bmft.audit import audit
 from bmft.data import (
     Attribute,
     GroupBatch,
@@ -21,6 +22,7 @@ from bmft.data import (
     from_arrays,
     load_manifest,
     map_tensors,
+    skipped_images,
     split_names,
     stratified_batches,
 )
@@ -363,6 +365,19 @@ def test_unreadable_images_can_be_skipped_and_are_counted(manifest, tmp_path, ca
         assert data.targets.tolist() == [0, 0, 1, 0, 1]
         assert shades(data) == [0, 2, 3, 4, 5]
     assert "1.png: not an image" in caplog.text
+
+
+def test_an_image_left_out_is_counted_in_an_audit_and_once_for_parts_of_one_load(manifest, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    data = load(manifest(), on_bad_image="skip")
+    parts = data.subset(torch.arange(2)), data.subset(torch.arange(2, 5))
+    assert skipped_images(*parts) == 1
+    assert skipped_images(data, load(manifest(), on_bad_image="skip")) == 2
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(1))
+    model(data.inputs(slice(0, 1)))
+    report = audit(model, data, intervals=False)
+    assert report.skipped == 1
+    assert report.to_dict()["skipped"] == 1
 
 
 def test_skipping_every_image_is_an_error(manifest):

@@ -9,9 +9,11 @@ from torch import nn
 
 import bmft
 from bmft import fairness
+from bmft import run as run_module
 from bmft.data import GroupBatch, from_arrays
 from bmft.errors import ConfigError, ConstantPredictorError
 from bmft.methods import METHODS, debias, settings_for
+from bmft.models import find_head
 from bmft.settings import Settings
 
 QUICK = {
@@ -93,6 +95,27 @@ def test_a_frozen_negative_zero_keeps_its_sign_along_the_path(tabular):
         model, *tabular[1:3], keep="last", device="cpu", config=QUICK | {"path": (0.25, 1.0), "tune": "2.*"}
     )
     assert torch.signbit(outcome.model[0].bias[:4]).all()
+
+
+def test_every_head_starts_from_the_originals_when_it_is_kept(tabular, monkeypatch):
+    model, *_ = tabular
+    starts, tune = [], run_module.tune
+
+    def watched(module, *args, **options):
+        if isinstance(module, nn.Linear):
+            starts.append(module.weight.detach().clone())
+        tune(module, *args, **options)
+
+    monkeypatch.setattr(run_module, "tune", watched)
+    run(tabular, config={"reset": "keep", "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.1]})
+    original = find_head(model, torch.zeros(2, 30))
+    assert len(starts) == 4
+    assert all(torch.equal(start, model.get_parameter(original.parameters[0])) for start in starts)
+
+
+def test_a_partial_reset_without_a_mask_of_the_head_is_refused(tabular):
+    with pytest.raises(ConfigError, match="swift"):
+        run(tabular, config={"reset": "partial"})
 
 
 def test_the_patch_turns_the_original_into_the_result(tabular):

@@ -378,7 +378,6 @@ def test_optional_pages_appear_where_they_are_given(done):
     assert expected.isdisjoint(Reader(to_html(done)).headings)
     assert 'src="data:image/png;base64,iVBORw0KGgo="' in html
     written = json.loads(to_json(full))
-    found = written["extra"]
     assert written["evaluations"]["Hospital B"]["after"]["n"] == 400
     assert written["leakage"]["sex"]["after"] == 0.66
     assert written["search"]["trials"][1]["value"] is None
