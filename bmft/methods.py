@@ -1,6 +1,5 @@
 """The named methods, each readable top to bottom, and the one call that runs them without doing harm."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from bmft.baselines import (
     selective,
     threshold_shift,
 )
+from bmft.copies import copied, in_own_precision, working_copy
 from bmft.data import GroupedData, as_grouped, skipped_images
 from bmft.devices import autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
@@ -259,7 +259,7 @@ def debias(
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
     multi_label = multi_label or data["fit"].task == "multilabel"
     where = choose_device(device)
-    tuned = laid_out_for_speed(copy.deepcopy(model).to(where).eval())
+    tuned = laid_out_for_speed(working_copy(model, where))
     options: dict[str, Any] = {"multi_label": multi_label, "device": str(where)}
     run = Run(
         model=tuned,
@@ -291,9 +291,9 @@ def debias(
     mask = METHODS[method].run(run)
     accepted = run.selection.finish()
     # As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.
-    result = copy.deepcopy(model)
+    result = copied(model)
     if accepted:
-        result.load_state_dict(tuned.state_dict())
+        result.load_state_dict(in_own_precision(tuned.state_dict(), model.state_dict()))
     with run.timed("audit"):
         before, after = (
             audit(predict(m, data[evaluated_on], **options), threshold=threshold, intervals=intervals, seed=seed)

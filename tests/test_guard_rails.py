@@ -131,19 +131,16 @@ def weight_normed_before_parametrizations() -> nn.Module:
     return model
 
 
-NEEDS_WORKING_COPY = pytest.mark.xfail(
-    strict=True, raises=Exception, reason="bmft.methods.debias does not use bmft.copies yet"
-)
 PRECISIONS = [
-    pytest.param(changed(lambda model: model.half()), id="float16", marks=NEEDS_WORKING_COPY),
-    pytest.param(changed(lambda model: model.bfloat16()), id="bfloat16", marks=NEEDS_WORKING_COPY),
-    pytest.param(changed(lambda model: model.double()), id="float64", marks=NEEDS_WORKING_COPY),
+    pytest.param(changed(lambda model: model.half()), id="float16"),
+    pytest.param(changed(lambda model: model.bfloat16()), id="bfloat16"),
+    pytest.param(changed(lambda model: model.double()), id="float64"),
 ]
 MAKES = [
     pytest.param(Net, id="plain"),
     *PRECISIONS,
     pytest.param(Tied, id="tied weights"),
-    pytest.param(weight_normed_before_parametrizations, id="old weight norm", marks=NEEDS_WORKING_COPY),
+    pytest.param(weight_normed_before_parametrizations, id="old weight norm"),
     pytest.param(changed(lambda m: parametrizations.weight_norm(m.conv2)), id="weight norm"),
     pytest.param(changed(lambda m: parametrizations.spectral_norm(m.conv2)), id="spectral norm"),
     pytest.param(changed(lambda m: m.conv.requires_grad_(False)), id="frozen layer"),
@@ -266,7 +263,6 @@ def lazy() -> nn.Module:
     return model
 
 
-@NEEDS_WORKING_COPY
 @pytest.mark.parametrize("make", [partly_meta, lazy])
 def test_a_model_without_values_is_not_debiased(make):
     with pytest.raises(ArchitectureError, match=NO_VALUES):
@@ -307,7 +303,7 @@ FILES = {
 @pytest.mark.parametrize(
     ("trained", "network"),
     [
-        pytest.param(*makes, id=name, marks=[NEEDS_WORKING_COPY] if name == "old weight norm" else [])
+        pytest.param(*makes, id=name)
         for name, makes in FILES.items()
     ],
 )
