@@ -116,7 +116,8 @@ _PAPER = Settings(
     objective="equalized_odds", epochs=(10, 10), patience=0, lr=(1e-4, 1e-3), optimizer="sgd", momentum=0.9,
     weight_decay=5e-4, batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label",
     balance=("none", "group_in_label"),
-    whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10, exact=False, fraction=0.5,
+    operating_point="free", whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10,
+    exact=False, fraction=0.5,
 )  # fmt: skip
 _PAPER_SWIFT = replace(
     _PAPER, bias_weight=(0.9, 0.1), task_weight=(0.1, 0.9), balance=("group", "group"), reset="partial"
@@ -288,6 +289,8 @@ def debias(
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
         run.selection.start(predict(tuned, data["select"], **options))
+        if settings.operating_point == "kept":
+            run.measure_operating_point()
     mask = METHODS[method].run(run)
     accepted = run.selection.finish()
     # As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.

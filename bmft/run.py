@@ -15,7 +15,7 @@ from bmft.data import GroupedData
 from bmft.errors import ConfigError
 from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
 from bmft.mask import WeightMask
-from bmft.models import Head
+from bmft.models import Head, forward_logits
 from bmft.selection import Selection
 from bmft.settings import Settings
 
@@ -49,6 +49,7 @@ class Run:
     multi_label: bool
     autocast: Callable[[], AbstractContextManager[Any]]
     progress: Callable[[Progress], None]
+    positive: torch.Tensor | None = None
     activations: Activations = field(default_factory=Activations)
     tail: Tail | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -119,10 +120,45 @@ class Run:
                 mask = WeightMask.by_name(model)
             for loss in self.settings.head_losses():
                 reset()
+                look = self._after_epoch(2, model, select, step)
                 tune(
                     model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                    after_epoch=self._after_epoch(2, model, select, step),
+                    after_epoch=self._at_the_operating_point(look, model, fit),
                 )  # fmt: skip
+
+    def _at_the_operating_point(
+        self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData
+    ) -> Callable[[int, float], bool]:
+        """`look` at two heads: as trained, and with its bias put where the original's share of the fit set is positive.
+
+        A gap also shrinks when fewer of everybody are called positive; then the second may do less harm.
+        """
+        head = model if model is not self.model else self.model.get_submodule(self.head.name)
+        bias = getattr(head, "bias", None)
+        if self.settings.operating_point == "free" or self.positive is None or not isinstance(bias, nn.Parameter):
+            return look
+
+        def both(epoch: int, loss: float) -> bool:
+            shift = _shift(self._logits(model, fit), self.positive, self.selection.threshold).to(bias)
+            trained = bias.detach().clone()
+            with torch.no_grad():
+                bias.add_(shift)
+                look(epoch, loss)
+                bias.copy_(trained)
+            return look(epoch, loss)
+
+        return both
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
+        device = next(model.parameters()).device
+        return torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in data.batches(1024)])
+
+    def measure_operating_point(self) -> None:
+        """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
+        logits = self._logits(self.model, self.fit)
+        if self.multi_label or logits.shape[1] == 1:
+            self.positive = (torch.sigmoid(logits) >= self.selection.threshold).sum(0)
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
@@ -190,6 +226,17 @@ class Run:
             return bool(patience) and min(gaps[-patience:]) > min(gaps)
 
         return look
+
+
+def _shift(logits: torch.Tensor, positive: torch.Tensor | None, threshold: float) -> torch.Tensor:
+    """What to add to each column of ``(n, K)`` for `positive` of them to reach the threshold; 0 for none or all."""
+    if positive is None:
+        return torch.zeros(logits.shape[1])
+    descending = logits.sort(0, descending=True).values
+    inside = (positive > 0) & (positive < len(logits))
+    place = positive.clamp(1, len(logits) - 1)[None]
+    cut = (descending.gather(0, place - 1) + descending.gather(0, place))[0] / 2
+    return torch.where(inside, math.log(threshold / (1 - threshold)) - cut, torch.zeros_like(cut))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ class Limits:
     """What an epoch may not cost, compared with the untouched model on the select set.
 
     Attributes:
-        max_auc_drop: of the ROC AUC over everybody.
+        max_auc_drop: of the ROC AUC over everybody, and of the balanced accuracy at the threshold: a gap also shrinks
+            when fewer of everybody are called positive, which is no help.
         max_group_auc_drop: of the ROC AUC of any group.
     """
 
@@ -37,8 +38,8 @@ class Limits:
 class Selection:
     """Sees the select set's predictions after every epoch and keeps a copy of the best weights.
 
-    An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, and
-    the model is not constant. The untouched model takes part.
+    An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, nor does
+    the balanced accuracy, and the model is not constant. The untouched model takes part.
     """
 
     model: nn.Module
@@ -113,10 +114,10 @@ class Selection:
             return f"none of {len(tried)} epochs had a smaller gap than the original on select; the original is kept"
         nearest = max(smaller, key=lambda e: e["roc_auc"])
         return (
-            f"{len(smaller)} of {len(tried)} epochs had a smaller gap on select, but each lowered the ROC AUC by more "
-            f"than {self.limits.max_auc_drop:g} overall or {self.limits.max_group_auc_drop:g} in a group (nearest: gap "
-            f"{nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} against {self.history[0]['roc_auc']:.3f}); the "
-            "original is kept"
+            f"{len(smaller)} of {len(tried)} epochs had a smaller gap on select, but each lowered the ROC AUC or the "
+            f"balanced accuracy by more than {self.limits.max_auc_drop:g}, or a group's ROC AUC by more than "
+            f"{self.limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
+            f"against {self.history[0]['roc_auc']:.3f}); the original is kept"
         )
 
     def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
@@ -129,6 +130,7 @@ class Selection:
             "gap": self.gap(predictions),
             "roc_auc": report.overall["roc_auc"],
             "worst_group_roc_auc": _worst(report),
+            "balanced_accuracy": report.overall["balanced_accuracy"],
             "eligible": self._harmless(report),
             "chosen": False,
         }
@@ -141,6 +143,9 @@ class Selection:
             return False
         # Written so that a NaN is not harmless.
         if not report.overall["roc_auc"] >= before.overall["roc_auc"] - self.limits.max_auc_drop:
+            return False
+        point = before.overall["balanced_accuracy"]
+        if math.isfinite(point) and not report.overall["balanced_accuracy"] >= point - self.limits.max_auc_drop:
             return False
         for attribute, groups in before.by_group.items():
             for group, metrics in groups.items():

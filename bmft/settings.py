@@ -55,6 +55,8 @@ class Settings:
         path: how far along step 1 the extractor goes for step 2, as fractions of the way from the original; every one
             is tried, in this order.
         reset: the head before step 2: ``"zero"``, ``"partial"`` or ``"keep"``.
+        operating_point: ``"kept"``: every new head is tried a second time with its bias put where as many of the fit
+            set are called positive as by the original; ``"free"``: only as trained.
         tune: name patterns; only matching weights may move in step 1.
         freeze: name patterns; matching weights do not move in step 1.
     """
@@ -87,6 +89,7 @@ class Settings:
     granularity: Granularity = "weight"
     path: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     reset: Literal["zero", "partial", "keep"] = "zero"
+    operating_point: Literal["kept", "free"] = "kept"
     tune: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
 
@@ -210,6 +213,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "reset": ("zero", "partial", "keep"),
     "precision": ("auto", "float32", "bf16"),
     "norm_stats": ("frozen", "update"),
+    "operating_point": ("kept", "free"),
 }
 
 

@@ -54,7 +54,7 @@ _LIMITS = [
     _method("--keep", type=click.Choice(["best", "last"]), default="best",
             help="best: chosen on select, do no harm; last: the final epoch, whatever it is."),
     _method("--max-auc-drop", type=click.FloatRange(0, 1), default=0.01, metavar="D",
-            help="How far ROC AUC may fall on select."),
+            help="How far ROC AUC, and balanced accuracy, may fall on select."),
     _method("--max-group-auc-drop", type=click.FloatRange(0, 1), default=0.02, metavar="D",
             help="How far any group's ROC AUC may fall on select."),
 ]  # fmt: skip
