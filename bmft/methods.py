@@ -289,8 +289,6 @@ def debias(
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
         run.selection.start(predict(tuned, data["select"], **options))
-        if settings.operating_point == "kept":
-            run.measure_operating_point()
     mask = METHODS[method].run(run)
     accepted = run.selection.finish()
     # As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.

@@ -251,10 +251,14 @@ class Method:
 def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
     """What puts the head back to its original weights and then resets them as the settings say, for every try alike.
 
+    To be called before anything moves: it also notes the original's operating point.
+
     With ``reset = "partial"`` only the weights that `where` marks become zero.
     """
     if run.settings.reset == "partial" and where is None:
         raise ConfigError("reset = 'partial' needs a soft mask of the head, which only swift has: use zero or keep")
+    if run.settings.operating_point == "kept":
+        run.measure_operating_point()
     original = {name: run.model.get_parameter(name).detach().clone() for name in run.head.parameters}
 
     def reset() -> None:

@@ -172,7 +172,7 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
 
 def _audited(world: World) -> int:
     """Image-passes of measuring before and after, which are no part of a method's cost."""
-    return 2 * len(world.select) if world.test is None else len(world.select) + 2 * len(world.test)
+    return len(world.select) + 2 * len(world.measured)
 
 
 def _reference(world: World) -> dict[str, Any]:

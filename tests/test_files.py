@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -62,13 +63,15 @@ def write(request, tmp_path):
     return request.param
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may grow beyond 2 kB, as on a disk that is nearly full."""
+    """No file may grow beyond 2 kB, as on a disk that is nearly full; not even the one that the test runner writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def contents(folder):
@@ -88,10 +91,10 @@ def test_the_name_is_free_until_the_block_ends_well(tmp_path):
     assert contents(tmp_path) == {"a": b"new"}
 
 
-def test_a_write_that_does_not_fit_leaves_the_old_file_as_it_was(write, tmp_path, small_files):
+def test_a_write_that_does_not_fit_leaves_the_old_file_as_it_was(write, tmp_path):
     put("old", tmp_path / "out")
     before = contents(tmp_path)
-    with pytest.raises((OSError, CheckpointError), match="File too large"):
+    with pytest.raises((OSError, CheckpointError), match="File too large"), small_files():
         write(tmp_path / "out")
     assert contents(tmp_path) == before
 
@@ -153,11 +156,12 @@ def test_reports_are_written_by_the_same_function(module):
     assert module.put is put
 
 
-def test_a_manifest_and_its_images_appear_together_or_not_at_all(tmp_path, monkeypatch, small_files):
+def test_a_manifest_and_its_images_appear_together_or_not_at_all(tmp_path, monkeypatch):
     table = pd.DataFrame({"label": [0, 1]})
     table.attrs["images"] = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8)
     monkeypatch.setattr(datasets, "prepare", lambda *_: table)
-    with pytest.raises(DataError, match=r"out\.csv: the manifest cannot be written: File too large"):
+    expected = r"out\.csv: the manifest cannot be written: File too large"
+    with pytest.raises(DataError, match=expected), small_files():
         datasets.write_manifest("oasis1", tmp_path, tmp_path / "out.csv")
     assert contents(tmp_path) == {}
 
