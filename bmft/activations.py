@@ -184,7 +184,7 @@ class Activations:
     _bytes: int = 0
 
     def of(
-        self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = 256
+        self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = 64
     ) -> GroupedData | None:
         """`data` with the activations in place of the inputs; None when they would take too much room."""
         device = next(tail.parameters()).device

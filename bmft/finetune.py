@@ -313,7 +313,7 @@ def penultimate_features(
     head: Head,
     data: GroupedData,
     *,
-    batch_size: int = 256,
+    batch_size: int = 64,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     tail: Tail | None = None,
 ) -> GroupedData | None:

@@ -9,6 +9,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ class DecodedImages:
 
     pixels: Tensor
     normalization: Normalization
-    sha256: Sequence[bytes] | None = None
+    sha256: Pixels | None = None
 
     def take(self, index: Tensor) -> Tensor:
         """Float32 ``(len(index), c, h, w)``."""
@@ -192,7 +193,7 @@ class DecodedImages:
     def digests(self, index: Tensor) -> list[bytes]:
         """SHA-256 of each file, or of each image's pixels where there was no file."""
         if self.sha256 is not None:
-            return [self.sha256[i] for i in index.tolist()]
+            return [self.sha256[i].tobytes() for i in index.tolist()]
         return [hashlib.sha256(self.pixels[i].numpy().tobytes()).digest() for i in index.tolist()]
 
 
@@ -204,7 +205,7 @@ class StreamedImages:
     size: int | None
     channels: int
     normalization: Normalization
-    sha256: Sequence[bytes]
+    sha256: Pixels
     workers: int
 
     def take(self, index: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ class StreamedImages:
 
     def digests(self, index: Tensor) -> list[bytes]:
         """SHA-256 of each file as it was when the set was loaded."""
-        return [self.sha256[i] for i in index.tolist()]
+        return [self.sha256[i].tobytes() for i in index.tolist()]
 
 
 @dataclass(frozen=True)
@@ -255,33 +256,43 @@ def load_images(
     fits = len(paths) * channels * shape[0] * shape[1] <= cache_bytes
     pixels = np.zeros((len(paths), channels, *shape), np.uint8) if fits else None
 
-    def load(row: int) -> tuple[bytes, str, tuple[int, int]]:
+    digests = np.zeros((len(paths), 32), np.uint8)
+    bad: list[BadImage] = []
+    odd: list[tuple[int, tuple[int, int]]] = []
+
+    def load(row: int) -> None:
         try:
             data = paths[row].read_bytes()
             image = decode_image(data, size=size, channels=channels)
         except (OSError, ValueError, DataError) as error:
-            return b"", _reason(error), shape
-        if pixels is not None and image.shape[:2] == shape:
+            bad.append(BadImage(row, _reason(error)))
+            return
+        digests[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        if image.shape[:2] != shape:
+            odd.append((row, (image.shape[0], image.shape[1])))
+        elif pixels is not None:
             pixels[row] = image.transpose(2, 0, 1)
-        return hashlib.sha256(data).digest(), "", (image.shape[0], image.shape[1])
 
     with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("always")
-        results = list(pool.map(load, range(len(paths))))
+        # In blocks, as the pool holds a record of every call that it was given: a kilobyte for each of a million rows.
+        for start in range(0, len(paths), _BLOCK):
+            deque(pool.map(load, range(start, min(start + _BLOCK, len(paths)))), maxlen=0)
     if caught:
         log.warning("decoding gave %d warnings; the first: %s", len(caught), caught[0].message)
-    odd = [row for row, (_, reason, found) in enumerate(results) if not reason and found != shape]
     if odd:
-        height, width = results[odd[0]][2]
+        row, (height, width) = min(odd)
         raise DataError(
-            f"{len(odd)} of {len(paths)} images are not {shape[1]}x{shape[0]} as the first: {paths[odd[0]]} "
+            f"{len(odd)} of {len(paths)} images are not {shape[1]}x{shape[0]} as the first: {paths[row]} "
             f"is {width}x{height}. Give an image size (--image-size) to bring all to one."
         )
-    bad = [BadImage(row, reason) for row, (_, reason, _) in enumerate(results) if reason]
-    sha256 = [digest for digest, _, _ in results]
+    bad.sort(key=lambda one: one.position)
     if pixels is not None:
-        return DecodedImages(torch.from_numpy(pixels), normalization, sha256), bad
-    return StreamedImages(paths, size, channels, normalization, sha256, workers), bad
+        return DecodedImages(torch.from_numpy(pixels), normalization, digests), bad
+    return StreamedImages(paths, size, channels, normalization, digests, workers), bad
+
+
+_BLOCK = 4096
 
 
 def _first_shape(paths: Sequence[Path], channels: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -139,7 +139,29 @@ def _check_groups(encoded: Sequence[tuple[Attribute, Ints]]) -> None:
             log.warning("attribute %r: group %r has a single member", attribute.name, group)
 
 
-def image_paths(manifest: Manifest, image: str, folder: Path | None) -> list[Path]:
+@dataclass(frozen=True)
+class ImagePaths(Sequence[Path]):
+    """The files `names` in the folder `base`, each made a path when it is asked for: a million paths are large."""
+
+    base: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ImagePaths: ...
+
+    def __getitem__(self, place: int | slice) -> Path | ImagePaths:
+        if isinstance(place, slice):
+            return ImagePaths(self.base, self.names[place])
+        return self.base / self.names[place]
+
+
+def image_paths(manifest: Manifest, image: str, folder: Path | None) -> ImagePaths:
     """The image file of each of the manifest's rows.
 
     A relative path starts at `folder`, else at the manifest's own folder, and may not climb out of it with
@@ -166,7 +188,7 @@ def image_paths(manifest: Manifest, image: str, folder: Path | None) -> list[Pat
             f"{manifest.path}: {len(refused)} image paths are refused. Paths are relative to {base} and stay "
             f"inside it; absolute ones are taken only without an images folder:\n{listed(refused)}"
         )
-    return [base / name for name in names]
+    return ImagePaths(base, names)
 
 
 def _path_problem(folder_given: bool) -> Callable[[str], str]:

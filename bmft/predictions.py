@@ -118,7 +118,7 @@ def predict(
     model: nn.Module,
     data: Any,
     *,
-    batch_size: int = 256,
+    batch_size: int = 64,
     device: str = "auto",
     batch_fn: Callable[[Any], tuple[Inputs, Tensor, Tensor]] | None = None,
     multi_label: bool = False,

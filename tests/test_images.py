@@ -5,6 +5,7 @@ import io
 import logging
 import sys
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -336,3 +337,15 @@ def test_a_cached_batch_costs_little_more_than_its_copy():
         return min(times)
 
     assert best(lambda: source.take(index)) < 3 * best(lambda: source.pixels[index].float()) + 1e-3
+
+
+def test_checking_many_files_needs_little_memory_for_each(tmp_path, monkeypatch):
+    """A record of every call to the pool was two kilobytes for each of a million rows."""
+    monkeypatch.setattr("bmft.images._BLOCK", 64)
+    (path,) = write(tmp_path, [np.zeros((2, 2, 3), np.uint8)])
+    paths = [path] * 3000
+    tracemalloc.start()
+    load_images(paths, **{**OPTIONS, "cache_bytes": 0})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / len(paths) < 200

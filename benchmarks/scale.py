@@ -1,0 +1,129 @@
+"""Time per image and memory as sets grow, decoded into memory or streamed: python -m benchmarks.scale
+
+Each row is a process of its own. The manifest names the same 256 small files over and over, so that a million rows fit
+on a disk; the network is tiny, so that what is not the network would show.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.common import HERE, footer, table
+from bmft import fairness
+from bmft.audit import audit, predict
+from bmft.data import GroupedData, load_manifest
+from bmft.finetune import Loss, Step, penultimate_features, tune
+from bmft.importance import weight_importances
+from bmft.mask import WeightMask
+from bmft.models import find_head
+
+FILES, PIXELS = 256, 32
+PARTS = ("load", "audit", "importance", "step 1", "step 2")
+
+
+def write_set(folder: Path, rows: int) -> Path:
+    """A manifest of `rows` rows over few files, with a label and a group in the pixels."""
+    rng = np.random.default_rng(0)
+    for i in range(FILES):
+        shade = 100 + 40 * (i % 2) + 15 * (i // 2 % 2)
+        image = rng.normal(shade, 40, (PIXELS, PIXELS, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    with (folder / "manifest.csv").open("w") as file:
+        file.write("path,label,group\n")
+        file.writelines(f"{i % FILES}.png,{i % 2},{i // 2 % 2}\n" for i in range(rows))
+    return folder / "manifest.csv"
+
+
+def network() -> nn.Sequential:
+    """Two convolutions and a head."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1),
+    )  # fmt: skip
+
+
+def measure(manifest: Path, streamed: bool, load_only: bool) -> dict[str, float]:
+    """Seconds of every part of a run, and by how many MiB the peak of this process's memory grew."""
+    options: dict[str, Any] = {"target": "label", "sensitive": "group", "normalize": "none"}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds: dict[str, float] = {}
+
+    def timed(part: str, function: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = function()
+        seconds[part] = time.perf_counter() - start
+        return result
+
+    data = timed("load", lambda: load_manifest(manifest, cache_bytes=0 if streamed else 4 << 30, **options))
+    if not load_only:
+        _train(data, timed)
+    return {**seconds, "MiB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+
+
+def _train(data: GroupedData, timed: Callable[[str, Callable[[], Any]], Any]) -> None:
+    model = network()
+    timed("audit", lambda: audit(predict(model, data), intervals=False))
+    objectives = [fairness.equalized_odds_gap, fairness.cross_entropy]
+    bias, _ = timed("importance", lambda: weight_importances(model, objectives, data))
+    body = [name for name, _ in model.named_parameters() if not name.startswith("6.")]
+    mask = WeightMask.top_fraction(bias, 0.05, within=body)
+    loss, generator = Loss(fairness.equalized_odds_gap, 1.0, 1.0), torch.Generator().manual_seed(0)
+    timed("step 1", lambda: tune(model, data, loss, mask, Step(1, 1e-4, balance="cell"), generator=generator))
+
+    def head_step() -> None:
+        head = find_head(model, data.inputs(slice(0, 2)))
+        module, features = model.get_submodule(head.name), penultimate_features(model, head, data)
+        assert features is not None
+        everything = WeightMask.by_name(module)
+        tune(module, features, loss, everything, Step(1, 1e-2, balance="cell"), generator=generator)
+
+    timed("step 2", head_step)
+
+
+def in_own_process(rows: int, streamed: bool, load_only: bool) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as name:
+        manifest = write_set(Path(name), rows)
+        command = [sys.executable, "-m", "benchmarks.scale", "--measure", str(manifest)]
+        command += ["--streamed"] * streamed + ["--load-only"] * load_only
+        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000], help="manifests that are only loaded")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--streamed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--load-only", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.streamed, options.load_only)))
+        return
+    sizes = [(rows, False) for rows in options.images] + [(rows, True) for rows in options.rows]
+    printed = []
+    for rows, load_only in sizes:
+        for streamed in (False, True):
+            found = in_own_process(rows, streamed, load_only)
+            each = [f"{1e6 * found[part] / rows:.0f}" if part in found else "–" for part in PARTS]
+            printed.append([f"{rows:,}", "streamed" if streamed else "in memory", *each, f"{found['MiB']:.0f}"])
+    print(table(["images", "pixels", *(f"{part}, µs per image" for part in PARTS), "memory, MiB"], printed))
+    print(f"\n{footer(seed=0, images=f'{PIXELS}x{PIXELS} PNG', network='2 convolutions')}")
+
+
+if __name__ == "__main__":
+    main()
