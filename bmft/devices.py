@@ -1,10 +1,12 @@
-"""Where a model runs and in which precision."""
+"""Where a model runs, in which precision, and how many samples fit there at once."""
 
+import math
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +14,42 @@ from torch import nn
 from bmft.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bf16"]
+Result = TypeVar("Result")
+
+
+@dataclass
+class Room:
+    """How many samples have found room at once: `most` halves whenever memory runs out, if it `shrinks` at all.
+
+    >>> def work(size):
+    ...     if size > 20:
+    ...         raise torch.OutOfMemoryError
+    ...     return size
+    >>> Room(shrinks=True)(work, 64)
+    16
+    """
+
+    shrinks: bool = False
+    most: float = math.inf
+
+    def __call__(self, work: Callable[[int], Result], wanted: int) -> Result:
+        """``work(size)`` with `wanted` samples at once, or as many as there is room for; it may be called again."""
+        while True:
+            size = int(min(wanted, self.most))
+            try:
+                return work(size)
+            except (RuntimeError, MemoryError) as error:
+                if not self.shrinks or size == 1 or not ran_out_of_memory(error):
+                    raise
+            # Here, not above: the error's traceback holds what did not fit.
+            self.most = size // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the CPU's allocator, had no memory left."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def choose_device(name: str) -> torch.device:

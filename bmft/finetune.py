@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bmft.activations import Activations, Tail, tail_above
-from bmft.data import GroupBatch, GroupedData, stratified_batches
+from bmft.data import GroupBatch, GroupedData, map_tensors, stratified_batches
+from bmft.devices import Room
 from bmft.errors import ConfigError, MismatchError, NonFiniteError
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits
@@ -25,6 +26,7 @@ __all__ = [
     "penultimate_features", "reset_head", "tail_above", "tune",
 ]  # fmt: skip
 AfterEpoch = Callable[[int, float], bool]
+AutocastMaker = Callable[[], AbstractContextManager[Any]]
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -113,9 +115,10 @@ def tune(
     *,
     generator: torch.Generator,
     multi_label: bool = False,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: AutocastMaker = nullcontext,
     after_epoch: AfterEpoch = lambda epoch, loss: False,
     tail: Tail | None = None,
+    room: Room | None = None,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
@@ -123,19 +126,21 @@ def tune(
     2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves.
     3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
-    Given the `tail` of the model whose activations the data hold, only that runs. Training and gradient flags of the
-    model are as before on the way out, also on failure.
+    Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
+    gradient is put together from pieces, exactly: the gap stays that of all its samples. Training and gradient flags of
+    the model are as before on the way out, also on failure.
 
     Raises:
         NonFiniteError: a loss is not finite; the model keeps the weights of the last good step.
         MismatchError: the mask was made for another model.
     """
     chosen = SelectedWeights(model, mask)
-    device, runs = chosen.vector.device, tail or model
+    device, runs, room = chosen.vector.device, tail or model, room or Room()
     with _trainable(model, chosen.parameters), _modes(model, step.norm_stats):
-        pooled = PooledLoss(loss, data, _logits(runs, data, step.batch_size, device, autocast), multi_label)
+        logits = room(lambda size: _logits(runs, data, size, device, autocast), step.batch_size)
+        pooled = PooledLoss(loss, data, logits, multi_label)
         rate = step.learning_rate or step.trust * best_step(
-            runs, chosen, pooled, data, step, seed=generator.initial_seed()
+            runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room
         )
         optimizer = step.make_optimizer([chosen.vector], rate)
         average, taken = chosen.vector.detach().clone(), 0
@@ -146,13 +151,7 @@ def tune(
             total = 0.0
             for index, batch in zip(batches, data.iterate(batches), strict=True):
                 inputs = _augmented(batch.to(device).inputs, step.augment, generator)
-                with autocast():
-                    logits = forward_logits(runs, inputs)
-                value = pooled(logits, index.to(device))
-                total += _finite(value, epoch)
-                model.zero_grad()
-                torch.autograd.backward(value)
-                chosen.collect_gradients()
+                total += _take_gradient(runs, chosen, pooled, inputs, index.to(device), autocast, room, epoch)
                 chosen.step(optimizer)
                 taken += 1
                 # The decay grows to its value, so that the first steps are not held back by the start.
@@ -164,12 +163,56 @@ def tune(
         chosen.write_back(average)
 
 
+def _take_gradient(
+    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, inputs: Any, index: Tensor, autocast: AutocastMaker,
+    room: Room, epoch: int,
+) -> float:  # fmt: skip
+    """Give the chosen weights the gradient of one batch's loss; returns the loss.
+
+    In pieces, a pass without gradients gives every logit; the loss of all of them gives each logit's share of the
+    gradient, which the pieces' own passes carry on to the weights.
+    """
+
+    def work(size: int) -> float:
+        for parameter in chosen.parameters:
+            parameter.grad = None
+        if size >= len(index):
+            with autocast():
+                logits = forward_logits(model, inputs)
+            value = pooled(logits, index)
+            found = _finite(value, epoch)
+            torch.autograd.backward(value)
+            return found
+        pieces = _pieces(inputs, len(index), size)
+        with torch.no_grad(), autocast():
+            known = torch.cat([forward_logits(model, piece) for piece in pieces])
+        value = pooled(known.requires_grad_(), index)
+        found = _finite(value, epoch)
+        (shares,) = torch.autograd.grad(value, known)
+        for piece, share in zip(pieces, torch.split(shares, size), strict=True):
+            with autocast():
+                logits = forward_logits(model, piece)
+            torch.autograd.backward(logits, share)
+        return found
+
+    loss = room(work, len(index))
+    chosen.collect_gradients()
+    return loss
+
+
+def _pieces(inputs: Any, length: int, size: int) -> list[Any]:
+    def piece(rows: slice) -> Any:
+        return map_tensors(lambda tensor: tensor[rows], inputs)
+
+    return [piece(slice(start, start + size)) for start in range(0, length, size)]
+
+
 _FIRST_RATE, _FACTORS = 1e-3, 16
 
 
 def best_step(
     model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, data: GroupedData, step: Step, *, seed: int,
-    batches: int = 4,
+    batches: int = 4, room: Room | None = None,
 ) -> float:  # fmt: skip
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
@@ -180,12 +223,14 @@ def best_step(
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.
         seed: of their choice.
+        room: how many samples fit at once.
     """
+    room = room or Room()
     generator = torch.Generator().manual_seed(seed)
     indices = stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
     rows = list(islice(indices, batches))
     taken = [(index.to(chosen.vector.device), data.take(index).to(chosen.vector.device)) for index in rows]
-    direction = _first_direction(chosen, step, _mean_gradient(model, chosen, pooled, taken))
+    direction = _first_direction(chosen, step, _mean_gradient(model, chosen, pooled, taken, room))
     start = chosen.vector.detach().clone()
     longest = (float(start.norm()) + 1) / 10 / max(float(direction.norm()), 1e-30)
 
@@ -195,10 +240,10 @@ def best_step(
         if rate > longest:
             return math.inf
         chosen.write_back(start - rate * direction)
-        return _mean_loss(model, pooled, taken)
+        return _mean_loss(model, pooled, taken, room)
 
     chosen.write_back(start)
-    untouched, best = _mean_loss(model, pooled, taken), 0
+    untouched, best = _mean_loss(model, pooled, taken, room), 0
     way = 1 if loss_after(1) < min(loss_after(0), untouched) else -1
     while abs(best) < _FACTORS and (loss_after(best + way) < loss_after(best) or not loss_after(best) < untouched):
         best += way
@@ -207,31 +252,35 @@ def best_step(
 
 
 def _mean_gradient(
-    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]]
-) -> Tensor:
+    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]],
+    room: Room,
+) -> Tensor:  # fmt: skip
     total = torch.zeros_like(chosen.vector)
     logits = pooled.logits.clone()
     for index, batch in batches:
         pooled.logits.copy_(logits)
-        value = pooled(forward_logits(model, batch.inputs), index)
-        _finite(value, 0)
-        model.zero_grad()
-        torch.autograd.backward(value)
-        chosen.collect_gradients()
+        _take_gradient(model, chosen, pooled, batch.inputs, index, nullcontext, room, 0)
         total += _gradient(chosen) / len(batches)
     pooled.logits.copy_(logits)
     return total
 
 
 @torch.no_grad()
-def _mean_loss(model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]]) -> float:
+def _mean_loss(
+    model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]], room: Room
+) -> float:
     logits, total = pooled.logits.clone(), 0.0
     for index, batch in batches:
         pooled.logits.copy_(logits)
-        total += pooled(forward_logits(model, batch.inputs), index).item() / len(batches)
+        found = room(partial(_in_pieces, model, batch.inputs, len(index)), len(index))
+        total += pooled(found, index).item() / len(batches)
     pooled.logits.copy_(logits)
     # An overflow is as bad a step as there is.
     return total if math.isfinite(total) else math.inf
+
+
+def _in_pieces(model: nn.Module, inputs: Any, length: int, size: int) -> Tensor:
+    return torch.cat([forward_logits(model, piece) for piece in _pieces(inputs, length, size)])
 
 
 def _first_direction(chosen: SelectedWeights, step: Step, gradient: Tensor) -> Tensor:
@@ -314,7 +363,7 @@ def penultimate_features(
     data: GroupedData,
     *,
     batch_size: int = 64,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: AutocastMaker = nullcontext,
     tail: Tail | None = None,
 ) -> GroupedData | None:
     """The head's input for every sample, as data of the head alone; None when the head's output is not the logits.

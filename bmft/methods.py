@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bmft import fairness
-from bmft.audit import AuditReport, audit, predict
+from bmft.audit import AuditReport, audit
 from bmft.baselines import (
     bias_gradient_descent,
     dfr,
@@ -22,7 +22,7 @@ from bmft.baselines import (
 )
 from bmft.copies import copied, in_own_precision, working_copy
 from bmft.data import GroupedData, as_grouped, skipped_images
-from bmft.devices import autocast_for, choose_device, laid_out_for_speed
+from bmft.devices import Room, autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
 from bmft.finetune import Activations
 from bmft.importance import relative, weight_importances
@@ -106,10 +106,15 @@ def importance_mask(run: Run) -> WeightMask:
 
 def _importances(run: Run, objectives: list[fairness.Objective]) -> tuple[Mapping[str, torch.Tensor], ...]:
     settings = run.settings
-    return weight_importances(
-        run.model, objectives, run.fit, score=settings.score, exact=settings.exact, seed=run.seed,
-        batch_size=settings.batch_size, combine=settings.combine, multi_label=run.multi_label, autocast=run.autocast,
-    )  # fmt: skip
+
+    def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
+        return weight_importances(
+            run.model, objectives, run.fit, score=settings.score, exact=settings.exact, seed=run.seed,
+            batch_size=size, combine=settings.combine, multi_label=run.multi_label, autocast=run.autocast,
+        )  # fmt: skip
+
+    # The published form depends on the batches: no smaller ones in their place.
+    return run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
 
 
 _PAPER = Settings(
@@ -261,7 +266,6 @@ def debias(
     multi_label = multi_label or data["fit"].task == "multilabel"
     where = choose_device(device)
     tuned = laid_out_for_speed(working_copy(model, where))
-    options: dict[str, Any] = {"multi_label": multi_label, "device": str(where)}
     run = Run(
         model=tuned,
         head=find_head(tuned, data["fit"].take(slice(0, 2)).to(where).inputs, name=head),
@@ -285,10 +289,11 @@ def debias(
         autocast=autocast_for(where, settings.precision),
         progress=progress,
         activations=Activations() if activations is None else activations,
+        room=Room(shrinks=settings.on_out_of_memory == "halve"),
     )
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
-        run.selection.start(predict(tuned, data["select"], **options))
+        run.selection.start(run.predict(tuned, data["select"]))
     mask = METHODS[method].run(run)
     accepted = run.selection.finish()
     # As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.
@@ -297,7 +302,7 @@ def debias(
         result.load_state_dict(in_own_precision(tuned.state_dict(), model.state_dict()))
     with run.timed("audit"):
         before, after = (
-            audit(predict(m, data[evaluated_on], **options), threshold=threshold, intervals=intervals, seed=seed)
+            audit(run.predict(m, data[evaluated_on]), threshold=threshold, intervals=intervals, seed=seed)
             for m in (model, result)
         )
     run.seconds["total"] = time.perf_counter() - start

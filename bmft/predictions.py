@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bmft import fairness
 from bmft.copies import check_values, copied
 from bmft.data import Attribute, GroupedData, Inputs, as_grouped, map_tensors
-from bmft.devices import choose_device
+from bmft.devices import Room, choose_device
 from bmft.errors import CheckpointError, ConfigError, DataError, GroupError, NonFiniteError
 from bmft.models import forward_logits
 
@@ -118,7 +118,7 @@ def predict(
     model: nn.Module,
     data: Any,
     *,
-    batch_size: int = 64,
+    batch_size: int | Literal["auto"] = 64,
     device: str = "auto",
     batch_fn: Callable[[Any], tuple[Inputs, Tensor, Tensor]] | None = None,
     multi_label: bool = False,
@@ -130,7 +130,7 @@ def predict(
     Args:
         model: gives logits: one per sample (binary), two (two classes), or one per class or label.
         data: `GroupedData`, or what yields ``(inputs, targets, groups)`` batches, possibly by `batch_fn`.
-        batch_size: samples at once.
+        batch_size: samples at once; ``"auto"`` is 64, or as many of them as memory has room for.
         device: where to run; ``"auto"`` is where the model is, or for one on the CPU a CUDA device if any.
         batch_fn: one batch -> ``(inputs, targets, groups)``.
         multi_label: every output is a label of its own; so taken where the data have several labels.
@@ -145,12 +145,13 @@ def predict(
     >>> predict(nn.Linear(4, 1), data).scores.shape
     (4, 1)
     """
-    if batch_size < 1:
+    room, size = (Room(shrinks=True), 64) if batch_size == "auto" else (Room(), batch_size)
+    if size < 1:
         raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     grouped = as_grouped(data, batch_fn=batch_fn)
     several = multi_label or grouped.task == "multilabel"
     with _borrowed(model, device) as network:
-        logits = torch.cat([network(batch.inputs) for batch in grouped.batches(batch_size)])  # (n, outputs)
+        logits = room(lambda n: torch.cat([network(b.inputs) for b in grouped.batches(n)]), size)  # (n, outputs)
         last = network.last_operation(grouped.inputs(slice(0, 2)))
     _check_logits(logits, last, several, grouped)
     scores = fairness.probabilities(logits.double(), multi_label=several).numpy()

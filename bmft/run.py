@@ -12,6 +12,7 @@ from torch import nn
 
 from bmft.audit import AuditReport, Predictions, predict
 from bmft.data import GroupedData
+from bmft.devices import Room
 from bmft.errors import ConfigError
 from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
 from bmft.mask import WeightMask
@@ -53,6 +54,7 @@ class Run:
     activations: Activations = field(default_factory=Activations)
     tail: Tail | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
 
     @property
     def body(self) -> list[str]:
@@ -86,7 +88,7 @@ class Run:
             look = self._after_epoch(1, self.tail or self.model, select, step)
             tune(
                 self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                tail=self.tail, autocast=self.autocast, after_epoch=look,
+                tail=self.tail, autocast=self.autocast, after_epoch=look, room=self.room,
             )  # fmt: skip
 
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
@@ -98,8 +100,9 @@ class Run:
         tail = tail_above(self.model, moving, sample, autocast=self.autocast)
         if tail is None:
             return self.fit, self.select
-        fit = self.activations.of(tail, self.fit, autocast=self.autocast)
-        select = self.activations.of(tail, self.select)
+        keep = self.activations.of
+        fit = self.room(lambda size: keep(tail, self.fit, autocast=self.autocast, batch_size=size), 64)
+        select = self.room(lambda size: keep(tail, self.select, batch_size=size), 64)
         if fit is None or select is None:
             return self.fit, self.select
         self.tail = tail
@@ -110,7 +113,7 @@ class Run:
         step = self.settings.step(1)
         with self.timed("head"):
             fit, select = (
-                penultimate_features(self.model, self.head, self._precise(data), tail=self.tail)
+                self._features(self._precise(data), self.tail)
                 for data in (self.fit, self.select)
             )
             if fit is None or select is None:
@@ -123,7 +126,7 @@ class Run:
                 look = self._after_epoch(2, model, select, step)
                 tune(
                     model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                    after_epoch=self._at_the_operating_point(look, model, fit),
+                    after_epoch=self._at_the_operating_point(look, model, fit), room=self.room,
                 )  # fmt: skip
 
     def _at_the_operating_point(
@@ -152,7 +155,12 @@ class Run:
     @torch.no_grad()
     def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
         device = next(model.parameters()).device
-        return torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in data.batches(1024)])
+
+        def work(size: int) -> torch.Tensor:
+            batches = data.batches(size)
+            return torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in batches])
+
+        return self.room(work, 64)
 
     def measure_operating_point(self) -> None:
         """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
@@ -162,7 +170,10 @@ class Run:
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
-        kept = self.activations.of(self.tail, data) if self.tail else data
+        tail = self.tail
+        if tail is None:
+            return data
+        kept = self.room(lambda size: self.activations.of(tail, data, batch_size=size), 64)
         if kept is None:
             self.tail = None
         return data if kept is None else kept
@@ -191,7 +202,7 @@ class Run:
             ConfigError: the head is not one linear layer whose output is the logits.
         """
         with self.timed("features"):
-            found = penultimate_features(self.model, self.head, data)
+            found = self._features(data, None)
         if found is None or not isinstance(self.model.get_submodule(self.head.name), nn.Linear):
             raise ConfigError(
                 f"this method writes the weights of one linear layer that makes the logits, and {self.head.name!r} is "
@@ -199,10 +210,17 @@ class Run:
             )
         return found
 
+    def _features(self, data: GroupedData, tail: Tail | None) -> GroupedData | None:
+        return self.room(
+            lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size), 64
+        )
+
     def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
-        """Probabilities of `data`, where the model is."""
-        device = str(next(model.parameters()).device)
-        return predict(model, data, multi_label=self.multi_label, device=device)
+        """Probabilities of `data` by any model, where this run's is."""
+        device = str(next(self.model.parameters()).device)
+        return self.room(
+            lambda size: predict(model, data, multi_label=self.multi_label, device=device, batch_size=size), 64
+        )
 
     def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
         """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""

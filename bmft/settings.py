@@ -35,6 +35,8 @@ class Settings:
         momentum: of SGD and RMSprop.
         weight_decay: of both steps.
         batch_size: samples per step.
+        on_out_of_memory: ``"fail"``, or ``"halve"``: go on with half as many samples at once for as long as memory runs
+            out. A step is still of `batch_size` samples, and its gap of all of them.
         bias_weight: of the gap in the loss: the first is step 1's, every other is tried in step 2, in this order.
         task_weight: of the cross-entropy in the loss.
         weigh: whose samples weigh the same in the cross-entropy: ``"none"``, ``"label"`` or ``"cell"``.
@@ -70,6 +72,7 @@ class Settings:
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch_size: int = 64
+    on_out_of_memory: Literal["fail", "halve"] = "fail"
     bias_weight: tuple[float, ...] = (1.0, 1.0, 0.4, 0.1)
     task_weight: tuple[float, float] = (1.0, 1.0)
     weigh: Literal["none", "label", "cell"] = "none"
@@ -95,6 +98,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        if self.on_out_of_memory == "halve" and self.norm_stats == "update":
+            raise ConfigError("norm_stats = 'update' needs whole batches, which on_out_of_memory = 'halve' may cut")
         if isinstance(self.objective, str) and self.objective not in fairness.OBJECTIVES:
             raise ConfigError(unknown_name("objective", self.objective, fairness.OBJECTIVES))
         for number in (0, 1):
@@ -214,6 +219,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "precision": ("auto", "float32", "bf16"),
     "norm_stats": ("frozen", "update"),
     "operating_point": ("kept", "free"),
+    "on_out_of_memory": ("fail", "halve"),
 }
 
 

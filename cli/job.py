@@ -75,7 +75,7 @@ class Job:
     def measuring(self) -> dict[str, Any]:
         """How `bmft.audit` is to run the model."""
         common = self.common
-        size = {} if common.batch_size is None else {"batch_size": common.batch_size}
+        size: dict[str, Any] = {} if common.batch_size is None else {"batch_size": common.batch_size}
         return {"device": common.device, "multi_label": common.multi_label, **size}
 
     @cached_property

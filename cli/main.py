@@ -127,7 +127,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         return RUNTIME, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return RUNTIME, "out of memory: try a smaller --batch-size"
+        return RUNTIME, "out of memory: try --batch-size auto"
     first = (str(error).splitlines() or [""])[0]
     return RUNTIME, f"{type(error).__name__}: {first} (a bug in bmft; --debug shows where)"
 

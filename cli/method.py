@@ -111,7 +111,7 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any], **fixed: Any
 
     @wraps(function)
     def command(**values: Any) -> Any:
-        given = {name: values.pop(name) for name in _NAMES} | {"batch_size": values["common"].batch_size}
+        given = {name: values.pop(name) for name in _NAMES} | _batch(values["common"].batch_size)
         beta, more = values.pop("beta"), dict(values.pop("more"))
         asked = {name: value for name, value in given.items() if value not in (None, ())}
         config = method_settings() | _split(beta) | asked | more
@@ -120,6 +120,10 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any], **fixed: Any
         return function(how=How(config={k: _resolved(k, v) for k, v in config.items()}, **chosen), **values)
 
     return apply_options(command, [*limits, *_SETTINGS, *_MORE])
+
+
+def _batch(size: int | str | None) -> dict[str, Any]:
+    return {"on_out_of_memory": "halve"} if size == "auto" else {"batch_size": size}
 
 
 def _split(beta: float | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -45,7 +45,7 @@ class Common:
     threshold_from: str | None
     seed: int
     device: str
-    batch_size: int | None
+    batch_size: int | Literal["auto"] | None
     workers: int
     trust_pickle: bool
 
@@ -195,13 +195,25 @@ _MODEL = [
     _model("--trust-pickle", is_flag=True,
            help="Read a checkpoint that can run code; only for files you trust."),
 ]  # fmt: skip
+
+
+class BatchSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A positive number, or ``auto``."""
+
+    name = "batch size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or ``auto`` as it is."""
+        return "auto" if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
 _run = partial(option, section="Run")
 _RUN = [
     _run("--seed", type=click.IntRange(0), default=0, metavar="N",
          help="Same seed, same machine: the same bytes."),
     _run("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."),
-    _run("--batch-size", type=click.IntRange(1), metavar="N",
-         help="Images per step. [default: the method's; 256 to measure]"),
+    _run("--batch-size", type=BatchSize(), metavar="N|auto",
+         help="Images per step; auto: the method's, computed in smaller pieces where memory runs out."),
     _run("--workers", type=click.IntRange(0), default=0, metavar="N",
          help="Threads that decode images; 0: one per processor, at most 8."),
 ]  # fmt: skip

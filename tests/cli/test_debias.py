@@ -275,3 +275,15 @@ def test_a_site_that_labels_otherwise_is_refused_before_anything_is_trained(debi
     )  # fmt: skip
     assert debias("--eval", "clinic=clinic.csv") == 4
     assert "clinic.csv" in capsys.readouterr().err
+
+
+def test_batch_size_auto_gives_the_same_bytes_where_memory_suffices(debias, tmp_path):
+    assert debias(*FAST, "--out", "auto.pt", "--batch-size", "auto") == 0
+    assert debias(*FAST, "--out", "plain.pt") == 0
+    assert (tmp_path / "auto.pt").read_bytes() == (tmp_path / "plain.pt").read_bytes()
+
+
+@pytest.mark.parametrize("size", ["0", "some"])
+def test_a_batch_size_that_is_none_is_a_usage_error(debias, size, capsys):
+    assert debias("--batch-size", size) == 2
+    assert "--batch-size" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def fail_with(monkeypatch):
         (errors.NonFiniteError("loss is nan"), 4, "loss is nan"),
         (FileNotFoundError(2, "No such file", "m.pt"), 4, "m.pt: No such file"),
         (OSError("broken disk"), 4, "broken disk"),
-        (MemoryError(), 4, "out of memory: try a smaller --batch-size"),
+        (MemoryError(), 4, "out of memory: try --batch-size auto"),
         (ZeroDivisionError("division by zero"), 4, "ZeroDivisionError: division by zero (a bug in bmft"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (click.Abort(), 130, "interrupted"),
