@@ -1,5 +1,6 @@
 """Files written whole or not at all: a reader, a full disk or a kill never leaves half of one under its name."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -22,6 +23,23 @@ def put(content: str | bytes, path: str | os.PathLike[str]) -> None:
     """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def in_order(content: bytes) -> bytes:
+    r"""A safetensors file whose metadata are sorted by name, so that the same values are the same bytes.
+
+    The library writes them in an order that differs from process to process.
+
+    >>> header = b'{"__metadata__":{"b":"2","a":"1"}} '
+    >>> in_order(len(header).to_bytes(8, "little") + header + b"data")[8:]
+    b'{"__metadata__":{"a":"1","b":"2"}}      data'
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 @contextmanager

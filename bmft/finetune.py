@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bmft.activations import Activations, Tail, tail_above
+from bmft.course import Course, EpochKeeper
 from bmft.data import GroupBatch, GroupedData, map_tensors, stratified_batches
 from bmft.devices import Room
 from bmft.errors import ConfigError, MismatchError, NonFiniteError
@@ -22,8 +24,8 @@ from bmft.pooled import Loss, PooledLoss
 from bmft.stepping import SelectedWeights, masked
 
 __all__ = [
-    "OPTIMIZERS", "Activations", "Loss", "PooledLoss", "SelectedWeights", "Step", "Tail", "best_step", "masked",
-    "penultimate_features", "reset_head", "tail_above", "tune",
+    "OPTIMIZERS", "Activations", "EpochKeeper", "Loss", "PooledLoss", "SelectedWeights", "Step", "Tail", "best_step",
+    "masked", "penultimate_features", "reset_head", "tail_above", "tune",
 ]  # fmt: skip
 AfterEpoch = Callable[[int, float], bool]
 AutocastMaker = Callable[[], AbstractContextManager[Any]]
@@ -119,6 +121,7 @@ def tune(
     after_epoch: AfterEpoch = lambda epoch, loss: False,
     tail: Tail | None = None,
     room: Room | None = None,
+    keeper: EpochKeeper | None = None,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
@@ -127,8 +130,10 @@ def tune(
     3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
-    gradient is put together from pieces, exactly: the gap stays that of all its samples. Training and gradient flags of
-    the model are as before on the way out, also on failure.
+    gradient is put together from pieces, exactly: the gap stays that of all its samples. Given a `keeper`, every epoch
+    is kept, and the training goes on from what it holds; where an optimizer, an objective or statistics may hold more
+    than it keeps, the training starts over. Training and gradient flags of the model are as before on the way out, also
+    on failure.
 
     Raises:
         NonFiniteError: a loss is not finite; the model keeps the weights of the last good step.
@@ -137,30 +142,36 @@ def tune(
     chosen = SelectedWeights(model, mask)
     device, runs, room = chosen.vector.device, tail or model, room or Room()
     with _trainable(model, chosen.parameters), _modes(model, step.norm_stats):
-        logits = room(lambda size: _logits(runs, data, size, device, autocast), step.batch_size)
+        plain = isinstance(step.optimizer, str) and isinstance(loss.objective, FunctionType)
+        keeper = keeper if plain and step.norm_stats == "frozen" else None
+        kept = keeper.read() if keeper else None
+        logits = kept["logits"].to(device) if kept else room(
+            lambda size: _logits(runs, data, size, device, autocast), step.batch_size
+        )  # fmt: skip
         pooled = PooledLoss(loss, data, logits, multi_label)
-        rate = step.learning_rate or step.trust * best_step(
+        rate = float(kept["numbers"][0]) if kept else step.learning_rate or step.trust * best_step(
             runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room
-        )
-        optimizer = step.make_optimizer([chosen.vector], rate)
-        average, taken = chosen.vector.detach().clone(), 0
-        for epoch in range(1, step.epochs + 1):
+        )  # fmt: skip
+        course = Course(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
+        if kept:
+            course.go_on(kept)
+        while course.epoch < step.epochs and not course.stopped:
+            course.epoch += 1
             batches = list(
                 stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
             )
             total = 0.0
             for index, batch in zip(batches, data.iterate(batches), strict=True):
                 inputs = _augmented(batch.to(device).inputs, step.augment, generator)
-                total += _take_gradient(runs, chosen, pooled, inputs, index.to(device), autocast, room, epoch)
-                chosen.step(optimizer)
-                taken += 1
-                # The decay grows to its value, so that the first steps are not held back by the start.
-                average.lerp_(chosen.vector.detach(), 1 - min(step.average, taken / (taken + 10)))
-            chosen.write_back(average)
-            if after_epoch(epoch, total / len(batches)):
-                break
+                at = index.to(device)
+                total += _take_gradient(runs, chosen, pooled, inputs, at, autocast, room, course.epoch)
+                course.step(step.average)
+            chosen.write_back(course.average)
+            course.stopped = after_epoch(course.epoch, total / len(batches))
             chosen.write_back()
-        chosen.write_back(average)
+            if keeper:
+                keeper.write(course.tensors())
+        chosen.write_back(course.average)
 
 
 def _take_gradient(

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bmft.errors import ConfigError, MismatchError
-from bmft.files import put
+from bmft.files import in_order, put
 
 Granularity = Literal["weight", "channel", "layer", "block"]
 GRANULARITIES: tuple[str, ...] = ("weight", "channel", "layer", "block")
@@ -223,7 +223,7 @@ class WeightMask:
             "recipe": json.dumps(dict(recipe or {}), sort_keys=True),
         }
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}
-        put(save(tensors, metadata), path)
+        put(in_order(save(tensors, metadata)), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WeightMask":

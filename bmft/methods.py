@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,9 +27,10 @@ from bmft.devices import Room, autocast_for, choose_device, laid_out_for_speed
 from bmft.errors import ConfigError
 from bmft.finetune import Activations
 from bmft.importance import relative, weight_importances
+from bmft.journal import Journal
 from bmft.mask import WeightMask
 from bmft.models import blocks, find_head
-from bmft.patch import WeightPatch
+from bmft.patch import WeightPatch, state_hash
 from bmft.report import DebiasReport, versions
 from bmft.run import Method, Progress, Run, from_original_head
 from bmft.selection import Limits, Selection, gap_of
@@ -233,6 +235,8 @@ def debias(
     multi_label: bool = False,
     intervals: bool = True,
     activations: Activations | None = None,
+    journal: str | Path | None = None,
+    resume: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Give back a model of the same class whose gap between groups is smaller, moving only the weights that carry it.
@@ -251,6 +255,8 @@ def debias(
         keep: ``"best"`` is chosen on select, ``"last"`` is the final epoch, whatever it is.
         head: module path of the layer that makes the logits; found by running the model otherwise.
         intervals: of the audits before and after; they take seconds, which a search or a study saves.
+        journal: a folder, made when it is needed, in which the run keeps how far it got. It is yours to remove.
+        resume: go on with what the journal holds, to the same bytes; it must be of the same run.
         activations: kept from other runs of the same weights and sets, see `bmft.finetune.Activations`.
 
     Raises:
@@ -291,6 +297,21 @@ def debias(
         activations=Activations() if activations is None else activations,
         room=Room(shrinks=settings.on_out_of_memory == "halve"),
     )
+    described = settings.to_dict() | {
+        "seed": seed, "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
+        "keep": keep, "head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes],
+    }  # fmt: skip
+    hashes = {name: part.content_hash for name, part in data.items()}
+    recipe = {
+        "method": method,
+        "config": described,
+        "fit_hash": hashes["fit"],
+        "select_hash": hashes["select"],
+    }
+    if journal is not None:
+        decides = described | {"method": method, "model": state_hash(model.state_dict()), "versions": versions()}
+        data_hashes = {"fit rows": hashes["fit"], "select rows": hashes["select"]}
+        run.journal = Journal(Path(journal), decides | data_hashes | {"device": str(where)}, resume=resume)
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
         run.selection.start(run.predict(tuned, data["select"]))
@@ -306,17 +327,6 @@ def debias(
             for m in (model, result)
         )
     run.seconds["total"] = time.perf_counter() - start
-    hashes = {name: part.content_hash for name, part in data.items()}
-    described = settings.to_dict() | {
-        "seed": seed, "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
-        "keep": keep, "head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes],
-    }  # fmt: skip
-    recipe = {
-        "method": method,
-        "config": described,
-        "fit_hash": hashes["fit"],
-        "select_hash": hashes["select"],
-    }
     return Outcome(
         model=result,
         mask=mask,

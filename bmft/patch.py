@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bmft.errors import MismatchError, NonFiniteError
-from bmft.files import put
+from bmft.files import in_order, put
 
 _FORMAT = "1"
 
@@ -169,7 +169,7 @@ class WeightPatch:
             "totals": json.dumps({name: change.total for name, change in self.changes.items()}),
             "recipe": json.dumps(dict(self.recipe), sort_keys=True),
         }
-        put(save(tensors, metadata), path)
+        put(in_order(save(tensors, metadata)), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WeightPatch":

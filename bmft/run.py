@@ -14,7 +14,18 @@ from bmft.audit import AuditReport, Predictions, predict
 from bmft.data import GroupedData
 from bmft.devices import Room
 from bmft.errors import ConfigError
-from bmft.finetune import Activations, Loss, Step, Tail, penultimate_features, reset_head, tail_above, tune
+from bmft.finetune import (
+    Activations,
+    EpochKeeper,
+    Loss,
+    Step,
+    Tail,
+    penultimate_features,
+    reset_head,
+    tail_above,
+    tune,
+)
+from bmft.journal import Journal, changes, put_back
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits
 from bmft.selection import Selection
@@ -55,6 +66,7 @@ class Run:
     tail: Tail | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
+    journal: Journal | None = None
 
     @property
     def body(self) -> list[str]:
@@ -86,10 +98,30 @@ class Run:
         with self.timed("extractor"):
             fit, select = self._entering(mask, step)
             look = self._after_epoch(1, self.tail or self.model, select, step)
-            tune(
-                self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                tail=self.tail, autocast=self.autocast, after_epoch=look, room=self.room,
-            )  # fmt: skip
+
+            def train(keeper: EpochKeeper | None) -> None:
+                tune(
+                    self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                    tail=self.tail, autocast=self.autocast, after_epoch=look, room=self.room, keeper=keeper,
+                )  # fmt: skip
+
+            self._stage(train)
+
+    def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
+        """Change the model as `train` does, or as it did in an earlier process."""
+        if self.journal is None:
+            train(None)
+            return
+        number = self.journal.begin_stage()
+        found = self.journal.stage_done(number, self.selection)
+        if found is not None:
+            self.generator.set_state(found.pop("generator"))
+            put_back(self.model.state_dict(), found)
+            return
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        train(_Epochs(self.journal, number, self.selection))
+        changed = changes(before, self.model.state_dict()) | {"generator": self.generator.get_state()}
+        self.journal.record_stage(number, self.selection, changed)
 
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
         """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
@@ -110,24 +142,27 @@ class Run:
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
-        step = self.settings.step(1)
         with self.timed("head"):
-            fit, select = (
-                self._features(self._precise(data), self.tail)
-                for data in (self.fit, self.select)
-            )
-            if fit is None or select is None:
-                model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
-            else:
-                model = self.model.get_submodule(self.head.name)
-                mask = WeightMask.by_name(model)
-            for loss in self.settings.head_losses():
-                reset()
-                look = self._after_epoch(2, model, select, step)
-                tune(
-                    model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                    after_epoch=self._at_the_operating_point(look, model, fit), room=self.room,
-                )  # fmt: skip
+            self._stage(lambda _: self._train_heads(reset))
+
+    def _train_heads(self, reset: Callable[[], None]) -> None:
+        step = self.settings.step(1)
+        fit, select = (
+            self._features(self._precise(data), self.tail)
+            for data in (self.fit, self.select)
+        )
+        if fit is None or select is None:
+            model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
+        else:
+            model = self.model.get_submodule(self.head.name)
+            mask = WeightMask.by_name(model)
+        for loss in self.settings.head_losses():
+            reset()
+            look = self._after_epoch(2, model, select, step)
+            tune(
+                model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                after_epoch=self._at_the_operating_point(look, model, fit), room=self.room,
+            )  # fmt: skip
 
     def _at_the_operating_point(
         self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData
@@ -232,18 +267,33 @@ class Run:
     def _after_epoch(
         self, number: int, model: nn.Module, select: GroupedData, step: Step
     ) -> Callable[[int, float], bool]:
-        gaps: list[float] = []
+        first = len(self.selection.history)
 
         def look(epoch: int, loss: float) -> bool:
             with self.timed("selection"):
                 predictions = self.predict(model, select)
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
             self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept))
-            gaps.append(entry["gap"])
+            gaps = [entry["gap"] for entry in self.selection.history[first:]]
             patience = self.settings.patience if number == 1 else 0
             return bool(patience) and min(gaps[-patience:]) > min(gaps)
 
         return look
+
+
+@dataclass(frozen=True)
+class _Epochs:
+    """Keeps the epochs of one stage in the journal."""
+
+    journal: Journal
+    number: int
+    selection: Selection
+
+    def read(self) -> Mapping[str, torch.Tensor] | None:
+        return self.journal.epoch_done(self.number, self.selection)
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.journal.record_epoch(self.number, self.selection, tensors)
 
 
 def _shift(logits: torch.Tensor, positive: torch.Tensor | None, threshold: float) -> torch.Tensor:

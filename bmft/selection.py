@@ -40,6 +40,13 @@ class Selection:
 
     An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, nor does
     the balanced accuracy, and the model is not constant. The untouched model takes part.
+
+    Attributes:
+        history: one entry per epoch, the untouched model first.
+        untouched: the audit of the untouched model.
+        kept: the audit of what would be kept if this were the end; None where an earlier process chose.
+        state: the weights of that choice.
+        chosen: its place in the history.
     """
 
     model: nn.Module
@@ -48,7 +55,8 @@ class Selection:
     threshold: float
     keep: Literal["best", "last"]
     history: list[dict[str, Any]] = field(default_factory=list)
-    audits: list[AuditReport] = field(default_factory=list)
+    untouched: AuditReport | None = None
+    kept: AuditReport | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     chosen: int = 0
 
@@ -63,6 +71,7 @@ class Selection:
             ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
         """
         report = self._add(predictions, step=0, epoch=0, loss=math.nan)
+        self.kept = report
         if CONSTANT in report.flags:
             raise ConstantPredictorError(
                 f"the model is a constant predictor on the select set at threshold {self.threshold:g}: every gap is 0 "
@@ -72,17 +81,17 @@ class Selection:
 
     def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> dict[str, Any]:
         """Record an epoch and keep the model's weights if it is now the best; returns its history entry."""
-        self._add(predictions, step=step, epoch=epoch, loss=loss)
+        report = self._add(predictions, step=step, epoch=epoch, loss=loss)
         entry, best = self.history[-1], self.history[self.chosen]
         if self.keep == "last" or (entry["eligible"] and entry["gap"] < best["gap"]):
-            self.chosen = len(self.history) - 1
+            self.chosen, self.kept = len(self.history) - 1, report
             self.state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return entry
 
-    @property
-    def kept(self) -> AuditReport:
-        """The audit of what would be kept if this were the end."""
-        return self.audits[self.chosen]
+    def go_on(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
+        """Be where a selection was that had this history and these weights of its choice, whose audit is not known."""
+        self.history, self.chosen, self.state = history, chosen, state
+        self.kept = None if chosen else self.untouched
 
     def finish(self) -> bool:
         """Change the model: load the kept weights, if any epoch was chosen, and tell whether one was."""
@@ -122,7 +131,7 @@ class Selection:
 
     def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
         report = audit(predictions, threshold=self.threshold, intervals=False)
-        self.audits.append(report)
+        self.untouched = self.untouched or report
         entry = {
             "step": step,
             "epoch": epoch,
@@ -138,7 +147,7 @@ class Selection:
         return report
 
     def _harmless(self, report: AuditReport) -> bool:
-        before = self.audits[0]
+        before = report if self.untouched is None else self.untouched
         if CONSTANT in report.flags:
             return False
         # Written so that a NaN is not harmless.

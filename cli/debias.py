@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import REJECTED, Progress, table
+from .console import REJECTED, Progress, settings, table
 from .method import How, method_options
 from .options import Command, Common, common_options, load_job, option
 from .sites import Sites, sites_option, sites_table
@@ -35,18 +36,21 @@ if TYPE_CHECKING:
 )
 @sites_option
 @option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
+@option("--resume", is_flag=True, help="Go on where a run with the same options was killed, to the same bytes.")
 @option("--dry-run", is_flag=True, help="Show what would be tuned, layer by layer; change and write nothing.")
 @common_options()
 @method_options
 def debias(
     checkpoint: str, common: Common, how: How, out: str | None, report: str | None, sites: Sites, leakage: bool,
-    dry_run: bool,
+    resume: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Reduce CHECKPOINT's gap between groups by moving only the weights that carry it.
 
     Weights are moved on the fit rows, the epoch is chosen on select, and before and after are measured on
     test where there is one. The result has the container and keys that came in; a patch file is written
     beside it. If no epoch does no harm, nothing is written but the report, and the exit code is 1.
+
+    How far it got is kept beside --out in a folder of that name that ends in .resume, until all is written.
 
     \b
     Example:
@@ -58,7 +62,8 @@ def debias(
         click.echo(_plan(run_method(job, replace(how, config={**how.config, "epochs": 0})).mask))
         return
     elsewhere = {name: job.site(path) for name, path in sites}
-    outcome = run_method(job, how)
+    journal = _journal(target, resume)
+    outcome = run_method(job, how, journal, resume)
     click.echo(outcome_table(job, outcome))
     extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
     click.echo(outcome.reason)
@@ -66,6 +71,8 @@ def debias(
         *(write_outcome(job, outcome, target) if outcome.accepted else []),
         *write_report_of(job, outcome, report, extra),
     ]
+    if journal.exists():
+        shutil.rmtree(journal)
     for path in written:
         click.echo(path)
     if not outcome.accepted:
@@ -86,7 +93,17 @@ def output_path(checkpoint: str, out: str | None) -> Path:
     return target
 
 
-def run_method(job: Job, how: How) -> Outcome:
+def _journal(target: Path, resume: bool) -> Path:
+    """Where a run that makes `target` keeps how far it got."""
+    folder = target.with_name(f"{target.stem}.resume")
+    if resume and not folder.exists():
+        settings().say(f"there is no {folder}: nothing to resume, so this run starts from the beginning")
+    if folder.exists() and not resume:
+        settings().say(f"{folder} holds an unfinished run, which --resume would have gone on with: starting over")
+    return folder
+
+
+def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = False) -> Outcome:
     """Debias the job's model, with a progress bar."""
     from bmft.methods import debias as run
 
@@ -94,7 +111,8 @@ def run_method(job: Job, how: How) -> Outcome:
         return run(
             job.model, job.fit, job.select, test=job.test, method=how.method, config=how.config,
             keep=how.keep, max_auc_drop=how.max_auc_drop, max_group_auc_drop=how.max_group_auc_drop,
-            threshold=job.threshold, seed=job.common.seed, device=job.common.device, head=job.common.head,
+            journal=journal, resume=resume, threshold=job.threshold,
+            seed=job.common.seed, device=job.common.device, head=job.common.head,
             multi_label=job.common.multi_label, progress=lambda now: bar(now.done, now.total, now.phase),
         )  # fmt: skip
 

@@ -6,6 +6,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from bmft.selection import Selection
+
 FAST = ["--epochs", "2", "--keep", "last"]
 
 
@@ -287,3 +289,51 @@ def test_batch_size_auto_gives_the_same_bytes_where_memory_suffices(debias, tmp_
 def test_a_batch_size_that_is_none_is_a_usage_error(debias, size, capsys):
     assert debias("--batch-size", size) == 2
     assert "--batch-size" in capsys.readouterr().err
+
+
+def interrupt_after(monkeypatch, looks):
+    """Selection stops the run at this look."""
+    original, left = Selection.consider, [looks]
+
+    def consider(self, *args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Selection, "consider", consider)
+
+
+@pytest.mark.parametrize("looks", [1, 6])
+def test_resume_goes_on_to_the_same_bytes_and_leaves_nothing_behind(debias, tmp_path, monkeypatch, looks):
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
+    options = ["--epochs", "3,1", "--keep", "last", "--set", "path=[1.0]"]
+    assert debias(*options, "--out", "whole/fair.pt", "--report", "whole/report") == 0
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, looks)
+        assert debias(*options, "--out", "again/fair.pt", "--report", "again/report") == 130
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["fair.resume"]
+    assert debias(*options, "--out", "again/fair.pt", "--report", "again/report", "--resume") == 0
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"fair.pt", "fair.patch.safetensors", "report"}
+    for file in ("fair.pt", "fair.patch.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    reports = [json.loads((tmp_path / name / "report/report.json").read_text()) for name in ("whole", "again")]
+    for report in reports:
+        del report["seconds"]
+    assert reports[0] == reports[1]
+
+
+def test_resume_with_other_options_is_refused_and_loses_nothing(debias, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        assert debias(*FAST) == 130
+    before = {path.name: path.read_bytes() for path in (tmp_path / "fair.resume").iterdir()}
+    assert debias(*FAST, "--resume", "--seed", 5) == 2
+    assert "another seed (0, now 5)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "fair.resume").iterdir()} == before
+
+
+def test_resume_with_nothing_to_resume_says_so_and_runs(debias, capsys):
+    assert debias(*FAST, "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().err
