@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bmft.data import GroupedData
 from bmft.models import forward_logits
+from bmft.processes import Share
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -194,11 +195,13 @@ class Activations:
         if key not in self._kept:
             with autocast():
                 sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)
+            share = Share(len(data))
             if self._bytes + len(data) * sample.numel() * 4 > self.limit:
                 return None
             with autocast():
-                parts = [tail.entering(b.to(device).inputs).float().cpu() for b in data.batches(batch_size)]
-            inputs = torch.cat(parts)
+                batches = share.of(data).batches(batch_size)
+                parts = [tail.entering(batch.to(device).inputs).float().cpu() for batch in batches]
+            inputs = share.gather(torch.cat(parts).to(device)).cpu()
             self._bytes += inputs.numel() * 4
             # The set itself is kept too, so that its id stays its own.
             self._kept[key] = data, data.with_inputs(inputs)

@@ -21,6 +21,7 @@ from bmft.errors import ConfigError, MismatchError, NonFiniteError
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits
 from bmft.pooled import Loss, PooledLoss
+from bmft.processes import Share
 from bmft.stepping import SelectedWeights, masked
 
 __all__ = [
@@ -161,8 +162,9 @@ def tune(
                 stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
             )
             total = 0.0
-            for index, batch in zip(batches, data.iterate(batches), strict=True):
-                inputs = _augmented(batch.to(device).inputs, step.augment, generator)
+            own = (index[Share(len(index)).rows] for index in batches)
+            for index, batch in zip(batches, data.iterate(own), strict=True):
+                inputs = _augmented(batch.to(device).inputs, step.augment, Share(len(index)), generator)
                 at = index.to(device)
                 total += _take_gradient(runs, chosen, pooled, inputs, at, autocast, room, course.epoch)
                 course.step(step.average)
@@ -180,34 +182,33 @@ def _take_gradient(
 ) -> float:  # fmt: skip
     """Give the chosen weights the gradient of one batch's loss; returns the loss.
 
-    In pieces, a pass without gradients gives every logit; the loss of all of them gives each logit's share of the
-    gradient, which the pieces' own passes carry on to the weights.
+    The loss of all logits gives each logit's share of the gradient, which the passes of the pieces, and those of the
+    other processes, carry on to the weights. `inputs` are this process's rows of the batch. What does not fit at once
+    is run twice: without gradients for its logits, then piece by piece.
     """
+    share = Share(len(index))
+    length = share.rows.stop - share.rows.start
 
     def work(size: int) -> float:
         for parameter in chosen.parameters:
             parameter.grad = None
-        if size >= len(index):
-            with autocast():
-                logits = forward_logits(model, inputs)
-            value = pooled(logits, index)
-            found = _finite(value, epoch)
-            torch.autograd.backward(value)
-            return found
-        pieces = _pieces(inputs, len(index), size)
-        with torch.no_grad(), autocast():
-            known = torch.cat([forward_logits(model, piece) for piece in pieces])
-        value = pooled(known.requires_grad_(), index)
+        pieces = _pieces(inputs, length, size)
+        with torch.set_grad_enabled(len(pieces) == 1), autocast():
+            logits = [forward_logits(model, piece) for piece in pieces]
+        known = share.gather(torch.cat(logits)).requires_grad_()
+        value = pooled(known, index)
         found = _finite(value, epoch)
-        (shares,) = torch.autograd.grad(value, known)
-        for piece, share in zip(pieces, torch.split(shares, size), strict=True):
+        (wanted,) = torch.autograd.grad(value, known)
+        for piece, first, part in zip(pieces, logits, torch.split(wanted[share.rows], size), strict=True):
             with autocast():
-                logits = forward_logits(model, piece)
-            torch.autograd.backward(logits, share)
+                again = first if first.requires_grad else forward_logits(model, piece)
+            torch.autograd.backward(again, part)
         return found
 
-    loss = room(work, len(index))
+    loss = room(work, length)
     chosen.collect_gradients()
+    if chosen.vector.grad is not None:
+        share.total(chosen.vector.grad)
     return loss
 
 
@@ -240,7 +241,8 @@ def best_step(
     generator = torch.Generator().manual_seed(seed)
     indices = stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
     rows = list(islice(indices, batches))
-    taken = [(index.to(chosen.vector.device), data.take(index).to(chosen.vector.device)) for index in rows]
+    device = chosen.vector.device
+    taken = [(index.to(device), data.take(index[Share(len(index)).rows]).to(device)) for index in rows]
     direction = _first_direction(chosen, step, _mean_gradient(model, chosen, pooled, taken, room))
     start = chosen.vector.detach().clone()
     longest = (float(start.norm()) + 1) / 10 / max(float(direction.norm()), 1e-30)
@@ -283,7 +285,8 @@ def _mean_loss(
     logits, total = pooled.logits.clone(), 0.0
     for index, batch in batches:
         pooled.logits.copy_(logits)
-        found = room(partial(_in_pieces, model, batch.inputs, len(index)), len(index))
+        share, length = Share(len(index)), len(batch.targets)
+        found = share.gather(room(partial(_in_pieces, model, batch.inputs, length), length))
         total += pooled(found, index).item() / len(batches)
     pooled.logits.copy_(logits)
     # An overflow is as bad a step as there is.
@@ -315,7 +318,7 @@ def _finite(loss: Tensor, epoch: int) -> float:
     return value
 
 
-def _augmented(inputs: Any, augment: Sequence[str], generator: torch.Generator) -> Any:
+def _augmented(inputs: Any, augment: Sequence[str], share: Share, generator: torch.Generator) -> Any:
     if not augment:
         return inputs
     if (
@@ -325,7 +328,8 @@ def _augmented(inputs: Any, augment: Sequence[str], generator: torch.Generator) 
     ):
         raise ConfigError("augment needs square images of shape (n, c, h, w): turn it off for other inputs")
     for name in augment:
-        chosen = (torch.rand(len(inputs), generator=generator) < 0.5).to(inputs.device)
+        # Drawn for the whole batch, so that it does not matter how many processes share it.
+        chosen = (torch.rand(share.n, generator=generator) < 0.5)[share.rows].to(inputs.device)
         inputs = torch.where(chosen[:, None, None, None], _FLIPS[name](inputs), inputs)
     return inputs
 
@@ -334,9 +338,11 @@ def _augmented(inputs: Any, augment: Sequence[str], generator: torch.Generator) 
 def _logits(
     model: nn.Module, data: GroupedData, batch_size: int, device: torch.device, autocast: Callable[[], Any]
 ) -> Tensor:
+    share = Share(len(data))
     with autocast():
-        parts = [forward_logits(model, batch.to(device).inputs).float() for batch in data.batches(batch_size)]
-    return torch.cat(parts)
+        batches = share.of(data).batches(batch_size)
+        parts = [forward_logits(model, batch.to(device).inputs).float() for batch in batches]
+    return share.gather(torch.cat(parts))
 
 
 @contextmanager
@@ -390,18 +396,19 @@ def penultimate_features(
         seen.append((arguments[0], output))
 
     features = []
+    share = Share(len(data))
     handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad(), _modes(model, "frozen"), autocast():
-            for batch in data.batches(batch_size):
+            for batch in share.of(data).batches(batch_size):
                 seen.clear()
                 logits = forward_logits(tail or model, batch.to(device).inputs)
                 if len(seen) != 1 or not _same(seen[0][1], logits):
                     return None
-                features.append(seen[0][0].float().cpu())
+                features.append(seen[0][0].float())
     finally:
         handle.remove()
-    return data.with_inputs(torch.cat(features))
+    return data.with_inputs(share.gather(torch.cat(features)).cpu())
 
 
 def _same(output: Any, logits: Tensor) -> bool:

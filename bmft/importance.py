@@ -11,11 +11,12 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bmft import fairness
+from bmft import fairness, processes
 from bmft.copies import check_tunable
 from bmft.data import GroupBatch, GroupedData, as_grouped
 from bmft.errors import ArchitectureError, ConfigError, GroupError, NonFiniteError
 from bmft.models import forward_logits
+from bmft.processes import Share
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 Score = str | Callable[[Tensor, Tensor], Tensor]
@@ -218,6 +219,16 @@ def _batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterat
         start = stop
 
 
+def _own_batches(
+    data: GroupedData, batch_size: int, device: torch.device
+) -> Iterator[tuple[slice, GroupBatch]]:
+    """The batches of all rows that are this process's: every one of a single process."""
+    together = 1 if Share(len(data)).whole else processes.count()
+    indices = list(torch.split(torch.arange(len(data)), batch_size))[processes.number() % together :: together]
+    for index, batch in zip(indices, data.iterate(indices), strict=True):
+        yield slice(int(index[0]), int(index[-1]) + 1), batch.to(device)
+
+
 def _gradients(
     network: _Network,
     objectives: Sequence[Objective],
@@ -232,8 +243,10 @@ def _gradients(
         {name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives
     ]
     counts = [0] * len(objectives)
+    share = Share(len(data))
+    own = share.of(data)
     if exact:
-        pooled = _forward(network, data, batch_size, device)
+        pooled = share.gather(_forward(network, own, batch_size, device))
         targets, groups = data.targets.to(device), data.groups.to(device)
         parts = [_logit_gradient(network, objective, pooled, targets, groups) for objective in objectives]
         values = [value for value, _ in parts]
@@ -243,11 +256,13 @@ def _gradients(
             )
     else:
         values = [0.0] * len(objectives)
-    for rows, batch in _batches(data, batch_size, device):
+    # The published form is of batches, so it is they that are dealt out.
+    dealt = _batches(own, batch_size, device) if exact else _own_batches(data, batch_size, device)
+    for rows, batch in dealt:
         logits = _SharedLogits(network, batch.inputs)
         for k, objective in enumerate(objectives):
             if exact:
-                gradient = parts[k][1][rows]
+                gradient = parts[k][1][share.rows][rows]
             else:
                 value, gradient = _logit_gradient(
                     network, objective, logits.detached(weights), batch.targets, batch.groups
@@ -262,18 +277,30 @@ def _gradients(
                     attribution[name] if exact else _score(score, weights[name].detach(), attribution[name])
                 )
     return tuple(
-        _finish(weights, total, score, exact, value, count)
+        _finish(weights, *_of_all(total, value, count, share, exact), score, exact)
         for total, value, count in zip(totals, values, counts, strict=True)
     )
+
+
+def _of_all(
+    total: dict[str, Tensor], value: float, count: int, share: Share, exact: bool
+) -> tuple[dict[str, Tensor], float, int]:
+    """Sums over all processes; the value of the exact form is of all rows already."""
+    totals = {name: share.total(tensor) for name, tensor in total.items()}
+    if exact or share.whole:
+        return totals, value, count
+    device = next(iter(total.values())).device
+    summed = share.total(torch.tensor([value, count], dtype=torch.float64, device=device))
+    return totals, float(summed[0]), int(summed[1])
 
 
 def _finish(
     weights: Mapping[str, Tensor],
     total: dict[str, Tensor],
-    score: Score,
-    exact: bool,
     value: float,
     count: int,
+    score: Score,
+    exact: bool,
 ) -> Importance:
     if count == 0:
         raise GroupError(

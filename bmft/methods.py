@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bmft import fairness
+from bmft import fairness, processes
 from bmft.audit import AuditReport, audit
 from bmft.baselines import (
     bias_gradient_descent,
@@ -267,6 +267,8 @@ def debias(
     """
     start = time.perf_counter()
     settings = settings_for(method, config)
+    if settings.on_out_of_memory == "halve" and processes.count() > 1:
+        raise ConfigError("on_out_of_memory = 'halve' (--batch-size auto) is for one process: name a batch size")
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
     multi_label = multi_label or data["fit"].task == "multilabel"

@@ -16,6 +16,7 @@ from bmft.data import Attribute, GroupedData, Inputs, as_grouped, map_tensors
 from bmft.devices import Room, choose_device
 from bmft.errors import CheckpointError, ConfigError, DataError, GroupError, NonFiniteError
 from bmft.models import forward_logits
+from bmft.processes import Share
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -151,7 +152,10 @@ def predict(
     grouped = as_grouped(data, batch_fn=batch_fn)
     several = multi_label or grouped.task == "multilabel"
     with _borrowed(model, device) as network:
-        logits = room(lambda n: torch.cat([network(b.inputs) for b in grouped.batches(n)]), size)  # (n, outputs)
+        share = Share(len(grouped))
+        own = share.of(grouped)
+        logits = room(lambda n: torch.cat([network(b.inputs) for b in own.batches(n)]), size)
+        logits = share.gather(logits.to(network.device)).cpu()  # (n, outputs)
         last = network.last_operation(grouped.inputs(slice(0, 2)))
     _check_logits(logits, last, several, grouped)
     scores = fairness.probabilities(logits.double(), multi_label=several).numpy()

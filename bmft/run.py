@@ -28,6 +28,7 @@ from bmft.finetune import (
 from bmft.journal import Journal, changes, put_back
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits
+from bmft.processes import Share
 from bmft.selection import Selection
 from bmft.settings import Settings
 
@@ -190,12 +191,13 @@ class Run:
     @torch.no_grad()
     def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
         device = next(model.parameters()).device
+        share = Share(len(data))
 
         def work(size: int) -> torch.Tensor:
-            batches = data.batches(size)
+            batches = share.of(data).batches(size)
             return torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in batches])
 
-        return self.room(work, 64)
+        return share.gather(self.room(work, 64))
 
     def measure_operating_point(self) -> None:
         """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""

@@ -6,6 +6,7 @@ import click
 
 from .console import put, settings
 from .options import Command, Common, common_options, load_job, option
+from .processes import part_company
 from .tables import audit_table
 
 
@@ -28,6 +29,7 @@ def audit(checkpoint: str, common: Common, json_file: str | None, report: str | 
 
     job = load_job(common, checkpoint)
     measured = measure(job.model, job.data, threshold=job.threshold, seed=common.seed, **job.measuring)
+    part_company()
     where = f"{common.test!r} split" if common.split_column else "every row"
     # Standard output belongs to the JSON when it is asked for there.
     click.echo(f"{checkpoint}, {where} of {common.data}: n = {measured.n:,}", err=json_file == "-")

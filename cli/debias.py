@@ -13,6 +13,7 @@ import click
 from .console import REJECTED, Progress, settings, table
 from .method import How, method_options
 from .options import Command, Common, common_options, load_job, option
+from .processes import part_company, several
 from .sites import Sites, sites_option, sites_table
 from .tables import audit_table
 
@@ -64,14 +65,15 @@ def debias(
     elsewhere = {name: job.site(path) for name, path in sites}
     journal = _journal(target, resume)
     outcome = run_method(job, how, journal, resume)
-    click.echo(outcome_table(job, outcome))
     extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
+    part_company()
+    click.echo(outcome_table(job, outcome))
     click.echo(outcome.reason)
     written = [
         *(write_outcome(job, outcome, target) if outcome.accepted else []),
         *write_report_of(job, outcome, report, extra),
     ]
-    if journal.exists():
+    if journal and journal.exists():
         shutil.rmtree(journal)
     for path in written:
         click.echo(path)
@@ -93,8 +95,12 @@ def output_path(checkpoint: str, out: str | None) -> Path:
     return target
 
 
-def _journal(target: Path, resume: bool) -> Path:
-    """Where a run that makes `target` keeps how far it got."""
+def _journal(target: Path, resume: bool) -> Path | None:
+    """Where a run that makes `target` keeps how far it got; several processes together do not keep it."""
+    if several():
+        if resume:
+            raise click.UsageError("--resume is for one process: under torchrun, leave it out to start over.")
+        return None
     folder = target.with_name(f"{target.stem}.resume")
     if resume and not folder.exists():
         settings().say(f"there is no {folder}: nothing to resume, so this run starts from the beginning")

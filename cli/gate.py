@@ -12,6 +12,7 @@ import click
 
 from .console import put, settings
 from .options import Command, Common, common_options, load_job, option
+from .processes import part_company
 
 if TYPE_CHECKING:
     from bmft.audit import AuditReport
@@ -77,10 +78,13 @@ def gate(
     if (checkpoint is None) == (predictions is None):
         raise click.UsageError("Give one of CHECKPOINT and --predictions CSV.")
     if init:
-        _start(policy, _gather(checkpoint, predictions, None, None, common).report, common)
+        measured = _gather(checkpoint, predictions, None, None, common).report
+        part_company()
+        _start(policy, measured, common)
         return
     rules = load_policy(policy)
     found = _gather(checkpoint, predictions, baseline, patch, _agreed(common, rules))
+    part_company()
     verdict = check(found.report, rules, found.baseline, debiased_on=found.debiased_on)
     _tell(verdict, Outputs(**outputs), {"policy": policy, **found.files})
     click.get_current_context().exit(verdict.exit_code)

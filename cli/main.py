@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from .console import INTERRUPTED, RUNTIME, USAGE, Settings
+from .processes import first, working_together
 
 # The one-line helps stand here so that `bmft --help` imports no command.
 COMMANDS = {
@@ -99,14 +100,17 @@ def main(args: Sequence[str] | None = None) -> int:
         if settings.debug:
             traceback.print_exc()
         code, message = _explain(error)
-        click.echo(f"bmft: error: {message}", err=True)
+        # What is wrong with the input every process sees; what befell one of several is for that one to say.
+        if first() or not (code == USAGE or isinstance(error, _known())):
+            click.echo(f"bmft: error: {message}", err=True)
     return code
 
 
 def _invoke(args: list[str], settings: Settings) -> int:
     # Not `bmft.main()`: it turns a broken pipe into exit code 1, which here means a failed gate.
     try:
-        with bmft.make_context("bmft", args, obj=settings) as context:
+        command = next((arg for arg in args if arg in COMMANDS), "")
+        with bmft.make_context("bmft", args, obj=settings) as context, working_together(command, settings):
             bmft.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
@@ -119,9 +123,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         return USAGE, f"{error.format_message()} (see `{where} --help`)"
     if isinstance(error, click.ClickException):
         return RUNTIME, error.format_message()
-    # Our own errors were imported by whoever raised one; importing bmft here could fail as it did there.
-    errors = sys.modules.get("bmft.errors")
-    if errors and isinstance(error, errors.BmftError):
+    if isinstance(error, _known()):
+        errors = sys.modules["bmft.errors"]
         usage = isinstance(error, errors.ConfigError | errors.MissingExtraError)
         return (USAGE if usage else RUNTIME), str(error)
     if isinstance(error, OSError):
@@ -130,6 +133,12 @@ def _explain(error: Exception) -> tuple[int, str]:
         return RUNTIME, "out of memory: try --batch-size auto"
     first = (str(error).splitlines() or [""])[0]
     return RUNTIME, f"{type(error).__name__}: {first} (a bug in bmft; --debug shows where)"
+
+
+def _known() -> tuple[type[Exception], ...]:
+    # Our own errors were imported by whoever raised one; importing bmft here could fail as it did there.
+    errors = sys.modules.get("bmft.errors")
+    return (errors.BmftError,) if errors else ()
 
 
 def run() -> None:

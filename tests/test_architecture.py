@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("errors", "files"),
     ("copies", "tables", "metrics"),
-    ("data", "devices", "models", "fairness", "intervals", "bootstrap", "mask"),
+    ("data", "devices", "processes", "models", "fairness", "intervals", "bootstrap", "mask"),
     ("evidence",),
     ("checkpoint", "datasets", "audit", "importance", "finetune", "patch"),
     ("report", "leakage", "pixels", "plan", "scores", "verdict"),
