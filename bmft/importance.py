@@ -1,7 +1,7 @@
 """How much each weight carries an objective: attributions over the weights of a model, by Captum."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -78,6 +78,7 @@ def weight_importances(
     batch_fn: Callable[[Any], tuple[Any, Tensor, Tensor]] | None = None,
     steps: int = 32,
     seed: int = 0,
+    only: Iterable[str] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Importance, ...]:
     r"""Score every weight under several objectives, which share one forward pass per batch.
@@ -106,6 +107,7 @@ def weight_importances(
         data: a `GroupedData`, or anything that yields ``(inputs, targets, groups)`` batches, possibly by `batch_fn`.
         steps: points of the path of integrated gradients.
         seed: of the random score.
+        only: names of the parameters to score; all of them by default. Nothing is computed below the lowest of them.
         autocast: makes the context of the forward pass, for mixed precision.
 
     Raises:
@@ -120,7 +122,7 @@ def weight_importances(
     grouped = as_grouped(data, batch_fn=batch_fn)
     pooled = tuple(fairness.over_attributes(objective, combine=combine) for objective in objectives)
     with _evaluation(model):
-        network = _Network(model, multi_label, autocast)
+        network = _Network(model, multi_label, autocast, None if only is None else set(only))
         if score == "integrated_gradients":
             return tuple(_integrated(network, objective, grouped, batch_size, steps) for objective in pooled)
         if score in ("random", "ones"):
@@ -181,10 +183,15 @@ class _Network(nn.Module):
     """The user's model with its logits as the output, so that weights can be passed in by name."""
 
     def __init__(
-        self, model: nn.Module, multi_label: bool, autocast: Callable[[], AbstractContextManager[Any]]
-    ) -> None:
+        self, model: nn.Module, multi_label: bool, autocast: Callable[[], AbstractContextManager[Any]],
+        only: set[str] | None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.multi_label, self.autocast = model, multi_label, autocast
+        known = [name for name, _ in model.named_parameters()]
+        if unknown := sorted((only or set()) - set(known)):
+            raise ConfigError(f"the model has no parameter {unknown[0]!r} to score")
+        self.scored = [name for name in known if only is None or name in only]
 
     def forward(self, inputs: Any) -> Tensor:
         with self.autocast():
@@ -194,7 +201,8 @@ class _Network(nn.Module):
         return fairness.probabilities(logits.double(), multi_label=self.multi_label)
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone().requires_grad_() for name, p in self.named_parameters()}
+        parameters = dict(self.named_parameters())
+        return {f"model.{name}": parameters[f"model.{name}"].detach().clone().requires_grad_() for name in self.scored}
 
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -203,12 +211,17 @@ class _Network(nn.Module):
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.eval()
+    # What is scored is passed in from outside; the model's own weights need no graph.
+    model.requires_grad_(False)
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
 
 
 def _batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterator[tuple[slice, GroupBatch]]:
@@ -446,6 +459,6 @@ def _integrated(
 
 def _ablation(network: _Network, score: str, seed: int) -> Importance:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name.removeprefix("model."): p.shape for name, p in network.named_parameters()}
+    shapes = {name.removeprefix("model."): p.shape for name, p in network.weights().items()}
     make = (lambda shape: torch.rand(shape, generator=generator)) if score == "random" else torch.ones
     return Importance({name: make(shape) for name, shape in shapes.items()}, float("nan"))

@@ -106,17 +106,24 @@ def importance_mask(run: Run) -> WeightMask:
     )
 
 
-def _importances(run: Run, objectives: list[fairness.Objective]) -> tuple[Mapping[str, torch.Tensor], ...]:
+def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[str, torch.Tensor]]:
+    """Scores of every weight that may move, and of the head's; of all others 0."""
     settings = run.settings
+    wanted = [*run.body, *run.head.parameters]
+    tail, fit = run.above(wanted)
+    inside = "" if tail is None else "model."
 
     def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
         return weight_importances(
-            run.model, objectives, run.fit, score=settings.score, exact=settings.exact, seed=run.seed,
-            batch_size=size, combine=settings.combine, multi_label=run.multi_label, autocast=run.autocast,
+            tail or run.model, objectives, fit, score=settings.score, exact=settings.exact, seed=run.seed,
+            only=[inside + name for name in wanted], batch_size=size, combine=settings.combine,
+            multi_label=run.multi_label, autocast=run.autocast,
         )  # fmt: skip
 
     # The published form depends on the batches: no smaller ones in their place.
-    return run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
+    found = run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
+    nothing = {name: torch.zeros(parameter.shape) for name, parameter in run.model.named_parameters()}
+    return [{name: scores.get(inside + name, zeros) for name, zeros in nothing.items()} for scores in found]
 
 
 _PAPER = Settings(
@@ -124,33 +131,34 @@ _PAPER = Settings(
     weight_decay=5e-4, batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label",
     balance=("none", "group_in_label"),
     operating_point="free", whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10,
-    exact=False, fraction=0.5,
+    exact=False, depth=1.0, fraction=0.5,
 )  # fmt: skip
 _PAPER_SWIFT = replace(
     _PAPER, bias_weight=(0.9, 0.1), task_weight=(0.1, 0.9), balance=("group", "group"), reset="partial"
 )
 _DEFAULTS = Settings()
+_FULL = replace(_DEFAULTS, depth=1.0)
 _HEAD = replace(_DEFAULTS, bias_weight=(0.0, 0.0), epochs=(0, 20))
 _RW = replace(_PAPER, task_weight=(1.0, 1.0), balance=("group_in_label", "group_in_label"), reset="keep")
 METHODS: Mapping[str, Method] = {
     "bmft": Method(bmft, _DEFAULTS, _PAPER),
-    "swift": Method(swift, replace(_DEFAULTS, rank="ratio", reset="partial"), _PAPER_SWIFT),
-    "random_mask": Method(bmft, replace(_DEFAULTS, score="random"), replace(_PAPER, score="random")),
+    "swift": Method(swift, replace(_FULL, rank="ratio", reset="partial"), _PAPER_SWIFT),
+    "random_mask": Method(bmft, replace(_FULL, score="random"), replace(_PAPER, score="random")),
     "head": Method(head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20))),
-    "rw": Method(full, replace(_DEFAULTS, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
-    "reg": Method(full, replace(_DEFAULTS, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
-    "rwreg": Method(full, _DEFAULTS, _RW),
+    "rw": Method(full, replace(_FULL, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
+    "reg": Method(full, replace(_FULL, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
+    "rwreg": Method(full, _FULL, _RW),
     "selective": Method(
         selective,
-        replace(_DEFAULTS, bias_weight=(0.0, 0.0)),
+        replace(_FULL, bias_weight=(0.0, 0.0)),
         replace(_PAPER, task_weight=(1.0, 1.0), bias_weight=(0.0, 0.0), balance=("none", "none"), reset="keep"),
     ),
-    "group_dro": Method(group_dro, _DEFAULTS, replace(_PAPER, balance=("cell", "cell"))),
+    "group_dro": Method(group_dro, _FULL, replace(_PAPER, balance=("cell", "cell"))),
     "bias_gradient_descent": Method(
-        bias_gradient_descent, replace(_DEFAULTS, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
+        bias_gradient_descent, replace(_FULL, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
     ),
     "dfr": Method(dfr, _DEFAULTS, _PAPER),
-    "fairprune": Method(fairprune, _DEFAULTS, _PAPER),
+    "fairprune": Method(fairprune, _FULL, _PAPER),
     "threshold": Method(threshold_shift, _DEFAULTS, _PAPER),
 }
 

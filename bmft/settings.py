@@ -52,14 +52,16 @@ class Settings:
         scale: the ratio's minimum and maximum per ``"tensor"`` or ``"global"``.
         floor: added to the task's share in the ratio.
         exact: importance by the whole set's gradient; otherwise the mean over batches, as published.
-        fraction: of the extractor's weights that may move.
+        depth: share of the extractor's blocks, counted from the head down, in which weights may move unless `tune`
+            names them; what lies below is computed once. In networks of fewer than six blocks all may move.
+        fraction: of the weights that may move; the rest of them stay.
         granularity: what is chosen: ``"weight"``, ``"channel"``, ``"layer"`` or ``"block"``.
         path: how far along step 1 the extractor goes for step 2, as fractions of the way from the original; every one
             is tried, in this order.
         reset: the head before step 2: ``"zero"``, ``"partial"`` or ``"keep"``.
         operating_point: ``"kept"``: every new head is tried a second time with its bias put where as many of the fit
             set are called positive as by the original; ``"free"``: only as trained.
-        tune: name patterns; only matching weights may move in step 1.
+        tune: name patterns; only matching weights may move in step 1, in whatever block.
         freeze: name patterns; matching weights do not move in step 1.
     """
 
@@ -88,6 +90,7 @@ class Settings:
     scale: Literal["tensor", "global"] = "tensor"
     floor: float = 1e-10
     exact: bool = True
+    depth: float = 0.5
     fraction: float = 0.05
     granularity: Granularity = "weight"
     path: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -110,10 +113,11 @@ class Settings:
             )
         if not self.path or any(not 0 <= value <= 1 for value in self.path):
             raise ConfigError(f"path is {list(self.path)}: expected fractions in [0, 1]")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"fraction is {self.fraction}: expected more than 0 and at most 1 (0.05 for 5 %)"
-            )
+        for name in ("depth", "fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}: expected more than 0 and at most 1 (0.05 for 5 %)"
+                )
 
     def step(self, number: int) -> Step:
         """How step 1 (`number` 0) or step 2 (1) trains."""

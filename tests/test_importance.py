@@ -219,3 +219,19 @@ def test_relative_refuses_what_does_not_belong_together():
         relative({"a": torch.ones(1)}, to={"b": torch.ones(1)})
     with pytest.raises(ConfigError, match="scale"):
         relative({"a": torch.ones(1)}, to={"a": torch.ones(1)}, scale="layer")
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_of_some_weights_are_those_among_all(score):
+    model, data = net(), samples()
+    whole = weight_importance(model, fairness.equalized_odds_gap, data, score=score)
+    some = weight_importance(model, fairness.equalized_odds_gap, data, score=score, only=["5.weight"])
+    assert set(some) == {"5.weight"}
+    # Integrated gradients start where only the scored weights are 0; the random ones are drawn in turn.
+    if score not in ("integrated_gradients", "random"):
+        torch.testing.assert_close(some["5.weight"], whole["5.weight"])
+
+
+def test_a_weight_that_is_not_there_cannot_be_scored():
+    with pytest.raises(ConfigError, match="no parameter '9"):
+        weight_importance(net(), fairness.equalized_odds_gap, samples(), only=["9.weight"])

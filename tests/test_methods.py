@@ -273,3 +273,39 @@ def test_the_paper_s_preset_is_the_published_procedure():
 
 def test_the_public_names_are_all_there():
     assert all(hasattr(bmft, name) for name in bmft.__all__)
+
+
+def deep(count=6):
+    torch.manual_seed(1)
+    hidden = [layer for _ in range(count - 1) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), *hidden, nn.Linear(16, 1)).eval()
+
+
+def moved_by(model, fit, select, **config):
+    with torch.no_grad():
+        model[-1].bias -= model(fit.inputs(slice(None))).median()
+    config = {"epochs": (1, 0), "fraction": 1.0, "lr": (0.05, 0.05)} | config
+    outcome = debias(model, fit, select, config=config, keep="last", device="cpu", intervals=False)
+    return {name.split(".")[0] for name in outcome.patch.changes} - {"12"}
+
+
+@pytest.mark.parametrize(
+    ("config", "moving"),
+    [
+        ({}, {"6", "8", "10"}),
+        ({"depth": 0.2}, {"8", "10"}),
+        ({"depth": 1.0}, {"0", "2", "4", "6", "8", "10"}),
+        ({"tune": ["2.*"]}, {"2"}),
+        ({"freeze": ["8.*"]}, {"6", "10"}),
+        ({"rank": "ratio", "floor": 1e-2}, {"6", "8", "10"}),
+    ],
+)
+def test_only_the_upper_blocks_move_unless_others_are_named(config, moving):
+    fit, select, _ = patients()
+    assert moved_by(deep(), fit, select, **config) == moving
+
+
+def test_of_a_shallow_network_every_block_may_move():
+    fit, select, _ = patients()
+    model = nn.Sequential(*list(deep(4))[:-1], nn.Linear(16, 1))
+    assert moved_by(model, fit, select) == {"0", "2", "4", "6"}
