@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from bmft.comparison import Comparison
-from bmft.errors import ConfigError
+from bmft.errors import ConfigError, WorkerError
 from bmft.files import put
 from bmft.methods import unknown_name
 from bmft.references import ATTRIBUTE_AT_INFERENCE, missing_references
@@ -151,6 +152,11 @@ def _finished(world: World, trials: Mapping[int, Trial], jobs: int) -> Iterator[
         for future in as_completed(running):
             yield running[future], future.result()
         finished = True
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a process that ran trials died (killed, or out of memory). Finished trials are kept where there is a "
+            "folder for them: start again to go on, with --jobs 1 if memory is short."
+        ) from error
     finally:
         pool.shutdown(wait=finished, cancel_futures=True)
         if not finished:

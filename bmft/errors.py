@@ -45,5 +45,9 @@ class ConstantPredictorError(BmftError):
     """The model answers the same for every image; no fairness figure of it means anything."""
 
 
+class WorkerError(BmftError):
+    """A process that worked for this one died: start again, with fewer at once if memory is short."""
+
+
 class MissingExtraError(BmftError, ImportError):
     """An optional package is not installed: install the extra the message names."""

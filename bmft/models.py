@@ -15,13 +15,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from bmft.architectures import Entry, Fit, Shapes, fit_of, index, make_entry, matches, nearest, shapes_of
-from bmft.blocks import COMPONENTS, blocks, components
+from bmft.blocks import COMPONENTS, blocks, components, upper
 from bmft.errors import ArchitectureError, MissingExtraError
 from bmft.heads import Head, find_head, forward_logits
 
 __all__ = [
     "COMPONENTS", "Fit", "Head", "Shapes", "blocks", "build_model", "components", "find_head", "fit_of",
-    "forward_logits", "index_entry", "infer_architecture", "outline", "readings", "shapes_of",
+    "forward_logits", "index_entry", "infer_architecture", "outline", "readings", "shapes_of", "upper",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)

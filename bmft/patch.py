@@ -193,7 +193,7 @@ class WeightPatch:
             totals, recipe = json.loads(metadata["totals"]), json.loads(metadata["recipe"])
             changes = {n: _change(tensors, n, int(total)) for n, total in totals.items()}
             return cls(changes, metadata["before_hash"], metadata["after_hash"], recipe)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MismatchError(f"{path} is a damaged patch: {error!r}") from error
 
 

@@ -27,7 +27,7 @@ from bmft.finetune import (
 )
 from bmft.journal import Journal, changes, put_back
 from bmft.mask import WeightMask
-from bmft.models import Head, blocks, forward_logits
+from bmft.models import Head, forward_logits, upper
 from bmft.processes import Share
 from bmft.selection import Selection
 from bmft.settings import Settings
@@ -72,20 +72,10 @@ class Run:
     @property
     def body(self) -> list[str]:
         """The extractor's parameters that may move: of the upper blocks, or those that the name patterns name."""
-        names = self._upper() if not self.settings.tune else [name for name, _ in self.model.named_parameters()]
-        names = [name for name in names if name not in self.head.parameters]
+        names = upper(self.model, self.head, 1.0 if self.settings.tune else self.settings.depth)
         mask = WeightMask.by_name(self.model, *self.settings.tune)
         mask = mask.excluding(*self.settings.freeze) if self.settings.freeze else mask
         return [name for name in names if bool(mask.tensors[name].any())]
-
-    def _upper(self) -> list[str]:
-        """The parameters of the blocks that `depth` leaves; of a shallow network, all of them."""
-        inner = {k: names for k, names in blocks(self.model, self.head).items() if k not in ("stem", "head")}
-        if self.settings.depth == 1 or len(inner) < _DEEP:
-            return [name for name, _ in self.model.named_parameters()]
-        kept = list(inner.values())[-math.ceil(self.settings.depth * len(inner)) :]
-        upper = {name for names in kept for name in names}
-        return [name for name, _ in self.model.named_parameters() if name in upper]
 
     def head_mask(self) -> WeightMask:
         """A mask of the whole head."""
@@ -300,11 +290,6 @@ class Run:
             return bool(patience) and min(gaps[-patience:]) > min(gaps)
 
         return look
-
-
-# With fewer blocks the lower ones are too much of the network to stay: on the generated set, whose network has three,
-# the gap of one seed in five then hardly moved.
-_DEEP = 6
 
 
 @dataclass(frozen=True)

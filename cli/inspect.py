@@ -33,12 +33,17 @@ def inspect(
       bmft inspect model.pt
     """
     from bmft.checkpoint import build_from, describe, read_checkpoint
+    from bmft.methods import settings_for
+    from bmft.models import find_head, upper
     from bmft.report import to_json
 
     opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
     import_from_here()
     model = build_from(opened, arch=arch, num_classes=num_classes)
     found = describe(opened, model, arch=arch, head=head)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    movable = upper(model, find_head(model, name=head), settings_for("bmft").depth)
+    found["upper"] = sum(sizes[name] for name in movable)
     click.echo(_text(found), err=json_file == "-")
     if json_file:
         put(to_json(found), json_file)
@@ -77,8 +82,9 @@ def _blocks(found: dict[str, Any]) -> str:
 def _tuned(found: dict[str, Any]) -> str:
     from bmft.methods import settings_for
 
-    fraction, body = settings_for("bmft").fraction, found["parameters"] - found["head"]["parameters"]
+    inner = found["parameters"] - found["head"]["parameters"]
+    where = "" if found["upper"] == inner else " in the upper blocks"
     return (
-        f"bmft debias would move at most {fraction:.0%} of the {body:,} weights outside the head, and the "
-        "head; with data, --dry-run shows which."
+        f"bmft debias would move at most {settings_for('bmft').fraction:.0%} of the {found['upper']:,} weights{where} "
+        "outside the head, and the head; with data, --dry-run shows which."
     )

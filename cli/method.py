@@ -63,8 +63,10 @@ _SETTINGS = [
     _method("--epochs", type=Pair(int), help="Epochs of step 1, step 2; one number is for both."),
     _method("--lr", type=Pair(float), help="Learning rate of step 1, step 2; 0: found by a line search."),
     _method("--optimizer", metavar="NAME", help="sgd, adam, adamw, ..."),
+    _method("--depth", type=float, metavar="D",
+            help="Share of the blocks, counted from the head down, in which weights may move; 1 for all."),
     _method("--fraction", type=float, metavar="F",
-            help="Share of the extractor's weights that may move, such as 0.05."),
+            help="Share of those blocks' weights that may move, such as 0.05."),
     _method("--score", metavar="NAME",
             help="Importance of a weight: fisher, saliency, input_x_gradient, integrated_gradients, "
                  "random, ones, or package.module:name."),
@@ -87,7 +89,7 @@ _SETTINGS = [
     _method("--freeze", multiple=True, metavar="PATTERN",
             help="Parameters whose names match stay in step 1. Repeatable."),
 ]  # fmt: skip
-_NAMES = ("preset", "epochs", "lr", "optimizer", "fraction", "score", "objective", "scale", "granularity",
+_NAMES = ("preset", "epochs", "lr", "optimizer", "depth", "fraction", "score", "objective", "scale", "granularity",
           "bias_weight", "norm_stats", "precision", "combine", "tune", "freeze")  # fmt: skip
 _MORE = [
     _method("--beta", type=click.FloatRange(0, 1), metavar="B",

@@ -1,5 +1,7 @@
 import json
 import math
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import nn
 from bmft.audit import audit
 from bmft.compare import Budget, Comparison, Trial, World, compare, trials_of, write_comparison
 from bmft.data import from_arrays
-from bmft.errors import ConfigError
+from bmft.errors import ConfigError, WorkerError
 from bmft.report.comparison_page import comparison_html, comparison_markdown
 from bmft.trials import counted_passes, run_trial, trial_key
 
@@ -267,3 +269,15 @@ def test_a_method_that_could_not_be_measured_is_a_dash():
     nothing["after"]["worst_group_roc_auc"] = {"value": None, "interval": None}
     assert "–" in comparison_html(made_up(nothing).to_dict())
     assert np.isnan(made_up(nothing).rows[0]["figures"]["worst_group_roc_auc"]["mean"])
+
+
+def test_a_worker_that_dies_is_one_clear_line(world, monkeypatch):
+    def submit(self, *_):
+        future = Future()
+        future.set_exception(BrokenProcessPool("died"))
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    budget = Budget(epochs=(1, 1), path=(1.0,), tuning=1, seeds=1)
+    with pytest.raises(WorkerError, match="--jobs 1 if memory is short"):
+        compare(world, methods=["head", "dfr"], budget=budget, jobs=2)

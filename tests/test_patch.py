@@ -132,6 +132,7 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path):
         (base | {"totals": "not json"}, "damaged"),
         (base | {"totals": '{"w": 4}'}, "outside the tensor"),
         (base | {"totals": "[1]"}, "damaged"),
+        (base | {"totals": '{"w": 1e999}'}, "damaged"),
     ]:
         save_file({"w:index": index, "w:before": values, "w:after": values + 1}, path, metadata=metadata)
         with pytest.raises(MismatchError, match=message):
