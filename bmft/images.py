@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bmft.errors import ConfigError, DataError, MissingExtraError
+from bmft.tables import short
 
 log = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]
@@ -160,9 +161,10 @@ def parse_normalization(text: str, channels: int) -> Normalization:
     except ValueError:
         mean = std = torch.zeros(0, dtype=torch.float64)
     sizes_fit = len(mean) in (1, channels) and len(std) in (1, channels)
-    if not sizes_fit or not bool(mean.isfinite().all() & std.isfinite().all() & (std > 0).all()):
+    # The largest value that comes out has to be a float32.
+    if not sizes_fit or not bool((std > 0).all() and ((1 + mean.abs()) / std).float().isfinite().all()):
         raise ConfigError(
-            f"normalize {text!r}: expected imagenet (3 channels), none, or MEAN/STD with {channels} numbers "
+            f"normalize {short(text)!r}: expected imagenet (3 channels), none, or MEAN/STD with {channels} numbers "
             "each, such as 0.76,0.55,0.57/0.14,0.15,0.17."
         )
     return Normalization((1 / (255 * std))[:, None, None].float(), (-mean / std)[:, None, None].float())

@@ -175,7 +175,8 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
             )
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        # What `literal_eval` says of text that is no Python value, or one too deep or odd to hold.
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             options[key] = value
     return name, options
 

@@ -64,7 +64,10 @@ def _find(value: str | None) -> tuple[Path, dict[str, Any]] | None:
     if own.is_file():
         return own, _load(own)
     if project.is_file():
-        table = _load(project).get("tool", {}).get("bmft")
+        tools = _load(project).get("tool")
+        table = tools.get("bmft") if isinstance(tools, dict) else None
+        if not isinstance(table, dict | None):
+            raise click.UsageError(f"{project}: tool.bmft is {_shown(table)}; expected a table [tool.bmft].")
         return None if table is None else (project, table)
     return None
 
