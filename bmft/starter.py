@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from bmft.audit import AuditReport
 from bmft.gate import Result, check, parse_policy
+from bmft.tables import one_line
 from bmft.verdict import figure
 
 TOLERANCE = 0.1
@@ -72,12 +74,12 @@ def _check(metric: str, spec: str) -> str:
 
 
 def _measured(result: Result) -> str:
-    largest = f"# {' '.join(result.id.split())}: largest difference {figure(result.estimate)}"
+    largest = f"# {one_line(result.id)}: largest difference {figure(result.estimate)}"
     if result.certifies == result.certifies:
         return f"{largest}; these data can certify {figure(result.certifies)} and more"
-    return f"{largest}; {' '.join(result.reason.split())}"
+    return f"{largest}; {one_line(result.reason)}"
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    # JSON's texts are TOML's, but for one character.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -100,9 +100,20 @@ def _as_text(values: pd.Series[Any]) -> Texts:
     return text
 
 
+def one_line(value: object) -> str:
+    r"""Text on one line; what a terminal would obey and not show is a replacement character.
+
+    >>> one_line("a\nb\x1b[31mc")
+    'a b�[31mc'
+    """
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value)
+    )
+
+
 def short(value: object, limit: int = 120) -> str:
     """Text for a message: one line, cut to `limit` characters."""
-    text = " ".join(str(value).split())
+    text = " ".join(one_line(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
+from bmft.tables import one_line
+
 Decision = Literal["pass", "fail", "inconclusive", "waived"]
 SCHEMA = 1
 _MARKS: Mapping[str, str] = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "waived": "⚠️"}
@@ -113,7 +115,7 @@ class Verdict:
         return {**head, "checks": checks, "warnings": list(self.warnings), **_plain(dict(self.facts))}
 
     def to_text(self) -> str:
-        """The decision and each check with its figures and reason, for a terminal."""
+        """The decision and each check with its figures and reason, for a terminal, which no name can make obey."""
         lines = [self.headline]
         for one in self.checks:
             between = f"{figure(one.estimate)} ({figure(one.interval[0])} to {figure(one.interval[1])})"
@@ -122,7 +124,7 @@ class Verdict:
                 f"    {one.reason}",
             ]
             lines += [f"    waiver: {why}" for why in one.waivers]
-        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join(map(one_line, [*lines, *(f"warning: {text}" for text in self.warnings)]))
 
     def to_markdown(self) -> str:
         """A summary for a pull request or ``$GITHUB_STEP_SUMMARY``."""
@@ -148,7 +150,7 @@ class Verdict:
         )
         for one in self.checks:
             case = ET.SubElement(
-                suite, "testcase", {"classname": f"fairness.{one.metric}", "name": one.id, "time": "0"}
+                suite, "testcase", {"classname": f"fairness.{one.metric}", "name": _xml(one.id), "time": "0"}
             )
             kind = _kind(self, one)
             if kind:

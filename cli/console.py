@@ -26,7 +26,7 @@ class Settings:
     def say(self, text: str) -> None:
         """A remark, on standard error."""
         if not self.quiet:
-            click.echo(f"bmft: {text}", err=True)
+            click.echo(f"bmft: {visible(text)}", err=True)
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
@@ -109,6 +109,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def visible(text: object) -> str:
+    r"""Text as a terminal may have it: what it would obey and not show (an escape, a bell, a change of the reading
+    direction) is a replacement character, and line ends stay.
+
+    >>> visible("a\x1b[31mb")
+    'a�[31mb'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
 def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """Rows of text in columns as wide as they need; the first `left` are flush left, the others right.
 
@@ -116,6 +126,8 @@ def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     group   n
     female  7
     """
+    # Names come from files, and a line of a CI log that begins with :: is a command.
+    rows = [[visible(cell.replace("\n", " ")) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(

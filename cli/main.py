@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .console import INTERRUPTED, RUNTIME, USAGE, Settings
+from .console import INTERRUPTED, RUNTIME, USAGE, Settings, visible
 from .processes import first, working_together
 
 # The one-line helps stand here so that `bmft --help` imports no command.
@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
         code, message = _explain(error)
         # What is wrong with the input every process sees; what befell one of several is for that one to say.
         if first() or not (code == USAGE or isinstance(error, _known())):
-            click.echo(f"bmft: error: {message}", err=True)
+            click.echo(f"bmft: error: {visible(message)}", err=True)
     return code
 
 

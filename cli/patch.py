@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .console import table
+from .console import table, visible
 from .options import talking_options
 
 _TRUST = click.option(
@@ -42,9 +42,9 @@ def show(patch_file: str) -> None:
     total = sum(entry["total"] for entry in summary["layers"].values())
     click.echo(table([*rows, _row("all of these", summary, total)]))
     for key in ("before_hash", "after_hash"):
-        click.echo(f"{key.replace('_', ' ')}  {summary[key]}")
+        click.echo(visible(f"{key.replace('_', ' ')}  {summary[key]!s:.64}"))
     for key, value in summary["recipe"].items():
-        click.echo(f"{key}: {value}")
+        click.echo(visible(f"{key}: {value}".replace("\n", " ")))
 
 
 def _row(name: str, entry: dict[str, float], total: float) -> list[str]:

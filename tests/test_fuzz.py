@@ -2,7 +2,9 @@
 
 import json
 import string
+from contextlib import suppress
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,8 +39,9 @@ def outcome(call, *args, **options):
     try:
         return call(*args, **options)
     except BmftError as error:
-        assert len(str(error)) < 4000
-        return error
+        found = error
+    assert len(str(found)) < 4000
+    return found
 
 
 # ---- bytes: valid ones in which some were changed
@@ -266,10 +269,8 @@ def test_a_setting_that_python_writes_out_in_no_text_is_refused():
 @example("patience=" + "[" * 5000)
 def test_any_text_is_an_option_or_a_usage_error(text):
     for kind in (Setting(), Pair(int), Pair(float), BatchSize()):
-        try:
+        with suppress(click.UsageError):
             kind.convert(text, None, None)
-        except Exception as error:
-            assert type(error).__module__.startswith("click"), error
 
 
 # ---- names of networks
