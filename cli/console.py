@@ -22,6 +22,7 @@ class Settings:
     def __init__(self) -> None:
         self.debug = False
         self.quiet = False
+        self.told = False  # whether another process says what went wrong
 
     def say(self, text: str) -> None:
         """A remark, on standard error."""

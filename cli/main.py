@@ -85,6 +85,8 @@ def bmft(ctx: click.Context) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error becomes one line."""
     settings = Settings()
+    # Until the processes have met, all see the same.
+    settings.told = not first()
     try:
         with settings.speaking():
             code = _invoke(list(sys.argv[1:] if args is None else args), settings)
@@ -100,8 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if settings.debug:
             traceback.print_exc()
         code, message = _explain(error)
-        # What is wrong with the input every process sees; what befell one of several is for that one to say.
-        if first() or not (code == USAGE or isinstance(error, _known())):
+        if not settings.told:
             click.echo(f"bmft: error: {visible(message)}", err=True)
     return code
 

@@ -184,9 +184,9 @@ def test_alone_a_share_is_everything():
     assert Share(9).of(data) is data
 
 
-def torchrun(*args, cwd):
+def torchrun(*args, cwd, start=("-m", "bmft_cli")):
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *meet, "-m", "bmft_cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *meet, *start]
     return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
@@ -205,6 +205,31 @@ def test_torchrun_writes_once_what_one_process_writes(bmft, study, data_options,
     assert not list(tmp_path.glob("*.resume"))
 
 
+POLICY = """
+[[check]]
+metric = "true_positive_rate"
+sensitive = ["sex"]
+max_difference = 0.1
+"""
+
+
+@pytest.mark.parametrize(("command", "code"), [("audit", 0), ("gate", 1)])
+def test_a_measurement_of_two_processes_is_that_of_one_to_the_byte(
+    bmft, study, data_options, tmp_path, command, code
+):
+    (tmp_path / "fairness.toml").write_text(POLICY)
+    more = ["--policy", "fairness.toml"] if command == "gate" else []
+    options = [command, study / "model.pt", *data_options, *more, "--json"]
+    assert bmft(*options, "one.json") == code
+    done = torchrun(*options, "two.json", cwd=tmp_path)
+    assert (done.returncode, errors(done)) == (code, [])
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def errors(done):
+    return [line for line in done.stderr.splitlines() if line.startswith("bmft: error")]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -215,9 +240,41 @@ def test_torchrun_writes_once_what_one_process_writes(bmft, study, data_options,
 def test_what_is_wrong_is_said_once(tmp_path, args, says):
     done = torchrun(*args, cwd=tmp_path)
     assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("bmft: error")]
-    assert len(lines) == 1
-    assert says in lines[0]
+    (line,) = errors(done)
+    assert says in line
+
+
+FAILING = """
+import os, signal, sys
+from bmft_cli.main import main
+from bmft.errors import DataError
+from bmft.processes import Share
+
+def gather(self, own):
+    if os.environ["RANK"] == "1":
+        {happens}
+    return own_gather(self, own)
+
+own_gather, Share.gather = Share.gather, gather
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        ("raise DataError('row 7: damaged')", "row 7: damaged"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "another of the processes was killed"),
+    ],
+)
+def test_what_befalls_one_process_ends_both_with_its_reason(study, data_options, tmp_path, happens, says):
+    (tmp_path / "failing.py").write_text(FAILING.format(happens=happens))
+    options = [study / "model.pt", *data_options, "--out", "fair.pt", "--report", "report"]
+    done = torchrun("debias", *options, cwd=tmp_path, start=["failing.py"])
+    assert done.returncode == 1
+    (line,) = errors(done)
+    assert says in line
+    assert [path.name for path in tmp_path.iterdir()] == ["failing.py"]
 
 
 def test_the_page_on_several_processes_names_the_command_that_the_tests_run():
