@@ -121,8 +121,11 @@ class _Store:
         if path is None or not path.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        # A ValueError is no JSON, or no UTF-8.
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
             _log.warning("%s is not a finished trial: it is run again", path)
             return None
         return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft.errors import CheckpointError, MismatchError
+from bmft.tables import short, shown
 
 ENTRIES = ("state_dict", "model", "model_state_dict", "net", "ema")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
@@ -38,11 +39,11 @@ def what_is_there(content: Any) -> str:
     expected = f"expected a state_dict, bare or under {', '.join(ENTRIES)}"
     if not isinstance(content, Mapping):
         return f"it is a {type(content).__name__}; {expected}"
-    some = [str(key) for key, value in content.items() if isinstance(value, Mapping) and tensors_of(value)]
+    some = [short(_key(key)) for key, value in content.items() if isinstance(value, Mapping) and tensors_of(value)]
     there = (
         f"tensors are under {', '.join(some[:3])}"
         if some
-        else f"its entries are {', '.join(map(str, [*content][:5])) or 'none'}"
+        else f"its entries are {', '.join(short(_key(key)) for key in [*content][:5]) or 'none'}"
     )
     return f"{there}; {expected}. Save those alone: torch.save(weights, ...)"
 
@@ -111,10 +112,16 @@ def prefixes(keys: Iterable[str]) -> list[str]:
     return found
 
 
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else shown(key)
+
+
 def plain_values(content: Any) -> dict[str, Any]:
-    """The texts and numbers among the entries."""
+    """The texts and numbers among the entries; not integers so large that Python writes them in no text."""
     return {
-        str(key): value for key, value in _as_mapping(content).items() if isinstance(value, str | int | float)
+        _key(key): value
+        for key, value in _as_mapping(content).items()
+        if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**64)
     }
 
 

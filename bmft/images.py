@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -33,6 +34,24 @@ _PILLOW = (
     Image.DecompressionBombError,
 )  # fmt: skip
 _PYDICOM = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error)
+
+
+LARGEST_IMAGE = 1 << 30  # bytes, packed or not; of packed ones Pillow refuses a quarter of that in pixels
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is no file that ends, such as a pipe or a device, or too large for an image.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise DataError("not a file but a pipe, socket or device")
+    if found.st_size > LARGEST_IMAGE:
+        raise DataError(f"{found.st_size} bytes; expected at most {LARGEST_IMAGE} of an image")
+    return path.read_bytes()
 
 
 def decode_image(data: bytes, *, size: int | None = None, channels: int = 3) -> Pixels:
@@ -218,7 +237,7 @@ class StreamedImages:
 
     def _decode(self, row: int) -> Pixels:
         try:
-            return decode_image(self.paths[row].read_bytes(), size=self.size, channels=self.channels)
+            return decode_image(read_image(self.paths[row]), size=self.size, channels=self.channels)
         except (OSError, DataError) as error:
             raise DataError(f"{self.paths[row]}: could be read before and cannot now: {error}") from error
 
@@ -264,7 +283,7 @@ def load_images(
 
     def load(row: int) -> None:
         try:
-            data = paths[row].read_bytes()
+            data = read_image(paths[row])
             image = decode_image(data, size=size, channels=channels)
         except (OSError, ValueError, DataError) as error:
             bad.append(BadImage(row, _reason(error)))
@@ -300,7 +319,7 @@ _BLOCK = 4096
 def _first_shape(paths: Sequence[Path], channels: int) -> tuple[int, int]:
     for path in paths:
         try:
-            height, width, _ = decode_image(path.read_bytes(), channels=channels).shape
+            height, width, _ = decode_image(read_image(path), channels=channels).shape
         except (OSError, ValueError, DataError):
             continue  # listed with all the others by load_images
         return height, width

@@ -15,8 +15,10 @@ from torch import Tensor
 from bmft.errors import ConfigError, DataError
 from bmft.files import in_order, put
 from bmft.selection import Selection
+from bmft.tables import short
 
 _EPOCH = "epoch.safetensors"
+_ENTRIES = {"run": dict, "stage": int, "history": list, "chosen": int}
 
 
 class Journal:
@@ -104,11 +106,15 @@ class Journal:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 where = json.loads((file.metadata() or {})["journal"])
-                if not isinstance(where, dict) or set(where) != {"run", "stage", "history", "chosen"}:
+                if not isinstance(where, dict) or {n: type(v) for n, v in where.items()} != _ENTRIES:
                     raise ValueError("other entries than a journal's")
+                if not 0 <= where["chosen"] < len(where["history"]):
+                    raise ValueError("its choice is not in its history")
                 return tensors, where
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: not a journal of a run ({error}); remove {self.folder} to start over") from error
+        except (SafetensorError, OSError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"{path}: not a journal of a run ({short(error)}); remove {self.folder} to start over"
+            ) from error
 
     def _check(self, other: Mapping[str, Any]) -> None:
         differing = [name for name in {**self.run, **other} if self.run.get(name) != other.get(name)]

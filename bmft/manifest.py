@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import lzma
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pandas as pd
 
 from bmft.errors import ConfigError, DataError, GroupError
-from bmft.images import BadImage, DecodedImages, images_from_array
+from bmft.images import LARGEST_IMAGE, BadImage, DecodedImages, images_from_array
 from bmft.tables import (
     Attribute,
     Ints,
@@ -136,7 +141,7 @@ def _check_groups(encoded: Sequence[tuple[Attribute, Ints]]) -> None:
                 f"in these {len(ids)} rows; a gap needs two groups. Choose another attribute or other cuts."
             )
         for group in np.array(attribute.groups, dtype=object)[counts == 1]:
-            log.warning("attribute %r: group %r has a single member", attribute.name, group)
+            log.warning("attribute %r: group %r has a single member", attribute.name, short(group))
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ def _path_problem(folder_given: bool) -> Callable[[str], str]:
         if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
             return "absolute, beside an images folder" if folder_given else ""
         steps = [{"..": -1, ".": 0}.get(part, 1) for part in PureWindowsPath(name).parts]
-        return "climbs out with '..'" if min(np.cumsum(steps)) < 0 else ""
+        return "climbs out with '..'" if min(itertools.accumulate(steps), default=0) < 0 else ""
 
     return problem
 
@@ -222,24 +227,41 @@ def open_npz(path: Path, rows: int, *, size: int | None, channels: int, normaliz
         DataError: no such file or array, another number of images, another type or shape.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            _check_array(archive, rows)
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            array: Any = file["images"]
-        if len(array) != rows:
-            raise ValueError(f"{len(array)} images for {rows} rows; expected one per row, in order")
+            array = file["images"]
         return images_from_array(array, size=size, channels=channels, normalize=normalize)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file.") from error
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        zipfile.BadZipFile,
-        DataError,
-    ) as error:
-        raise DataError(f"{path}: expected an npz with an array `images`: {short(error)}.") from error
+    except (*_NPZ, DataError) as error:
+        raise DataError(f"{path}: expected an npz with an array `images`: {short(error).rstrip('.')}.") from error
+
+
+# What zipfile and numpy raise on damaged files; a RuntimeError is a password or an unknown way of packing.
+_NPZ = (
+    OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, SyntaxError, MemoryError, struct.error,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+def _check_array(archive: zipfile.ZipFile, rows: int) -> None:
+    """Refuse by its header what is no array of images, before a small file takes all memory."""
+    record = archive.getinfo("images.npy")
+    with archive.open(record) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"an array of format {version}; bytes need (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    if len(shape) not in (3, 4) or dtype != np.uint8:
+        raise ValueError(f"{dtype} {short(shape)}; expected uint8 (n, h, w) or (n, h, w, 1|3|4)")
+    if shape[0] != rows:
+        raise ValueError(f"{shape[0]} images for {rows} rows; expected one per row, in order")
+    if math.prod(shape) != record.file_size - start:
+        raise ValueError(f"{record.file_size - start} bytes for an array of {short(shape)}")
+    if math.prod(shape[1:]) > LARGEST_IMAGE:
+        raise ValueError(f"images of {short(shape[1:])}; expected at most {LARGEST_IMAGE} bytes each")
 
 
 def readable(manifest: Manifest, files: Sequence[Path], bad: Sequence[BadImage], on_bad_image: str) -> Ints:

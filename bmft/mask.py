@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bmft.errors import ConfigError, MismatchError
 from bmft.files import in_order, put
+from bmft.tables import short
 
 Granularity = Literal["weight", "channel", "layer", "block"]
 GRANULARITIES: tuple[str, ...] = ("weight", "channel", "layer", "block")
@@ -41,10 +42,10 @@ class WeightMask:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        if not self.tensors:
-            raise ConfigError("a mask needs at least one tensor: pass one per parameter of the model")
+        if not any(tensor.numel() for tensor in self.tensors.values()):
+            raise ConfigError("a mask needs at least one weight: pass a tensor per parameter of the model")
         for name, tensor in self.tensors.items():
-            soft = tensor.is_floating_point()
+            soft = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
             if not soft and tensor.dtype != torch.bool:
                 raise ConfigError(f"mask of {name!r} is {tensor.dtype}: expected bool, or float in [0, 1]")
             # The comparison is written so that NaN fails it.
@@ -241,8 +242,9 @@ class WeightMask:
                         f"expected a bmft.mask of format {_FORMAT}. A newer one needs a newer bmft."
                     )
                 return cls({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise MismatchError(f"{path} cannot be read as a mask: {error}") from error
+        # A path with a NUL in it is a ValueError, a type of number that torch lacks one of the other two.
+        except (SafetensorError, OSError, ValueError, LookupError, AttributeError) as error:
+            raise MismatchError(f"{path} cannot be read as a mask: {short(error)}") from error
 
 
 def _layer_of(name: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.files import in_order, put
+from bmft.tables import short, shown
 
 _FORMAT = "1"
 
@@ -116,6 +117,8 @@ class WeightPatch:
             )
         moved = {name: tensor.detach().clone() for name, tensor in state.items()}
         for name, change in self.changes.items():
+            if name not in moved or (moved[name].numel(), moved[name].dtype) != (change.total, change.after.dtype):
+                raise MismatchError(f"the patch is damaged: {name!r} is not as it was made with")
             # A copy: what passes for contiguous may be a view of the tensor that is written below.
             flat = moved[name].cpu().contiguous().reshape(-1).clone()
             flat[change.index] = change.after if forward else change.before
@@ -182,8 +185,9 @@ class WeightPatch:
             with safe_open(os.fspath(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise MismatchError(f"{path} cannot be read as a patch: {error}") from error
+        # A path with a NUL in it is a ValueError, a type of number that torch lacks one of the other two.
+        except (SafetensorError, OSError, ValueError, LookupError, AttributeError) as error:
+            raise MismatchError(f"{path} cannot be read as a patch: {short(error)}") from error
         if metadata.get("kind") != "bmft.patch" or metadata.get("format") != _FORMAT:
             raise MismatchError(
                 f"{path} is {metadata.get('kind', 'no bmft file')}, format {metadata.get('format')}: "
@@ -191,14 +195,16 @@ class WeightPatch:
             )
         try:
             totals, recipe = json.loads(metadata["totals"]), json.loads(metadata["recipe"])
-            changes = {n: _change(tensors, n, int(total)) for n, total in totals.items()}
-            return cls(changes, metadata["before_hash"], metadata["after_hash"], recipe)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise MismatchError(f"{path} is a damaged patch: {error!r}") from error
+            changes = {n: _change(tensors, n, total) for n, total in totals.items()}
+            return cls(changes, metadata["before_hash"], metadata["after_hash"], dict(recipe))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise MismatchError(f"{path} is a damaged patch: {shown(error, 120)}") from error
 
 
-def _change(tensors: Mapping[str, Tensor], name: str, total: int) -> Change:
+def _change(tensors: Mapping[str, Tensor], name: str, total: Any) -> Change:
     index, before, after = (tensors[f"{name}:{part}"] for part in ("index", "before", "after"))
+    if not isinstance(total, int) or index.dtype not in (torch.int32, torch.int64) or before.dtype != after.dtype:
+        raise ValueError(f"parts of {name!r} are of other types than a patch's")
     if not (index.shape == before.shape == after.shape and index.dim() == 1):
         raise ValueError(f"parts of {name!r} have different lengths")
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < total:

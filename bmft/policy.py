@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmft.errors import PolicyError
-from bmft.tables import did_you_mean
+from bmft.tables import did_you_mean, short, shown
 
 # Where less is better, and where neither is.
 LOWER_IS_BETTER = frozenset(
@@ -101,7 +101,8 @@ def load_policy(path: str | Path) -> Policy:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    # A ValueError is a path with a NUL in it, or text that is not UTF-8.
+    except (OSError, ValueError) as error:
         raise PolicyError(f"the policy {path} cannot be read: {error}") from error
     return parse_policy(text, name=str(path))
 
@@ -119,16 +120,17 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     ('true_positive_rate/sex', 0.05)
     """
     try:
-        content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise PolicyError(f"{name} is no TOML file: {error}") from error
+        content, digest = tomllib.loads(text), hashlib.sha256(text.encode()).hexdigest()
+    # A ValueError that is no TOMLDecodeError: a number of thousands of digits, or half a surrogate pair.
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{name} is no TOML file: {short(error)}") from error
     problems = list(_violations(content, schema(), ""))
     if not problems:
         problems = [*_unsuitable(content), *_repeated(content)]
     if problems:
         many = f"{len(problems)} problems: " if len(problems) > 1 else ""
-        raise PolicyError(f"{name}: {many}{'; '.join(problems)}")
-    return _policy(content, hashlib.sha256(text.encode()).hexdigest())
+        raise PolicyError(f"{name}: {many}{'; '.join(short(problem, 300) for problem in problems[:20])}")
+    return _policy(content, digest)
 
 
 @cache
@@ -155,10 +157,10 @@ def _violations(value: Any, rule: Mapping[str, Any], where: str) -> Iterator[str
         isinstance(value, bool) == (kind == "boolean") and isinstance(value, _TYPES[kind])
     )
     if not right:
-        yield f"{at}{value!r} is no {kind}"
+        yield f"{at}{shown(value)} is no {kind}"
     elif kind == "enum":
         if value not in rule["enum"]:
-            yield f"{at}unknown {value!r}. {_near(value, rule['enum'])}"
+            yield f"{at}unknown {shown(value)}. {_near(value, rule['enum'])}"
     elif kind == "object":
         yield from _table(value, rule, where)
     elif kind in ("array", "string"):
@@ -166,6 +168,8 @@ def _violations(value: Any, rule: Mapping[str, Any], where: str) -> Iterator[str
             yield f"{at}is empty"
         for number, item in enumerate(value if kind == "array" else (), 1):
             yield from _violations(item, rule["items"], f"{where} {number}")
+    elif not abs(value) < _BEYOND:
+        yield f"{at}{shown(value)} is no finite number below 2**63"
     else:
         for key, words, holds in _LIMITS:
             if key in rule and not holds(value, rule[key]):
@@ -175,6 +179,8 @@ def _violations(value: Any, rule: Mapping[str, Any], where: str) -> Iterator[str
 _TYPES: Mapping[str, Any] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float),
 }  # fmt: skip
+# Infinity, NaN, and integers that no float or array index holds.
+_BEYOND = 2**63
 _LIMITS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
     ("minimum", "at least", operator.ge),
     ("maximum", "at most", operator.le),
@@ -184,7 +190,7 @@ _LIMITS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
 
 
 def _near(word: object, known: Iterable[str]) -> str:
-    return did_you_mean(str(word), known).rstrip(".")
+    return did_you_mean(word if isinstance(word, str) else shown(word), known).rstrip(".")
 
 
 def _table(value: Mapping[str, Any], rule: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -193,7 +199,7 @@ def _table(value: Mapping[str, Any], rule: Mapping[str, Any], where: str) -> Ite
         if key in known:
             yield from _violations(item, known[key], f"{where} {key}".strip())
         else:
-            yield f"{at}unknown key {key!r}. {_near(key, known)}"
+            yield f"{at}unknown key {shown(key)}. {_near(key, known)}"
     yield from (f"{at}{key!r} is missing" for key in rule.get("required", ()) if key not in value)
     choices = [option["required"][0] for option in rule.get("anyOf", ())]
     if choices and not set(choices) & set(value):

@@ -1,7 +1,6 @@
 """What a method can be told: one frozen set of values, checked when it is made."""
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from bmft.devices import Precision
 from bmft.errors import ConfigError
 from bmft.finetune import Loss, Step
 from bmft.mask import Granularity
+from bmft.tables import shown
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -196,7 +196,7 @@ def _fitting(name: str, value: Any, default: Any) -> Any:
             else tuple(value)
         )
         if name not in _LISTS and len(value) != 2:
-            raise ConfigError(f"{name} is {list(value)}: expected one value, or two (step 1, step 2)")
+            raise ConfigError(f"{name} is {shown(list(value))}: expected one value, or two (step 1, step 2)")
     sample = default[0] if isinstance(default, tuple) and default else default
     for part in value if isinstance(value, tuple) else (value,):
         _check_kind(name, part, sample)
@@ -207,9 +207,12 @@ def _check_kind(name: str, value: Any, sample: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     wants_number = isinstance(sample, (int, float)) and not isinstance(sample, bool)
     if isinstance(sample, bool) != isinstance(value, bool) or wants_number != is_number:
-        raise ConfigError(f"{name} is {value!r}: expected a value like {sample!r}")
-    if is_number and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}: expected a finite number")
+        raise ConfigError(f"{name} is {shown(value)}: expected a value like {sample!r}")
+    if not is_number and not isinstance(value, (bool, str)) and not callable(value):
+        raise ConfigError(f"{name} is or holds {shown(value)}: expected text")
+    # No setting counts as far as this, and an integer of thousands of digits is no float.
+    if is_number and not abs(value) < 2**63:
+        raise ConfigError(f"{name} is {shown(value)}: expected a finite number, of at most 18 digits")
     if isinstance(sample, int) and is_number and value != int(value):
         raise ConfigError(f"{name} is {value}: expected a whole number")
 
@@ -240,4 +243,4 @@ def unknown_name(what: str, name: str, known: Mapping[str, Any]) -> str:
     """The sentence for a name that is not among the `known`, with the nearest one."""
     close = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else f": expected one of {', '.join(known)}"
-    return f"unknown {what} {name!r}{hint}"
+    return f"unknown {what} {shown(name)}{hint}"

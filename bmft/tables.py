@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import itertools
+import math
 import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pyarrow import ArrowException
 
 from bmft.errors import ConfigError, DataError, GroupError
 
 Ints = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.object_]
 MAX_PLAIN_NUMBERS = 12  # more distinct numbers than this are a measurement to cut, not a list of groups
+MAX_COMBINATIONS = 10_000  # of the groups of an intersection, each of which is kept, met or not
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
         with warnings.catch_warnings():
             # pandas drops surplus fields with no more than this warning
             warnings.simplefilter("error", pd.errors.ParserWarning)
+            _check_size(path)
             header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].astype(str).str.strip()
             repeated = header[header.duplicated() & (header != "")]
             if len(repeated):
@@ -73,7 +79,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
         raise DataError(f"{path}: not UTF-8 text; save the CSV as UTF-8.") from error
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty; expected a header and one row per image.") from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: not a readable CSV, or a row does not fit the header: {short(error)}"
         ) from error
@@ -81,10 +87,29 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
     return pd.DataFrame(table.fillna(""))
 
 
+def _check_size(path: Path) -> None:
+    """Refuse a gzip file that unpacks to far more than a table does, before it fills the memory."""
+    if path.suffix.lower() != ".gz":
+        return
+    left = _PACKED * path.stat().st_size + (64 << 20)
+    with gzip.open(path) as file:
+        while part := file.read(1 << 20):
+            left -= len(part)
+            if left < 0:
+                raise DataError(f"{path}: unpacks to more than {_PACKED} times its size, which no manifest does.")
+
+
+# Rows that differ in little but a number take about a thirtieth.
+_PACKED = 200
+
+# What is in a damaged file reaches pyarrow, and the notes of pandas in it pandas.
+_PARQUET = (OSError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, ArrowException)
+
+
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+    except _PARQUET as error:
         raise DataError(f"{path}: not a readable Parquet file: {short(error)}.") from error
     repeated = table.columns[table.columns.duplicated()]
     if len(repeated):
@@ -115,6 +140,20 @@ def short(value: object, limit: int = 120) -> str:
     """Text for a message: one line, cut to `limit` characters."""
     text = " ".join(one_line(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, for a message: one line, cut to `limit` characters.
+
+    >>> shown("x" * 100, 12), shown(16**5000)
+    ("'xxxxxxxx...", 'an int too large to show')
+    """
+    try:
+        return short(repr(value), limit)
+    # Python writes out no integer of thousands of digits, and nothing nested thousands deep.
+    except (ValueError, RecursionError):
+        kind = type(value).__name__
+        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} too large to show"
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
@@ -160,7 +199,7 @@ def _clean(value: Any) -> str:
     text = str(value).strip()
     if text.endswith(".0") and text[:-2].lstrip("+-").isdigit():
         return text[:-2]
-    return "" if text.lower() == "nan" else text
+    return "" if text.lower().lstrip("+-") == "nan" else text
 
 
 def encode_labels(
@@ -205,7 +244,8 @@ def _class_names(name: str, text: Texts) -> tuple[str, ...]:
             f"label column {name!r} holds {'one name only: ' + short(*distinct) if distinct else 'nothing'}. "
             "Labels are 0/1, class numbers from 0, or two or more names (name all classes to allow a part)."
         )
-    odd = sorted(value for value in distinct if not (value.isascii() and value.isdigit()))
+    # No class number has ten digits, and Python turns no text of thousands of them into a number.
+    odd = sorted(value for value in distinct if not (value.isascii() and value.isdigit() and len(value) < 10))
     highest = max((int(value) for value in distinct - set(odd)), default=0)
     # a class or two may be missing from a sample, but most being absent means these are no class numbers
     if odd or highest > 4 * len(distinct) + 16 or ("0" not in distinct and distinct != {"1"}):
@@ -243,6 +283,12 @@ def encode_attribute(table: pd.DataFrame, spec: str) -> tuple[Attribute, Ints]:
 def product(attributes: Sequence[Attribute], ids: Sequence[Ints]) -> tuple[Attribute, Ints]:
     """The intersection of several attributes; every combination is a group, met in the data or not."""
     name = "*".join(attribute.name for attribute in attributes)
+    number = math.prod(len(attribute.groups) for attribute in attributes)
+    if number > MAX_COMBINATIONS:
+        raise GroupError(
+            f"attribute {short(name)!r} has {number} combinations of groups, more than {MAX_COMBINATIONS}: cross fewer "
+            "attributes, or ones with fewer groups."
+        )
     groups = tuple("*".join(names) for names in itertools.product(*(a.groups for a in attributes)))
     codes = np.zeros_like(ids[0])
     for attribute, factor in zip(attributes, ids, strict=True):
@@ -275,7 +321,7 @@ def _parse_cuts(factor: str, cuts: str) -> list[float]:
     numbers = [_number(cut) for cut in cuts.split(",")]
     values = [number for number in numbers if number is not None and np.isfinite(number)]
     if len(values) < len(numbers) or any(a >= b for a, b in itertools.pairwise(values)):
-        raise ConfigError(f"attribute {factor!r}: cuts are rising numbers, such as age:40,60.")
+        raise ConfigError(f"attribute {short(factor)!r}: cuts are rising numbers, such as age:40,60.")
     return values
 
 

@@ -75,7 +75,8 @@ def _find(value: str | None) -> tuple[Path, dict[str, Any]] | None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    # A ValueError that is no TOMLDecodeError: not UTF-8, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} is no TOML file: {error}") from error
 
 
@@ -99,7 +100,7 @@ def _named(path: Path, entries: Mapping[str, Any], known: Mapping[str, object]) 
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else " Keys are the names of options (see --help)."
-            raise click.UsageError(f"{path}: unknown key {key!r}.{hint}")
+            raise click.UsageError(f"{path}: unknown key {_shown(key)}.{hint}")
     return values
 
 
@@ -109,12 +110,22 @@ def _as_typed(where: str, value: Any, option: click.Parameter) -> Any:
     if isinstance(value, list) and (many or getattr(option.type, "takes_list", False)):
         return [_text(where, entry) for entry in value]
     if getattr(option, "is_flag", False) and not isinstance(value, bool):
-        raise click.UsageError(f"{where} is {value!r}; expected true or false.")
+        raise click.UsageError(f"{where} is {_shown(value)}; expected true or false.")
     text = value if getattr(option, "is_flag", False) else _text(where, value)
     return [text] if many else text
 
 
 def _text(where: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise click.UsageError(f"{where} is {value!r}; expected a text or a number, as on the command line.")
+    large = isinstance(value, int) and abs(value) >= 2**64
+    if isinstance(value, bool) or large or not isinstance(value, str | int | float):
+        raise click.UsageError(
+            f"{where} is {_shown(value)}; expected a text or a number, as on the command line."
+        )
     return str(value)
+
+
+def _shown(value: Any) -> str:
+    # Imported when there is something to say, as pandas comes with it.
+    from bmft.tables import shown
+
+    return shown(value)

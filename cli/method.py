@@ -44,7 +44,8 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{value!r} is not NAME=VALUE, such as patience=3.", param, ctx)
         try:
             return name.replace("-", "_"), tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        # A ValueError that is no TOMLDecodeError is a number of thousands of digits.
+        except (ValueError, RecursionError):
             return name.replace("-", "_"), text
 
 
