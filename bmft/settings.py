@@ -90,7 +90,7 @@ class Settings:
     scale: Literal["tensor", "global"] = "tensor"
     floor: float = 1e-10
     exact: bool = True
-    depth: float = 0.5
+    depth: float = 0.75
     fraction: float = 0.05
     granularity: Granularity = "weight"
     path: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)

@@ -19,7 +19,7 @@ def test_it_says_what_the_file_holds_and_what_would_be_tuned(bmft, study, tmp_pa
         "epoch = 3",
     ):
         assert part in shown, part
-    assert "at most 5% of the 309,920 weights in the upper blocks outside the head" in shown
+    assert "at most 5% of the 334,160 weights in the upper blocks outside the head" in shown
 
 
 def test_json_has_the_blocks_and_every_weight_is_in_one(bmft, study, capsys):
