@@ -277,6 +277,8 @@ def debias(
     settings = settings_for(method, config)
     if settings.on_out_of_memory == "halve" and processes.count() > 1:
         raise ConfigError("on_out_of_memory = 'halve' (--batch-size auto) is for one process: name a batch size")
+    if settings.norm_stats == "update" and processes.count() > 1:
+        raise ConfigError("norm_stats = 'update' is for one process: each of several would keep statistics of its own")
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
     multi_label = multi_label or data["fit"].task == "multilabel"

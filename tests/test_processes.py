@@ -115,17 +115,18 @@ def work(rank, folder):
         distributed.all_reduce(averaged)
         found = {
             "all": everything(), "averaged": averaged / TOGETHER, "together": gradient_together(),
-            "refused": refusal(), "few": predict(network(), patients(1), device="cpu").scores.shape,
+            "refused": [refusal(on_out_of_memory="halve"), refusal(norm_stats="update")],
+            "few": predict(network(), patients(1), device="cpu").scores.shape,
         }  # fmt: skip
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-def refusal():
+def refusal(**config):
     fit, select = patients().split(0.5, 0.5, seed=0)
     try:
-        debias(network(), fit, select, config={"on_out_of_memory": "halve"}, device="cpu")
+        debias(network(), fit, select, config=config, device="cpu")
     except ConfigError as error:
         return str(error)
     return ""
@@ -174,8 +175,8 @@ def test_fewer_rows_than_processes_are_done_by_each(two):
     assert [tuple(found["few"]) for found in two] == [(1, 1)] * TOGETHER
 
 
-def test_pieces_chosen_by_each_for_itself_are_refused(two):
-    assert all("for one process" in found["refused"] for found in two)
+def test_what_each_would_do_for_itself_is_refused(two):
+    assert all("for one process" in line for found in two for line in found["refused"])
 
 
 def test_alone_a_share_is_everything():
