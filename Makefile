@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two threads, and no spinning beside other busy processes: torch then runs at an even speed anywhere.
 export OMP_NUM_THREADS ?= 2
+# Tests run in a process per core, up to four, of one thread each; a file's tests stay in one process.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 export GOMP_SPINCOUNT ?= 2000
 
 .PHONY: help demo test lint test-long bench clean
@@ -25,10 +27,10 @@ demo: $(READY)
 	$(BIN)/bmft demo --out demo
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-long: lint
-	$(BIN)/pytest
+	$(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,7 +13,8 @@ from bmft.methods import debias
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "bmft (default)": ("bmft", {}),
-    "bmft, random mask of the same size": ("random_mask", {}),
+    "random mask of the same size in the same blocks": ("random_mask", {"depth": 0.75}),
+    "random mask of the same size": ("random_mask", {}),
     "bmft --preset paper": ("bmft", {"preset": "paper"}),
     "swift": ("swift", {}),
     "full fine-tuning, balanced, bias term": ("rwreg", {}),
