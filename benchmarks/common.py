@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # must be set before torch is imported
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -37,17 +38,26 @@ def facts() -> dict[str, Any]:
 
 
 def cached(name: str, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result for `key`, from benchmarks/cache/NAME.jsonl if it was measured before, so that a run resumes."""
+    """The result for `key`, from benchmarks/cache/NAME.jsonl if this code measured it before, so that a run resumes."""
+    key = {**key, "code": _code(name)}
     path = HERE / "cache" / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for line in lines:
-        if line["key"] == dict(key):
+        if line["key"] == key:
             return dict(line["result"])
     result = measure()
     with path.open("a") as file:
-        file.write(json.dumps({"key": dict(key), "result": result, "facts": facts()}) + "\n")
+        file.write(json.dumps({"key": key, "result": result, "facts": facts()}) + "\n")
     return result
+
+
+def _code(name: str) -> str:
+    """A digest of what a result comes from: the package and the benchmark."""
+    digest = hashlib.sha256(version("torch").encode())
+    for path in sorted([*(HERE.parent / "bmft").rglob("*.py"), HERE / f"{name}.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def mean_and_spread(values: Iterable[float]) -> str:

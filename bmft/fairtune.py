@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -218,7 +218,7 @@ def search(
     ]  # fmt: skip
     label = name or f"bmft-{_digest(model, [fit, select], facts)}"
     with _quiet(), _storage(storage) as place:
-        study = _open(place, label, goals, PRUNERS[pruner], space, base)
+        study = _open(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
         worker = _Search(
             model, fit, select, space, goals, given, method, folds, options, (max_auc_drop, max_group_auc_drop),
             seed, study,
@@ -265,11 +265,12 @@ def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> 
     """Ask for a trial, run it and tell the study how it went; an interrupted one is given back."""
     study = worker.study
     trial = study.ask()
-    # TPE draws anew for every trial from the seed and the trial's number: a resumed search goes on as it would have.
-    study.sampler = _sampler(worker.seed * 100_003 + trial.number)
+    before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+    # TPE draws anew for every trial from the seed and the trial's place. A lost trial takes none, as it is run again: a
+    # resumed search goes on as it would have.
+    study.sampler = _sampler(worker.seed * 100_003 + sum(t.state != TrialState.FAIL for t in before))
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("alive", time.time())
-    before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
     if sum(t.state in (*_DONE, TrialState.RUNNING) for t in before) >= trials:
         # Two workers asked at once for the last one.
         study.tell(trial, state=TrialState.FAIL)
@@ -306,7 +307,13 @@ def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
         return  # another worker was quicker
-    study.enqueue_trial(point, user_attrs={"instead_of": trial.number})
+    named = {"fixed": trial.user_attrs["fixed"]} if "fixed" in trial.user_attrs else {}
+    study.enqueue_trial(point, user_attrs={"instead_of": _turn(trial), **named})
+
+
+def _turn(trial: FrozenTrial) -> int:
+    """The trial's number, or that of the lost one in whose place it is."""
+    return int(trial.user_attrs.get("instead_of", trial.number))
 
 
 def _runs(process: int) -> bool:
@@ -374,19 +381,27 @@ def _open(
     name: str,
     goals: tuple[Goal, ...],
     pruner: Callable[[], Any],
-    space: Space,
-    base: Any,
+    fixed: Sequence[tuple[str, dict[str, Any]]],
 ) -> optuna.Study:
-    """The study of that name, made with its fixed points first if it is not there."""
+    """The study of that name with these fixed points at the head of its queue, made if it is not there.
+
+    No more of them wait than will run, so that a lost one, which waits behind the others, is run as well.
+    """
     directions = [goal.direction for goal in goals]
     try:
         study = optuna.create_study(
             storage=place, study_name=name, directions=directions, sampler=_sampler(0), pruner=pruner()
         )
     except optuna.exceptions.DuplicatedStudyError:
-        return optuna.load_study(storage=place, study_name=name, sampler=_sampler(0), pruner=pruner())
-    for label, point in space.fixed_points(base):
-        study.enqueue_trial(point, user_attrs={"fixed": label})
+        study = optuna.load_study(storage=place, study_name=name, sampler=_sampler(0), pruner=pruner())
+        # Without the mark another worker is just putting them in.
+        there = study.user_attrs.get("fixed", len(fixed))
+    else:
+        there = 0
+    for label, point in fixed[there:]:
+        study.enqueue_trial(point, user_attrs={"fixed": label}, skip_if_exists=True)
+    if there < len(fixed):
+        study.set_user_attr("fixed", len(fixed))
     return study
 
 
@@ -432,7 +447,7 @@ def _winner(study: optuna.Study, goals: tuple[Goal, ...]) -> FrozenTrial:
         raise ConfigError(
             "no trial was finished that does no harm: give more --trials or more time, or a larger --max-auc-drop"
         )
-    return min(harmless, key=lambda trial: (sign * trial.values[0], trial.number))
+    return min(harmless, key=lambda trial: (sign * trial.values[0], _turn(trial)))
 
 
 def _best_value(study: optuna.Study, goals: tuple[Goal, ...]) -> float | None:

@@ -218,6 +218,26 @@ def test_what_cannot_be_is_refused_by_name(task, options, message):
         search(task, **options)
 
 
+@pytest.mark.parametrize("lost", [1, 3, 6])
+def test_a_trial_lost_on_the_way_changes_nothing(task, tmp_path, lost):
+    options = {"trials": 7, "pruner": "none"}
+    whole = search(task, **options)
+
+    def stop(now):
+        if now.done == lost and now.inner:
+            raise KeyboardInterrupt
+
+    kept = {**options, "storage": tmp_path / "journal", "name": "same"}
+    with pytest.raises(KeyboardInterrupt):
+        search(task, progress=stop, **kept)
+    again = search(task, **kept)
+    trials = [sorted((t["value"], str(t["fixed"])) for t in found.summary["trials"]) for found in (whole, again)]
+    assert trials[0] == trials[1]
+    assert len(trials[0]) == 7
+    one, two = (states(found.outcome.model) for found in (whole, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 WORKER = """
     import sys, time
     sys.path.insert(0, {tests!r})
