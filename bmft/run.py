@@ -285,11 +285,23 @@ class Run:
                 predictions = self.predict(model, select)
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
             self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept))
-            gaps = [entry["gap"] for entry in self.selection.history[first:]]
             patience = self.settings.patience if number == 1 else 0
-            return bool(patience) and min(gaps[-patience:]) > min(gaps)
+            return bool(patience) and no_better_for(patience, self.selection.history[first:])
 
         return look
+
+
+def no_better_for(patience: int, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether none of the last epochs has a gap as small as an earlier one; only epochs that do no harm count.
+
+    The first steps often take the gap and the AUC down together, and the AUC comes back later.
+
+    >>> epochs = [{"gap": 0.1, "eligible": False}, {"gap": 0.2, "eligible": True}, {"gap": 0.3, "eligible": True}]
+    >>> no_better_for(1, epochs), no_better_for(2, epochs), no_better_for(1, epochs[:2])
+    (True, False, False)
+    """
+    gaps = [entry["gap"] if entry["eligible"] else math.inf for entry in history]
+    return min(gaps[-patience:]) > min(gaps)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Settings:
         average: decay of the moving average of the weights over steps; 0 for none.
         augment: any of ``"hflip"``, ``"vflip"``, ``"transpose"``.
         norm_stats: normalization statistics stay ``"frozen"`` or ``"update"``.
-        patience: epochs of step 1 without a smaller gap on select after which it stops; 0 for never.
+        patience: epochs of step 1 without a smaller gap on select after which it stops; 0 for never. Epochs that do
+            harm count neither way.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``, of the training passes; what is measured is float32.
         score: of the importance, see `bmft.importance.SCORES`.
         rank: by ``"bias"`` importance, or by its ``"ratio"`` to that for the task.
