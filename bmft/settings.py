@@ -76,7 +76,7 @@ class Settings:
     weight_decay: float = 0.0
     batch_size: int = 64
     on_out_of_memory: Literal["fail", "halve"] = "fail"
-    bias_weight: tuple[float, ...] = (1.0, 1.0, 0.4, 0.1)
+    bias_weight: tuple[float, ...] = (2.0, 1.0, 0.4, 0.1)
     task_weight: tuple[float, float] = (1.0, 1.0)
     weigh: Literal["none", "label", "cell"] = "none"
     balance: tuple[Balance, Balance] = ("cell", "cell")
