@@ -1,6 +1,10 @@
 """What stays the same while the upper part of a network trains: the activations that enter it, computed once."""
 
 import hashlib
+import logging
+import math
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +17,7 @@ from bmft.data import GroupedData
 from bmft.models import forward_logits
 from bmft.processes import Share
 
+_log = logging.getLogger(__name__)
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -175,14 +180,20 @@ def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) 
 
 @dataclass
 class Activations:
-    """Keeps what enters the tails of a network, per set, up to `limit` bytes in all; one may serve several runs.
+    """Keeps what enters the tails of a network, per set; one may serve several runs.
 
     Runs from the same weights share them: a search computes what its trials leave alone once.
+
+    Attributes:
+        limit: bytes kept in memory, in all.
+        on_disk: bytes kept beyond that in memory-mapped files, which have no name and are gone with the process.
     """
 
     limit: int = 2 << 30
+    on_disk: int = 16 << 30
     _kept: dict[tuple[Any, ...], tuple[GroupedData, GroupedData]] = field(default_factory=dict)
     _bytes: int = 0
+    _bytes_on_disk: int = 0
 
     def of(
         self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = 64
@@ -195,17 +206,46 @@ class Activations:
         if key not in self._kept:
             with autocast():
                 sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)
-            share = Share(len(data))
-            if self._bytes + len(data) * sample.numel() * 4 > self.limit:
+            inputs = self._room((len(data), *sample.shape[1:]))
+            if inputs is None:
                 return None
-            with autocast():
-                batches = share.of(data).batches(batch_size)
-                parts = [tail.entering(batch.to(device).inputs).float().cpu() for batch in batches]
-            inputs = share.gather(torch.cat(parts).to(device)).cpu()
-            self._bytes += inputs.numel() * 4
+            share, start = Share(len(data)), 0
+            mine = inputs[share.rows]
+            for batch in share.of(data).batches(batch_size):
+                with autocast():
+                    entering = tail.entering(batch.to(device).inputs)
+                mine[start : start + len(entering)] = entering
+                start += len(entering)
+            if not share.whole:
+                inputs.copy_(share.gather(mine.to(device)))
             # The set itself is kept too, so that its id stays its own.
             self._kept[key] = data, data.with_inputs(inputs)
         return self._kept[key][1]
+
+
+    def _room(self, shape: tuple[int, ...]) -> Tensor | None:
+        """A float32 tensor of that shape in memory, else in a file, else None."""
+        size = 4 * math.prod(shape)
+        if self._bytes + size <= self.limit:
+            self._bytes += size
+            return torch.empty(shape)
+        if self._bytes_on_disk + size > self.on_disk:
+            return None
+        mapped = _mapped(shape, size)
+        self._bytes_on_disk += 0 if mapped is None else size
+        return mapped
+
+
+def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:
+    """Memory backed by a file that nothing names any more; None where the disk has no room for it."""
+    with tempfile.NamedTemporaryFile(prefix="bmft-") as file:
+        try:
+            # Reserved now: a page that finds no room when it is written ends the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            _log.info("activations are not kept in a file: %s", error)
+            return None
+        return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
 
 
 def _digest(tail: Tail) -> str:

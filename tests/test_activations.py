@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +117,29 @@ def test_activations_are_computed_once_per_set_and_weights_and_within_the_limit(
     with torch.no_grad():
         model.layer1[0].conv1.weight.add_(1)
     assert kept.of(tail, data) is not first
-    assert Activations(limit=1000).of(tail, data) is None
+    assert Activations(limit=1000, on_disk=1000).of(tail, data) is None
+
+
+def test_what_finds_no_room_in_memory_is_mapped_from_a_file_that_nothing_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, data = small("resnet18"), images()
+    tail = tail_above(model, ["layer4.0.conv1.weight"], data.inputs(slice(0, 4)))
+    in_memory, on_disk = Activations().of(tail, data), Activations(limit=0).of(tail, data, batch_size=7)
+    torch.testing.assert_close(on_disk.inputs(slice(0, 24)), in_memory.inputs(slice(0, 24)))
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_no_failure(monkeypatch, caplog):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    model, data = small("resnet18"), images()
+    tail = tail_above(model, ["layer4.0.conv1.weight"], data.inputs(slice(0, 4)))
+    with caplog.at_level("INFO", logger="bmft.activations"):
+        assert Activations(limit=0).of(tail, data) is None
+    assert "No space left" in caplog.text
 
 
 def test_a_debiasing_that_leaves_the_lower_blocks_alone_is_the_same_without_the_cache(monkeypatch):
