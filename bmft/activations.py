@@ -35,6 +35,7 @@ class Tail(nn.Module):
         super().__init__()
         self.model, self.entry, self.below, self.fixed = model, entry, below, fixed
         self.input_shape, self.input_dtype, self.dtype = inputs.shape[1:], inputs.dtype, dtype
+        self.poisoned = False
 
     def forward(self, activations: Tensor) -> Any:
         """The answer for activations ``(n, ...)`` that enter the entry."""
@@ -44,7 +45,13 @@ class Tail(nn.Module):
             activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
         )
         with self._standing_in(given, n):
-            return self.model(activations.new_empty((n, *self.input_shape), dtype=self.input_dtype))
+            return self.model(self._blank(activations, (n, *self.input_shape), self.input_dtype))
+
+    def _blank(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """What nothing may depend on: uninitialised, or NaN, which shows in whatever it reaches."""
+        if self.poisoned and dtype.is_floating_point:
+            return like.new_full(shape, math.nan, dtype=dtype)
+        return like.new_empty(shape, dtype=dtype)
 
     @contextmanager
     def _standing_in(self, given: Tensor, n: int) -> Iterator[None]:
@@ -53,7 +60,7 @@ class Tail(nn.Module):
         try:
             for module, shape in stubs.items():
                 # An attribute of the instance comes before the class's method, and is gone with `del`.
-                module.forward = lambda *_, shape=shape, **__: given.new_empty((n, *shape))
+                module.forward = lambda *_, shape=shape, **__: self._blank(given, (n, *shape), given.dtype)
             yield
         finally:
             handle.remove()
@@ -170,8 +177,11 @@ def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording
 
 
 def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
+    # A product with weights of zero would hide what comes from below, if that were a number.
+    tail.poisoned = True
     with torch.no_grad(), autocast():
         found = forward_logits(tail, activations)
+    tail.poisoned = False
     # A smaller batch may be summed in another order.
     return torch.equal(found, logits) or (
         len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
