@@ -35,7 +35,7 @@ class Tail(nn.Module):
         super().__init__()
         self.model, self.entry, self.below, self.fixed = model, entry, below, fixed
         self.input_shape, self.input_dtype, self.dtype = inputs.shape[1:], inputs.dtype, dtype
-        self.poisoned = False
+        self._poisoned = False
 
     def forward(self, activations: Tensor) -> Any:
         """The answer for activations ``(n, ...)`` that enter the entry."""
@@ -49,9 +49,18 @@ class Tail(nn.Module):
 
     def _blank(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """What nothing may depend on: uninitialised, or NaN, which shows in whatever it reaches."""
-        if self.poisoned and dtype.is_floating_point:
+        if self._poisoned and dtype.is_floating_point:
             return like.new_full(shape, math.nan, dtype=dtype)
         return like.new_empty(shape, dtype=dtype)
+
+    @contextmanager
+    def over_nan(self) -> Iterator[None]:
+        """Inside, all below the entry answers NaN."""
+        self._poisoned = True
+        try:
+            yield
+        finally:
+            self._poisoned = False
 
     @contextmanager
     def _standing_in(self, given: Tensor, n: int) -> Iterator[None]:
@@ -178,10 +187,8 @@ def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording
 
 def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
     # A product with weights of zero would hide what comes from below, if that were a number.
-    tail.poisoned = True
-    with torch.no_grad(), autocast():
+    with tail.over_nan(), torch.no_grad(), autocast():
         found = forward_logits(tail, activations)
-    tail.poisoned = False
     # A smaller batch may be summed in another order.
     return torch.equal(found, logits) or (
         len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
@@ -216,7 +223,7 @@ class Activations:
         if key not in self._kept:
             with autocast():
                 sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)
-            inputs = self._room((len(data), *sample.shape[1:]))
+            inputs, on_disk = self._room((len(data), *sample.shape[1:]))
             if inputs is None:
                 return None
             share, start = Share(len(data)), 0
@@ -228,22 +235,21 @@ class Activations:
                 start += len(entering)
             if not share.whole:
                 inputs.copy_(share.gather(mine.to(device)))
+            # Counted when it is filled: a batch that found no room is tried again in pieces.
+            if on_disk:
+                self._bytes_on_disk += inputs.nbytes
+            else:
+                self._bytes += inputs.nbytes
             # The set itself is kept too, so that its id stays its own.
             self._kept[key] = data, data.with_inputs(inputs)
         return self._kept[key][1]
 
-
-    def _room(self, shape: tuple[int, ...]) -> Tensor | None:
-        """A float32 tensor of that shape in memory, else in a file, else None."""
+    def _room(self, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]:
+        """A float32 tensor of that shape in memory, else in a file, else None; and whether it is in a file."""
         size = 4 * math.prod(shape)
         if self._bytes + size <= self.limit:
-            self._bytes += size
-            return torch.empty(shape)
-        if self._bytes_on_disk + size > self.on_disk:
-            return None
-        mapped = _mapped(shape, size)
-        self._bytes_on_disk += 0 if mapped is None else size
-        return mapped
+            return torch.empty(shape), False
+        return (_mapped(shape, size) if self._bytes_on_disk + size <= self.on_disk else None), True
 
 
 def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:

@@ -106,12 +106,14 @@ class _Search:
         Raises:
             optuna.TrialPruned: it is not worth going on.
         """
-        values, found, steps = self.values(self._suggest(trial)), [], 0
+        values, found, steps, epochs, spent = self.values(self._suggest(trial)), [], 0, 0, 0
 
         def look(now: Progress) -> None:
-            nonlocal steps
-            steps += 1
+            nonlocal steps, epochs
+            steps, epochs = steps + 1, epochs + (now.phase == "step 1")
             progress(now)
+            # Noted on the way, since a trial that is stopped has cost something too.
+            trial.set_user_attr("image_passes", spent + len(self.fit) * (2 + epochs))
             trial.set_user_attr("alive", time.time())
             if self.folds == 1 and len(self.goals) == 1 and now.kept is not None:
                 trial.report(_finite(self.goals[0].of(now.kept)), steps)
@@ -124,7 +126,8 @@ class _Search:
                 activations=self.activations, intervals=False, **self.options,
             )  # fmt: skip
             found.append(outcome)
-            trial.set_user_attr("image_passes", trial.user_attrs.get("image_passes", 0) + _passes(outcome, fit))
+            spent, epochs = spent + _passes(outcome, fit), 0
+            trial.set_user_attr("image_passes", spent)
         _note(trial, found, self.limits)
         return [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
 
@@ -463,7 +466,8 @@ def _summary(worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome) ->
         "direction": worker.goals[0].direction,
         "trials": [
             {"number": t.number, "value": t.values[0] if t.values else None, "state": t.state.name.lower(),
-             "fixed": t.user_attrs.get("fixed"), "failed": t.user_attrs.get("failed")}
+             "fixed": t.user_attrs.get("fixed"), "failed": t.user_attrs.get("failed"),
+             "image_passes": t.user_attrs.get("image_passes", 0)}
             for t in trials
         ],
         "pareto": _front(trials, best),
@@ -471,7 +475,7 @@ def _summary(worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome) ->
         "mask": worker.space.switched(best.params),
         "select": best.values[0],
         "test": worker.goals[0].of(outcome.after) if on_test else None,
-        "image_passes": sum(t.user_attrs.get("image_passes", 0) for t in trials),
+        "image_passes": sum(t.user_attrs.get("image_passes", 0) for t in trials) + _passes(outcome, worker.fit),
         "study": worker.study.study_name,
         "winner": best.number,
     }  # fmt: skip

@@ -132,6 +132,24 @@ def test_what_finds_no_room_in_memory_is_mapped_from_a_file_that_nothing_names(t
     assert not list(tmp_path.iterdir())
 
 
+def test_what_could_not_be_filled_takes_no_room():
+    model, data = small("resnet18"), images()
+    tail = tail_above(model, ["layer4.0.conv1.weight"], data.inputs(slice(0, 4)))
+    size = Activations().of(tail, data).inputs(slice(0, 24)).nbytes
+    kept, enter = Activations(limit=size, on_disk=0), tail.entering
+
+    def full(inputs):
+        if len(inputs) > 1:
+            raise torch.OutOfMemoryError
+        return enter(inputs)
+
+    tail.entering = full
+    with pytest.raises(torch.OutOfMemoryError):
+        kept.of(tail, data)
+    tail.entering = enter
+    assert kept.of(tail, data) is not None
+
+
 def test_a_disk_without_room_is_no_failure(monkeypatch, caplog):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -129,7 +129,10 @@ def _journal(path):
 def test_trials_that_lag_are_stopped(task):
     config = {"epochs": [6, 0], "patience": 0}
     found = search(task, trials=9, method="selective", goal="largest_group_loss", keep="last", config=config)
-    assert "pruned" in {trial["state"] for trial in found.summary["trials"]}
+    trials = found.summary["trials"]
+    assert "pruned" in {trial["state"] for trial in trials}
+    assert all(trial["image_passes"] for trial in trials), "what is stopped has cost something too"
+    assert found.summary["image_passes"] > sum(trial["image_passes"] for trial in trials), "and so has the final run"
 
 
 def test_the_winners_learning_rate_is_carried_over(task, tmp_path):
