@@ -37,7 +37,7 @@ ALSO = ("fraction", "bias_weight", "epochs", "score")
     "--pruner",
     type=click.Choice(["halving", "hyperband", "median", "none"]),
     default="halving",
-    help="How trials that lag are stopped.",
+    help="How trials that lag are stopped; with --folds or a second goal none is.",
 )
 @option("--folds", type=click.IntRange(1), default=1, metavar="K", help="Cross-validate select over K folds.")
 @option(
