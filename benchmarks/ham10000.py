@@ -16,6 +16,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "random mask of the same size in the same blocks": ("random_mask", {"depth": 0.75}),
     "random mask of the same size": ("random_mask", {}),
     "bmft --preset paper": ("bmft", {"preset": "paper"}),
+    # A prototype as one would write it: the published mask, the task's loss in step 1 too, rates that move something.
+    "published mask, 5 + 5 epochs at ten times the rates, last epoch": (
+        "bmft",
+        {"preset": "paper", "epochs": 5, "lr": (1e-3, 1e-2), "task_weight": (1.0, 1.0), "keep": "last"},
+    ),
     "swift": ("swift", {}),
     "full fine-tuning, balanced, bias term": ("rwreg", {}),
     "balanced head only": ("head", {}),
@@ -32,7 +37,9 @@ def measure(attribute: str, method: str, config: dict[str, Any], seed: int) -> d
         for split in ("fit", "select")
     )  # fmt: skip
     model = load_checkpoint(SHARED / "models/ham10000_resnet18.pt")
-    outcome = debias(model, fit, select, method=method, config=config, seed=seed, device="cpu")
+    keep = config.get("keep", "best")
+    config = {name: value for name, value in config.items() if name != "keep"}
+    outcome = debias(model, fit, select, method=method, config=config, seed=seed, keep=keep, device="cpu")
     result: dict[str, Any] = {"accepted": outcome.accepted, "seconds": outcome.seconds["total"]}
     for name, report in (("before", outcome.before), ("after", outcome.after)):
         gaps = report.gaps[attribute]

@@ -3,7 +3,7 @@
 Images are decoded every epoch, each importance takes a pass of its own, and step 2 runs the whole network.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +65,16 @@ def minmax(scores: Tensor) -> Tensor:
 
 
 def published(
-    model: nn.Module, data: Files, head: str, *, epochs: tuple[int, int], batch_size: int = 64
+    model: nn.Module,
+    data: Files,
+    head: str,
+    *,
+    epochs: tuple[int, int],
+    rates: tuple[float, float] = (1e-4, 1e-3),
+    batch_size: int = 64,
+    after_epoch: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
-    """Change `model`: importance, mask, masked extractor, re-initialised head."""
+    """Change `model`: importance, mask, masked extractor, re-initialised head; ends when `after_epoch` says so."""
     model.eval()
     of_bias, of_task = (squared_gradient(model, data, loss, batch_size) for loss in (bias, task))
     ratio = {n: minmax(of_bias[n]) / (minmax(of_task[n]) + 1e-10) for n in of_bias if not n.startswith(head)}
@@ -75,7 +82,7 @@ def published(
     threshold = joined.topk(len(joined) // 2).values[-1]
     masks = {name: tensor >= threshold for name, tensor in ratio.items()}
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rates[0], momentum=0.9)
     for _ in range(epochs[0]):
         for batch in loader(data, batch_size, generator):
             optimizer.zero_grad()
@@ -83,10 +90,12 @@ def published(
             for name, parameter in model.named_parameters():
                 parameter.grad *= masks.get(name, 0)
             optimizer.step()
+        if after_epoch():
+            return model
     layer = model.get_submodule(head)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=rates[1], momentum=0.9)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in layer.parameters():
@@ -97,4 +106,6 @@ def published(
             logits = model(batch.inputs)[:, 0]
             (task(logits, batch) + 0.1 * bias(logits, batch)).backward()
             optimizer.step()
+        if after_epoch():
+            return model
     return model

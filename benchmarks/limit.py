@@ -1,0 +1,209 @@
+"""How close `debias` is to its own compute, and how soon it has a given gap: python -m benchmarks.limit
+
+The first table times the whole call against a bare loop of the forward and backward passes it cannot do without, over
+batches that lie in memory as the passes want them. The second times `debias` and the plain published procedure until
+the select set's gap is half the untouched model's, at an AUC and a balanced accuracy that fell by no more than .01.
+"""
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from benchmarks import plain
+from benchmarks.common import footer, table
+from benchmarks.speed import make_images, nn_loss, ratio
+from bmft.audit import audit, predict
+from bmft.data import GroupedData, load_manifest
+from bmft.datasets.demo import demo_table, make_demo, train_demo_model, write_demo
+from bmft.methods import debias
+
+EPOCHS = (10, 5)
+PATH = 4
+IMAGES = 5000  # of the generated set, drawn for all its splits
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALIZE = "0.5,0.5,0.5/0.25,0.25,0.25"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--plain-epochs", type=int, default=50, help="of each step, after which plain has not got there"
+    )
+    parser.add_argument("--only", choices=["whole", "soon"])
+    options = parser.parse_args()
+    if options.only != "soon":
+        row = whole(options.images, options.rounds)
+        print(
+            table(
+                ["debias, s", "its passes alone, s", "ratio", "aim"],
+                [[*(f"{v:.3g}" for v in row), "at most 1.15"]],
+            )
+        )
+        print(
+            f"\n{footer(model='resnet18', images=f'{options.images} of 64x64', precision='float32', seed=0)}\n"
+        )
+    if options.only != "whole":
+        rows = [row for seed in range(options.seeds) for row in soon(seed, options.plain_epochs)]
+        print(table(["seed", "procedure", "reached", "seconds", "times ours"], rows))
+        print(f"\n{footer(data='generated, select split', precision='float32')}")
+
+
+def whole(images: int, rounds: int) -> tuple[float, float, float]:
+    """Seconds of the default `debias` at all its epochs, of its passes alone, and the ratio."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=1).eval()
+    with tempfile.TemporaryDirectory() as name:
+        manifest = make_images(Path(name), images + images // 4)
+        data = load_manifest(manifest, target="label", sensitive="group", normalize=NORMALIZE)
+    with (
+        torch.no_grad()
+    ):  # an untrained network says the same of everyone: move its threshold among the answers
+        model.fc.bias -= model(data.inputs(slice(0, 64))).median()
+    fit, select = data.subset(torch.arange(images)), data.subset(torch.arange(images, len(data)))
+    config = {"epochs": EPOCHS, "patience": 0, "precision": "float32"}
+    return ratio(
+        lambda: debias(model, fit, select, config=config, device="cpu"), bare(model, fit, select), rounds
+    )
+
+
+def bare(model: nn.Module, fit: GroupedData, select: GroupedData) -> Callable[[], None]:
+    """The passes of the default settings: three quarters of the blocks move, so what lies below runs once."""
+    network = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    below = nn.Sequential(*(getattr(network, n) for n in ("conv1", "bn1", "relu", "maxpool", "layer1")))
+    above = nn.Sequential(
+        *(getattr(network, n) for n in ("layer2", "layer3", "layer4", "avgpool")), nn.Flatten(), network.fc
+    )
+    batches = {True: list(fit.batches(64)), False: list(select.batches(64))}
+    images = {
+        of: [batch.inputs.contiguous(memory_format=torch.channels_last) for batch in found]
+        for of, found in batches.items()
+    }
+
+    @torch.no_grad()
+    def forward(
+        part: nn.Module, inputs: dict[bool, list[torch.Tensor]], *which: bool
+    ) -> dict[bool, list[torch.Tensor]]:
+        return {of: [part(x) for x in inputs[of]] for of in which}
+
+    def both(inputs: list[torch.Tensor]) -> None:
+        for x, batch in zip(inputs, batches[True], strict=True):
+            above.zero_grad()
+            nn_loss(above(x), batch).backward()
+
+    def passes() -> None:
+        for _ in ("before", "after"):
+            forward(network, images, False)
+        entering = forward(below, images, True, False)
+        forward(above, entering, True)  # the rates that the importance's gradient starts from
+        both(entering[True])
+        for _ in range(EPOCHS[0]):
+            both(entering[True])
+            forward(above, entering, False)
+        for _ in range(PATH):
+            forward(above, entering, True, False)
+
+    return passes
+
+
+def soon(seed: int, plain_epochs: int) -> list[list[Any]]:
+    """Rows of the second table for one seed."""
+    parts = make_demo(IMAGES, seed)
+    model = train_demo_model(parts["train"], seed)
+    fit, select = parts["fit"], parts["select"]
+    start = audit(predict(model, select, device="cpu"), intervals=False)
+
+    def there(report: Any) -> bool:
+        return (
+            _gap(report) <= _gap(start) / 2
+            and report.overall["roc_auc"] >= start.overall["roc_auc"] - 0.01
+            and report.overall["balanced_accuracy"] >= start.overall["balanced_accuracy"] - 0.01
+        )
+
+    seconds = ours(model, fit, select, seed, there)
+    rows = [[seed, "bmft, default", "yes" if seconds else "no", f"{seconds or 0:.1f}", "1"]]
+    with tempfile.TemporaryDirectory() as folder:
+        write_demo(folder, IMAGES, seed)
+        files = _files(Path(folder), seed)
+        for times in (1, 10, 100):
+            took, reached = published(model, files, select, there, (1e-4 * times, 1e-3 * times), plain_epochs)
+            name = f"plain published, learning rates times {times}"
+            rows.append(
+                [
+                    seed,
+                    name,
+                    "yes" if reached else "no",
+                    f"{took:.1f}",
+                    f"{took / seconds:.1f}" if seconds else "",
+                ]
+            )
+    return rows
+
+
+def _gap(report: Any) -> float:
+    return float(report.gaps["skin"]["average_odds_difference"])
+
+
+def ours(
+    model: nn.Module, fit: GroupedData, select: GroupedData, seed: int, there: Callable[[Any], bool]
+) -> float:
+    """Seconds until what `debias` would keep is there; its own looks at the select set count. 0: it never was."""
+    start = time.perf_counter()
+    arrived = 0.0
+
+    def look(progress: Any) -> None:
+        nonlocal arrived
+        if not arrived and progress.kept is not None and there(progress.kept):
+            arrived = time.perf_counter() - start
+
+    debias(
+        model, fit, select, sensitive="skin", seed=seed, config={"precision": "float32"}, device="cpu",
+        intervals=False, progress=look,
+    )  # fmt: skip
+    return arrived
+
+
+def published(
+    model: nn.Module,
+    files: plain.Files,
+    select: GroupedData,
+    there: Callable[[Any], bool],
+    rates: tuple[float, float],
+    epochs: int,
+) -> tuple[float, bool]:
+    """Seconds of the plain procedure until it is there or ends, looks at the select set left out, and whether it is."""
+    tuned = copy.deepcopy(model)
+    start, looking, reached = time.perf_counter(), 0.0, False
+
+    def look() -> bool:
+        nonlocal looking, reached
+        before = time.perf_counter()
+        reached = there(audit(predict(tuned, select, device="cpu"), intervals=False))
+        looking += time.perf_counter() - before
+        return reached
+
+    plain.published(tuned, files, "fc", epochs=(epochs, epochs), rates=rates, after_epoch=look)
+    return time.perf_counter() - start - looking, reached
+
+
+def _files(folder: Path, seed: int) -> plain.Files:
+    rows = demo_table(IMAGES, seed)
+    rows = rows[rows["split"] == "fit"]
+    paths = [folder / path for path in rows["path"]]
+    return plain.Files(
+        list(zip(paths, rows["label"], rows["skin"] == "light", strict=True)), IMAGENET_MEAN, IMAGENET_STD
+    )
+
+
+if __name__ == "__main__":
+    main()
