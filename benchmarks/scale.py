@@ -1,7 +1,8 @@
-"""Time per image and memory as sets grow, decoded into memory or streamed: python -m benchmarks.scale
+"""Time per image and memory as sets and models grow: python -m benchmarks.scale
 
-Each row is a process of its own. The manifest names the same 256 small files over and over, so that a million rows fit
-on a disk; the network is tiny, so that what is not the network would show.
+Each row is a process of its own. In the first table the manifest names the same 256 small files over and over, so that
+a million rows fit on a disk, and the network is tiny, so that what is not the network would show. In the second
+`debias` runs on few images with torchvision's models at random weights, an epoch of each step.
 """
 
 import argparse
@@ -17,20 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 
 from benchmarks.common import HERE, footer, table
 from bmft import fairness
 from bmft.audit import audit, predict
-from bmft.data import GroupedData, load_manifest
+from bmft.data import GroupedData, from_arrays, load_manifest
 from bmft.finetune import Loss, Step, penultimate_features, tune
 from bmft.importance import weight_importances
 from bmft.mask import WeightMask
+from bmft.methods import debias
 from bmft.models import find_head
 
 FILES, PIXELS = 256, 32
 PARTS = ("load", "audit", "importance", "step 1", "step 2")
+MODELS = ("resnet18", "resnet50", "vit_b_16", "vit_l_16")
+SIDE, FEW = 224, 32
 
 
 def write_set(folder: Path, rows: int) -> Path:
@@ -93,24 +98,85 @@ def _train(data: GroupedData, timed: Callable[[str, Callable[[], Any]], Any]) ->
     timed("step 2", head_step)
 
 
+def measure_model(name: str) -> dict[str, float]:
+    """Seconds of a short `debias` and of a bare pass forward and backward, and MiB of the weights and at both peaks."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, num_classes=1).eval()
+    shades = torch.arange(FEW) % 2 * 40 + torch.arange(FEW) // 2 % 2 * 15 + 100
+    images = (
+        (torch.randn(FEW, SIDE, SIDE, 3) * 40 + shades[:, None, None, None]).clamp(0, 255).to(torch.uint8)
+    )
+    data = from_arrays(images, torch.arange(FEW) % 2, torch.arange(FEW) // 2 % 2, normalize="imagenet")
+    head = find_head(model, data.inputs(slice(0, 2)))
+    with (
+        torch.no_grad()
+    ):  # an untrained network says the same of everyone: spread its answers and move the threshold
+        logits = torch.cat([model(batch.inputs) for batch in data.batches(8)])
+        layer = model.get_submodule(head.name)
+        layer.bias.copy_((layer.bias - logits.median()) / logits.std())
+        layer.weight.div_(logits.std())
+    start = time.perf_counter()
+    for batch in data.batches(8):
+        model(batch.inputs).sum().backward()
+    bare = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    config = {"epochs": 1, "path": [1.0], "bias_weight": [1.0, 1.0], "batch_size": 8, "precision": "float32"}
+    debias(model, data, data, config=config, device="cpu", intervals=False)
+    return {
+        "seconds": time.perf_counter() - start,
+        "bare": bare,
+        "weights": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
+        "before": before / 1024,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def show_models(names: list[str]) -> None:
+    rows = []
+    for name in names:
+        found = _run(["--measure-model", name])
+        rows.append([
+            name, f"{found['weights']:.0f}", f"{found['bare'] / FEW:.2f}", f"{found['seconds'] / FEW:.2f}",
+            f"{found['seconds'] / found['bare']:.1f}", f"{found['before']:.0f}", f"{found['peak']:.0f}",
+        ])  # fmt: skip
+    header = [
+        "model", "weights, MiB", "a pass forward and backward, s per image", "debias, s per image", "debias / pass",
+        "peak of a plain pass, MiB", "peak of all, MiB",
+    ]  # fmt: skip
+    print(table(header, rows))
+    print(f"\n{footer(seed=0, images=f'{FEW} of {SIDE}x{SIDE}', batch_size=8, precision='float32')}")
+
+
+def _run(arguments: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.scale", *arguments]
+    done = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
 def in_own_process(rows: int, streamed: bool, load_only: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         manifest = write_set(Path(name), rows)
-        command = [sys.executable, "-m", "benchmarks.scale", "--measure", str(manifest)]
-        command += ["--streamed"] * streamed + ["--load-only"] * load_only
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+        return _run(["--measure", str(manifest), *["--streamed"] * streamed, *["--load-only"] * load_only])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000], help="manifests that are only loaded")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=[1_000_000], help="manifests that are only loaded"
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--streamed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--load-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--measure-model", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.measure_model:
+        print(json.dumps(measure_model(options.measure_model)))
+        return
     if options.measure:
         print(json.dumps(measure(options.measure, options.streamed, options.load_only)))
         return
@@ -120,9 +186,17 @@ def main() -> None:
         for streamed in (False, True):
             found = in_own_process(rows, streamed, load_only)
             each = [f"{1e6 * found[part] / rows:.0f}" if part in found else "–" for part in PARTS]
-            printed.append([f"{rows:,}", "streamed" if streamed else "in memory", *each, f"{found['MiB']:.0f}"])
+            printed.append(
+                [f"{rows:,}", "streamed" if streamed else "in memory", *each, f"{found['MiB']:.0f}"]
+            )
+    if printed:
+        show_sets(printed)
+    show_models(options.models)
+
+
+def show_sets(printed: list[list[str]]) -> None:
     print(table(["images", "pixels", *(f"{part}, µs per image" for part in PARTS), "memory, MiB"], printed))
-    print(f"\n{footer(seed=0, images=f'{PIXELS}x{PIXELS} PNG', network='2 convolutions')}")
+    print(f"\n{footer(seed=0, images=f'{PIXELS}x{PIXELS} PNG', network='2 convolutions')}\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import socket
 import time
@@ -21,6 +20,7 @@ from torch import nn
 from bmft.audit import AuditReport
 from bmft.data import GroupedData, as_grouped
 from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
+from bmft.finals import Final, best_of, broken, measured_at_last, passes, run_finals
 from bmft.goals import GOALS, Goal
 from bmft.methods import Activations, Outcome, Progress, debias, settings_for, unknown_name
 from bmft.space import CHOICES, RANGES, Detail, Space, search_space
@@ -48,13 +48,17 @@ _SILENT_S = 900.0  # a worker on another machine that says nothing for so long i
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """Where a search is: `done` of `total` trials, the best value so far, seconds left, and what the trial does."""
+    """Where a search is: `done` of `total` trials, the best value so far, seconds left, and what the trial does.
+
+    `ending` names the run at the end where one is under way.
+    """
 
     done: int
     total: int
     best: float | None
     seconds_left: float | None
     inner: Progress | None = None
+    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class SearchOutcome:
     """What `search` gives back.
 
     Attributes:
-        outcome: of the winner, run once more with the test set: all that `bmft.debias` gives.
-        options: the winner as options of `bmft debias`; `settings` of its method.
+        outcome: of the run that was kept: all that `bmft.debias` gives.
+        options: that run as options of `bmft debias`; `settings` of its method.
         summary: every trial, the front, what mattered; the report's search page.
     """
 
@@ -106,7 +110,7 @@ class _Search:
         Raises:
             optuna.TrialPruned: it is not worth going on.
         """
-        values, found, steps, epochs, spent = self.values(self._suggest(trial)), [], 0, 0, 0
+        values, found, steps, epochs, spent = self.values(_suggested(trial, self.space)), [], 0, 0, 0
 
         def look(now: Progress) -> None:
             nonlocal steps, epochs
@@ -126,13 +130,31 @@ class _Search:
                 activations=self.activations, intervals=False, **self.options,
             )  # fmt: skip
             found.append(outcome)
-            spent, epochs = spent + _passes(outcome, fit), 0
+            spent, epochs = spent + passes(outcome, fit), 0
             trial.set_user_attr("image_passes", spent)
         _note(trial, found, self.limits)
         return [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
 
-    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        return _suggested(trial, self.space)
+    def finals(
+        self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
+    ) -> list[Final]:
+        """The runs at the end: the winner as it was tried, the winner at full length, the method by itself."""
+        alone = settings_for(self.method, config)
+        point = self.space.settings(best.params, settings_for(self.method, self.config))
+        tried = settings_for(self.method, self.values(best.params))
+        named = [("winner", tried)]
+        if best.params != self.space.own_point(settings_for(self.method, self.config)):
+            named.append(("winner at full length", alone.with_values(point)))
+        named.append((f"{self.method} by itself", alone))
+        done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
+
+        def look(number: int, of: int, inner: Progress) -> None:
+            progress(SearchProgress(done, done, value, None, inner, f"final run {number + 1} of {of}"))
+
+        return run_finals(
+            named, self.model, self.fit, self.select, goal=self.goals[0], method=self.method, limits=self.limits,
+            progress=look, activations=self.activations, seed=self.seed, **self.options,
+        )  # fmt: skip
 
     def _parts(self) -> Iterator[tuple[GroupedData, GroupedData, GroupedData | None]]:
         if self.folds == 1:
@@ -178,7 +200,8 @@ def search(
     1. The space is one switch per block and component of `model`, and the learning rate.
     2. Fixed methods (everything, the head alone, one kind of component) are tried first, then Optuna's TPE suggests.
     3. Every trial is a whole run of `method` on fit, judged on select after every epoch, stopped early if it lags.
-    4. The winner among the trials that do no harm is run once more, as `debias` would, and measured on `test`.
+    4. The winner among the trials that do no harm is run once more as it was tried and at the method's full length, and
+       the method by itself as `debias` runs it; what is best on select without harm is kept and measured on `test`.
 
     Args:
         fit, select, test, sensitive: as for `bmft.debias`. No trial sees `test`.
@@ -228,17 +251,17 @@ def search(
         )
         _work(worker, trials, timeout, progress)
         best = _winner(study, goals)
-        settings = settings_for(method, worker.values(best.params)).to_dict()
-        outcome = debias(
-            model, fit, select, test=None if test is None else _prepared(test, sensitive), method=method,
-            config=settings, seed=seed, activations=worker.activations, **options,
-        )  # fmt: skip
-        summary = _summary(worker, best, goal, outcome)
+        finals = worker.finals(best, config or {}, progress)
+        kept = best_of(finals, goals[0])
+        outcome = measured_at_last(
+            kept, model, select, None if test is None else _prepared(test, sensitive), {"seed": seed, **options}
+        )
+        summary = _summary(worker, best, goal, outcome, finals, kept)
     shown = {
         "method": method, "seed": seed, "keep": keep, "threshold": threshold, "max-auc-drop": max_auc_drop,
         "max-group-auc-drop": max_group_auc_drop,
     }  # fmt: skip
-    return SearchOutcome(outcome, shown, settings, summary)
+    return SearchOutcome(outcome, shown, kept.settings.to_dict(), summary)
 
 
 def _work(worker: _Search, trials: int, timeout: float | None, progress: Callable[[SearchProgress], None]) -> None:
@@ -345,7 +368,7 @@ def _suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 
 def _note(trial: optuna.Trial, outcomes: list[Outcome], limits: tuple[float, float]) -> None:
     """Keep what the report shows, and by how much the trial breaks the limits (more than 0: it does)."""
-    overall, group = zip(*(_broken(outcome, limits) for outcome in outcomes), strict=True)
+    overall, group = zip(*(broken(o.before, o.after, limits) for o in outcomes), strict=True)
     trial.set_constraint("fall of ROC AUC", max(overall))
     trial.set_constraint("fall of a group's ROC AUC", max(group))
     trial.set_user_attr("gap", float(np.mean([_mean_gap(o.after) for o in outcomes])))
@@ -353,25 +376,8 @@ def _note(trial: optuna.Trial, outcomes: list[Outcome], limits: tuple[float, flo
     trial.set_user_attr("accepted", all(o.accepted for o in outcomes))
 
 
-def _broken(outcome: Outcome, limits: tuple[float, float]) -> tuple[float, float]:
-    before, after = outcome.before, outcome.after
-    drops = [
-        figures["roc_auc"] - after.by_group[attribute][group]["roc_auc"]
-        for attribute, groups in before.by_group.items()
-        for group, figures in groups.items()
-    ]
-    worst = max((drop for drop in drops if math.isfinite(drop)), default=0.0)
-    return before.overall["roc_auc"] - after.overall["roc_auc"] - limits[0], worst - limits[1]
-
-
 def _mean_gap(report: AuditReport) -> float:
     return max(float(gaps["average_odds_difference"]) for gaps in report.gaps.values())
-
-
-def _passes(outcome: Outcome, fit: GroupedData) -> int:
-    """Images that a run looked at for training: importance, epochs of step 1, features per point of the path."""
-    epochs = sum(entry["step"] == 1 for entry in outcome.history)
-    return len(fit) * (2 + int(epochs) + len(list(outcome.config["path"])))
 
 
 def _finite(value: float) -> float:
@@ -457,7 +463,9 @@ def _best_value(study: optuna.Study, goals: tuple[Goal, ...]) -> float | None:
     return float(_winner(study, goals).values[0]) if _harmless(study) else None
 
 
-def _summary(worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome) -> dict[str, Any]:
+def _summary(
+    worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome, finals: list[Final], kept: Final
+) -> dict[str, Any]:
     """What the report's search page shows."""
     trials = worker.study.get_trials(deepcopy=False, states=_DONE)
     on_test = outcome.evaluated_on == "test"
@@ -473,9 +481,11 @@ def _summary(worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome) ->
         "pareto": _front(trials, best),
         "importances": _importances(worker.study),
         "mask": worker.space.switched(best.params),
-        "select": best.values[0],
+        "finals": [final.to_dict() | {"kept": final is kept} for final in finals],
+        "select": kept.value,
         "test": worker.goals[0].of(outcome.after) if on_test else None,
-        "image_passes": sum(t.user_attrs.get("image_passes", 0) for t in trials) + _passes(outcome, worker.fit),
+        "image_passes": sum(t.user_attrs.get("image_passes", 0) for t in trials)
+        + sum(final.image_passes for final in finals),
         "study": worker.study.study_name,
         "winner": best.number,
     }  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bmft import fairness, processes
-from bmft.audit import AuditReport, audit
+from bmft.audit import AuditReport, audit, predict
 from bmft.baselines import (
     bias_gradient_descent,
     dfr,
@@ -355,6 +355,33 @@ def debias(
         hashes=hashes,
         skipped=skipped_images(*data.values()),
     )
+
+
+def remeasured(
+    outcome: Outcome,
+    model: nn.Module,
+    data: GroupedData,
+    evaluated_on: Literal["test", "select"],
+    *,
+    threshold: float,
+    seed: int,
+    device: str,
+    multi_label: bool,
+) -> Outcome:
+    """The same outcome of `model`, with the audits, intervals included, that `debias` makes of this set."""
+    where, start = str(choose_device(device)), time.perf_counter()
+    many = multi_label or data.task == "multilabel"
+    before, after = (
+        audit(predict(m, data, multi_label=many, device=where), threshold=threshold, seed=seed)
+        for m in (model, outcome.model)
+    )
+    spent = time.perf_counter() - start
+    seconds = outcome.seconds | {part: outcome.seconds[part] + spent for part in ("audit", "total")}
+    hashes = outcome.hashes | {evaluated_on: data.content_hash}
+    return replace(
+        outcome, before=before, after=after, evaluated_on=evaluated_on, seconds=seconds, hashes=hashes,
+        skipped=outcome.skipped + (skipped_images(data) if evaluated_on == "test" else 0),
+    )  # fmt: skip
 
 
 def _prepared(data: Any, batch_fn: Any, sensitive: str | list[str] | None) -> GroupedData:

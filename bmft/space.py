@@ -8,7 +8,7 @@ from torch import nn
 
 from bmft.errors import ConfigError
 from bmft.methods import Settings, unknown_name
-from bmft.models import Head, components, find_head
+from bmft.models import Head, components, find_head, upper
 
 Detail = Literal["component", "layer"]
 # Sampled between these; a rate by its logarithm. The learning rate is always searched.
@@ -33,6 +33,7 @@ class Space:
         also: other settings that are searched.
         kinds: the component that each switch belongs to.
         head: the parameters of the head, which is always trained.
+        own: the switches that together are what the method moves by itself; None where it moves something else.
     """
 
     switches: Mapping[str, tuple[str, ...]]
@@ -40,6 +41,7 @@ class Space:
     also: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
     head: tuple[str, ...] = ()
+    own: frozenset[str] | None = None
 
     def settings(self, params: Params, base: Settings) -> dict[str, Any]:
         """Values for `Settings.with_values`: what a trial's parameters say."""
@@ -54,15 +56,29 @@ class Space:
         return values
 
     def fixed_points(self, base: Settings) -> list[tuple[str, dict[str, Any]]]:
-        """The fixed methods that are points of this space, by name: everything, the head alone, one component only."""
-        middle = {self.rate[0]: _start(self.rate, base), **{key: _now(key, base) for key in self.also}}
+        """The fixed methods that are points of this space, by name.
+
+        The blocks that the method moves by itself first, then everything, the head alone, one component only.
+        """
+        middle = self._middle(base)
+        own = self.own_point(base)
+        mine = [] if own is None or self.own == frozenset(self.switches) else [("the method's own blocks", own)]
         points = [("everything", set(self.kinds.values())), ("head only", set()), *_FIXED.items()]
         present = set(self.kinds.values())
-        return [
+        return mine + [
             (name, {**{switch: kind in wanted for switch, kind in self.kinds.items()}, **middle})
             for name, wanted in points
             if not wanted or name == "everything" or (wanted & present and wanted != present)
         ]
+
+    def own_point(self, base: Settings) -> dict[str, Any] | None:
+        """The point at which a trial moves what the method moves by itself; None where there is no such point."""
+        if self.own is None:
+            return None
+        return {**{switch: switch in self.own for switch in self.switches}, **self._middle(base)}
+
+    def _middle(self, base: Settings) -> dict[str, Any]:
+        return {self.rate[0]: _start(self.rate, base), **{key: _now(key, base) for key in self.also}}
 
     def switched(self, params: Params) -> dict[str, dict[str, bool]]:
         """Block -> component -> whether it is tuned."""
@@ -109,7 +125,16 @@ def search_space(
     if not switches:
         raise ConfigError("the model has no block below its head: there is nothing to search")
     rate = ("trust", *RANGES["trust"]) if not base.lr[0] else ("lr", base.lr[0] / 10, base.lr[0] * 10)
-    return Space(switches, rate, tuple(also), kinds, tuple(found.parameters))
+    return Space(switches, rate, tuple(also), kinds, tuple(found.parameters), _own(model, found, base, switches))
+
+
+def _own(
+    model: nn.Module, head: Head, base: Settings, switches: Mapping[str, tuple[str, ...]]
+) -> frozenset[str] | None:
+    moved = set(upper(model, head, base.depth))
+    own = frozenset(switch for switch, names in switches.items() if moved.issuperset(names))
+    covered = {name for switch in own for name in switches[switch]}
+    return own if covered == moved and not base.tune and not base.freeze else None
 
 
 def _labelled(kind: str, names: tuple[str, ...], detail: Detail) -> list[tuple[str, tuple[str, ...]]]:

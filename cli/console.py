@@ -67,7 +67,7 @@ def settings() -> Settings:
 class Progress:
     """A bar with the time left on standard error; silent under ``--quiet`` and where nobody watches.
 
-    Call it with what is done, of how much, and the name of the work.
+    Call it with what is done, of how much, the name of the work, and the seconds left where they are known.
     """
 
     WIDTH = 24
@@ -77,7 +77,7 @@ class Progress:
         self._started = self._drawn = time.monotonic()
         self._work = ""
 
-    def __call__(self, done: float, total: float, work: str = "") -> None:
+    def __call__(self, done: float, total: float, work: str = "", seconds: float | None = None) -> None:
         """Draw the bar anew, at most ten times a second."""
         now = time.monotonic()
         if work != self._work:
@@ -87,7 +87,8 @@ class Progress:
         self._drawn = now
         fraction = done / total if total else 1.0
         filled = round(self.WIDTH * fraction)
-        left = (now - self._started) * (1 - fraction) / fraction if fraction else 0.0
+        guess = (now - self._started) * (1 - fraction) / fraction if fraction else 0.0
+        left = guess if seconds is None else seconds
         bar = "#" * filled + "." * (self.WIDTH - filled)
         click.echo(f"\r\033[K{work} [{bar}] {fraction:4.0%} {duration(left)} left", err=True, nl=False)
 

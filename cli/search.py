@@ -60,9 +60,10 @@ def search(
 ) -> None:  # fmt: skip
     """Search which blocks and components of CHECKPOINT to fine-tune, and run the winner.
 
-    Trials fit on the fit rows and are judged on select; test is looked at once, by the winner. Finished
-    trials are kept in the storage: the same command goes on where it stopped. best.toml, under --report or
-    beside --out, repeats the winner to the last bit: bmft debias CHECKPOINT --config best.toml
+    Trials fit on the fit rows and are judged on select. At the end the winner is run again, also at full
+    length, and the method by itself as `bmft debias` runs it; the best on select is kept and looks at test
+    once. Finished trials are kept in the storage: the same command goes on where it stopped. best.toml, under
+    --report or beside --out, repeats what was kept to the last bit: bmft debias CHECKPOINT --config best.toml
 
     \b
     Example:
@@ -107,10 +108,12 @@ def _starting_from(common: Common, start: str | None, job: Any) -> Any:
     return model
 
 
-def _place(now: SearchProgress) -> tuple[float, float, str]:
-    inner = now.inner.done / now.inner.total if now.inner and now.inner.total else 0.0
+def _place(now: SearchProgress) -> tuple[float, float, str, float | None]:
+    inner = min(now.inner.done / now.inner.total, 1.0) if now.inner and now.inner.total else 0.0
     best = "" if now.best is None else f", best {now.best:.4g}"
-    return now.done + min(inner, 1.0) * 0.5, now.total, f"search{best}"
+    if now.ending:
+        return inner, 1, f"{now.ending}{best}", None
+    return now.done + inner * 0.5, now.total, f"search{best}", now.seconds_left
 
 
 def _won(summary: Any) -> str:
@@ -118,7 +121,8 @@ def _won(summary: Any) -> str:
     pruned = sum(t["state"] == "pruned" for t in summary["trials"])
     name = f" ({fixed})" if fixed else ""
     seen = "" if summary["test"] is None else f", {summary['test']:.3f} on test"
+    kept = next(final["name"] for final in summary["finals"] if final["kept"])
     return (
-        f"trial {summary['winner']}{name} won of {len(summary['trials'])} ({pruned} stopped early): "
+        f"trial {summary['winner']}{name} won of {len(summary['trials'])} ({pruned} stopped early); kept: {kept}, "
         f"{summary['objective']} {summary['select']:.3f} on select{seen}"
     )

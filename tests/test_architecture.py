@@ -24,7 +24,7 @@ INSIDE = {
     "data": ("arrays", "grouped", "images", "manifest", "strata"),
     "compare": ("comparison", "references", "trials"),
     "audit": ("predictions", "uncertainty"),
-    "fairtune": ("goals", "space"),
+    "fairtune": ("finals", "goals", "space"),
     "finetune": ("activations", "course", "pooled", "stepping"),
     "methods": ("baselines", "journal", "run", "selection", "settings"),
     "models": ("architectures", "blocks", "heads"),

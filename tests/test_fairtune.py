@@ -100,6 +100,45 @@ def test_fixed_methods_are_points_of_the_space_and_come_first(task):
     assert named == ["everything", "head only", "norms only", "convolutions only"]
 
 
+def test_the_blocks_that_a_method_moves_by_itself_are_a_point_of_the_space(task):
+    _, fit, select, _ = task
+    torch.manual_seed(0)
+    blocks = [m for i in range(6) for m in (nn.Conv2d(4 if i else 1, 4, 3, padding=1), nn.ReLU())]
+    model = centred(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)).eval(), select)
+    base = settings_for("bmft", FAST)
+    space = search_space(model, fit.inputs(slice(0, 2)), base)
+    (name, point), *_ = space.fixed_points(base)
+    assert (name, sum(point[switch] for switch in space.switches), len(space.switches)) == (
+        "the method's own blocks", 5, 6,
+    )  # fmt: skip
+    runs = [
+        bmft.debias(model, fit, select, config=config, keep="last", device="cpu")
+        for config in (FAST, {**FAST, **space.settings(point, base)})
+    ]
+    assert runs[0].accepted
+    for key, tensor in states(runs[0].model).items():
+        assert torch.equal(tensor, states(runs[1].model)[key]), key
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_search_ends_no_worse_than_the_method_by_itself(task, seed):
+    model, fit, select, _ = task
+    found = search(task, trials=1, seed=seed, config={"patience": 0})
+    alone = bmft.debias(model, fit, select, config={"patience": 0}, seed=seed, device="cpu", **LOOSE)
+    ends = {final["name"]: final for final in found.summary["finals"]}
+    assert ends["bmft by itself"]["value"] == GOALS["average_odds"].of(alone.after)
+    assert found.summary["select"] == min(final["value"] for final in ends.values() if final["harmless"])
+    assert [final["kept"] for final in ends.values()].count(True) == 1
+
+
+def test_a_run_at_the_end_that_does_harm_is_not_kept(task, monkeypatch):
+    broken = iter([(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0)])
+    monkeypatch.setattr("bmft.finals.broken", lambda *_: next(broken))
+    finals = search(task, trials=2, config={"patience": 0}).summary["finals"]
+    assert [final["harmless"] for final in finals] == [True, *[False] * (len(finals) - 1)]
+    assert [final["kept"] for final in finals] == [True, *[False] * (len(finals) - 1)]
+
+
 def test_a_search_measures_pooled_predictions(task):
     model, _, select, _ = task
     report = bmft.audit(model, select, intervals=False, batch_size=7)
@@ -169,8 +208,9 @@ def test_the_same_seed_searches_the_same_and_what_is_finished_counts(task, tmp_p
     resumed = search(task, trials=7, storage=tmp_path / "study")
     assert [t["value"] for t in resumed.summary["trials"]] == [t["value"] for t in whole.summary["trials"]]
     started = []
-    search(task, trials=7, storage=tmp_path / "study", progress=lambda now: started.append(now.inner))
-    assert started == [None], "nothing is left to do"
+    search(task, trials=7, storage=tmp_path / "study", progress=started.append)
+    assert all(now.inner is None or now.ending for now in started), "no trial is left to do"
+    assert started[-1].ending == "final run 2 of 2"
 
 
 def test_no_trial_sees_the_test_set_and_the_optimism_is_told(task):
@@ -193,7 +233,7 @@ def test_the_winner_does_no_harm(task):
 
 
 def test_when_every_trial_does_harm_it_says_what_to_do(task, monkeypatch):
-    monkeypatch.setattr("bmft.fairtune._broken", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("bmft.fairtune.broken", lambda *_: (1.0, 1.0))
     with pytest.raises(ConfigError, match="max-auc-drop"):
         search(task, trials=1)
 

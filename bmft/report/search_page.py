@@ -12,8 +12,8 @@ from bmft.report.svg import Caption
 from bmft.report.wording import Json, count, humanise, number
 
 _FACTS = {
-    "select": "Winner on the selection data",
-    "test": "Winner on the test data",
+    "select": "What was kept, on the selection data",
+    "test": "What was kept, on the test data",
     "image_passes": "Cost in image-passes",
 }
 
@@ -31,13 +31,14 @@ def search_section(search: Json) -> Section:
     if None not in (search.get("select"), search.get("test")):
         facts += (
             (
-                "Winner's optimism, selection minus test",
+                "Optimism, selection minus test",
                 number(search["select"] - search["test"], signed=True),
             ),
         )
     table: tuple[Block, ...] = (Table("The search in numbers", ("What", "Value"), facts),) if facts else ()
+    ends = (_finals_table(search["finals"]),) if search.get("finals") else ()
     every = Folded("Every trial as a table", (_trials_table(search["trials"]),))
-    return Section("search", "The search", (*table, Cards(tuple(cards)), every))
+    return Section("search", "The search", (*table, *ends, Cards(tuple(cards)), every))
 
 
 def _fact(value: float) -> str:
@@ -64,6 +65,18 @@ def _trials_table(trials: Sequence[Json]) -> Table:
         for place, trial in enumerate(trials)
     )
     return Table("Trials", ("Trial", "Value", "State"), rows)
+
+
+def _finals_table(finals: Sequence[Json]) -> Table:
+    rows = tuple(
+        (
+            str(final["name"]), number(final["value"], 4), "no" if final["harmless"] else "yes",
+            count(final["image_passes"]), "kept" if final["kept"] else "",
+        )
+        for final in finals
+    )  # fmt: skip
+    header = ("Run at the end", "Value on selection", "Does harm", "Image-passes", "")
+    return Table("The runs at the end, of which the best is kept", header, rows)
 
 
 def _front_card(front: Sequence[Json]) -> Card:

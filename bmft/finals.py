@@ -1,0 +1,104 @@
+"""What a search ends with: its winner, short and at full length, and the method by itself; the best is kept."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bmft.audit import AuditReport
+from bmft.data import GroupedData
+from bmft.goals import Goal
+from bmft.methods import Activations, Outcome, Progress, Settings, debias, remeasured
+
+
+@dataclass(frozen=True)
+class Final:
+    """One of the runs at a search's end, measured on select.
+
+    Attributes:
+        name: whose settings these are.
+        value: the search's goal on select.
+        harmless: whether it keeps the limits there.
+        image_passes: what it cost.
+    """
+
+    name: str
+    settings: Settings
+    outcome: Outcome
+    value: float
+    harmless: bool
+    image_passes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the report."""
+        return {"name": self.name, "value": self.value, "harmless": self.harmless, "image_passes": self.image_passes}
+
+
+def run_finals(
+    named: Sequence[tuple[str, Settings]],
+    model: nn.Module,
+    fit: GroupedData,
+    select: GroupedData,
+    *,
+    goal: Goal,
+    method: str,
+    limits: tuple[float, float],
+    progress: Callable[[int, int, Progress], None],
+    activations: Activations,
+    **options: Any,
+) -> list[Final]:
+    """Run each of the `named` settings once as `debias` would; of equal settings only the first.
+
+    Args:
+        limits: by how much the ROC AUC over everybody and that of a group may fall.
+        progress: is told which run of how many this is, and where it is.
+        options: further arguments of `bmft.debias`.
+    """
+    different = [
+        (name, settings) for i, (name, settings) in enumerate(named) if settings not in [s for _, s in named[:i]]
+    ]
+    finals = []
+    for number, (name, settings) in enumerate(different):
+        outcome = debias(
+            model, fit, select, method=method, config=settings.to_dict(), activations=activations, intervals=False,
+            progress=lambda now, number=number: progress(number, len(different), now),  # type: ignore[misc]
+            **options,
+        )  # fmt: skip
+        harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
+        finals.append(Final(name, settings, outcome, goal.of(outcome.after), harmless, passes(outcome, fit)))
+    return finals
+
+
+def best_of(finals: Sequence[Final], goal: Goal) -> Final:
+    """The best by the goal among those that do no harm, or among all where each does some; of equals the first."""
+    sign = 1 if goal.direction == "minimize" else -1
+    return min(finals, key=lambda final: (not final.harmless, sign * final.value))
+
+
+def measured_at_last(
+    final: Final, model: nn.Module, select: GroupedData, test: GroupedData | None, options: Mapping[str, Any]
+) -> Outcome:
+    """The outcome as `debias` gives it: with intervals, and on the test set where there is one, which only it sees."""
+    measuring = {name: options[name] for name in ("threshold", "seed", "device", "multi_label")}
+    if test is None:
+        return remeasured(final.outcome, model, select, "select", **measuring)
+    return remeasured(final.outcome, model, test, "test", **measuring)
+
+
+def broken(before: AuditReport, after: AuditReport, limits: tuple[float, float]) -> tuple[float, float]:
+    """By how much more than the limits the ROC AUC fell, over everybody and in the group where it fell most."""
+    drops = [
+        figures["roc_auc"] - after.by_group[attribute][group]["roc_auc"]
+        for attribute, groups in before.by_group.items()
+        for group, figures in groups.items()
+    ]
+    worst = max((drop for drop in drops if math.isfinite(drop)), default=0.0)
+    return before.overall["roc_auc"] - after.overall["roc_auc"] - limits[0], worst - limits[1]
+
+
+def passes(outcome: Outcome, fit: GroupedData) -> int:
+    """Images that a run looked at for training: importance, epochs of step 1, features per point of the path."""
+    epochs = sum(entry["step"] == 1 for entry in outcome.history)
+    return len(fit) * (2 + int(epochs) + len(list(outcome.config["path"])))
