@@ -6,8 +6,8 @@ import sys
 from benchmarks.common import HERE
 
 NAMES = (
-    "demo", "speed", "scale", "ham10000", "mask_study", "search", "vit_search", "compare_ham10000", "many_groups",
-    "report_speed", "interval_coverage", "gate_simulation", "bootstrap_speed",
+    "demo", "speed", "scale", "ham10000", "mask_study", "search", "search_speed", "vit_search", "compare_ham10000",
+    "many_groups", "limit", "report_speed", "interval_coverage", "gate_simulation", "bootstrap_speed",
 )  # fmt: skip
 
 

@@ -27,9 +27,9 @@ def vit(seed: int = 0) -> nn.Module:
     )
 
 
-def trained(data: GroupedData, *, epochs: int, seed: int = 0) -> nn.Module:
-    """The network after plain training, which balances nothing."""
-    model, generator = vit(seed), torch.Generator().manual_seed(seed)
+def trained(data: GroupedData, *, epochs: int, seed: int = 0, model: nn.Module | None = None) -> nn.Module:
+    """A network, the ViT unless another is given, after plain training, which balances nothing."""
+    model, generator = vit(seed) if model is None else model.train(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (1 + len(data) // 64))
     for _ in range(epochs):

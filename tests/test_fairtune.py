@@ -376,13 +376,30 @@ def test_without_optuna_a_search_names_the_extra_and_the_rest_works():
     code = textwrap.dedent("""
         import sys
         sys.modules["optuna"] = None
+        import torch
         import bmft
         from bmft.errors import MissingExtraError
-        assert callable(bmft.debias)
         try:
             bmft.search
         except MissingExtraError as error:
             print(error)
+        n = torch.arange(64)
+        targets, groups = n % 2, n // 2 % 2
+        data = bmft.from_arrays(torch.randn(64, 3) + (targets + 0.5 * groups)[:, None], targets, groups)
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        config = {"epochs": [1, 1], "path": [1.0]}
+        outcome = bmft.debias(model, data, data, config=config, keep="last", device="cpu")
+        print("debiased", outcome.accepted, bmft.audit(outcome.model, data).n)
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'bmft[search]'" in done.stdout
+    assert "debiased True 64" in done.stdout
+    command = [sys.executable, "-c", "import sys; sys.modules['optuna'] = None; import bmft_cli.__main__"]
+    asked = subprocess.run(
+        [*command, "search", "no.pt", "--data", "no.csv", "--label", "y", "--sensitive", "s"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert asked.returncode == 2
+    assert "pip install 'bmft[search]'" in asked.stderr
+    assert "Traceback" not in asked.stderr
