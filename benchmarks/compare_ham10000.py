@@ -41,7 +41,8 @@ def row(line: dict[str, Any]) -> list[str]:
     cost = [f"{100 * line['moved']:.1f} %"]
     if "seeds" in line:
         cost += [f"{line['accepted']}/{line['seeds']}", f"{line['image_passes']:.0f}", f"{line['seconds']:.0f}"]
-    name = f"{line['method']} (attribute at inference)" if line["kind"] == "reference" else line["method"]
+    needs = line["kind"] if line["kind"] in ("attribute at inference", "extra head") else ""
+    name = f"{line['method']} ({needs})" if needs else line["method"]
     return [name, *cells, *cost, *[""] * (4 - len(cost))]
 
 

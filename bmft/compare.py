@@ -18,7 +18,7 @@ from bmft.comparison import Comparison
 from bmft.errors import ConfigError, WorkerError
 from bmft.files import put
 from bmft.methods import unknown_name
-from bmft.references import ATTRIBUTE_AT_INFERENCE, missing_references
+from bmft.references import REFERENCES, missing_references
 from bmft.report import comparison_page, versions
 from bmft.trials import CLOSED_FORM, RATES, Budget, Trial, World, known_methods, run_trial, trial_key
 
@@ -83,7 +83,10 @@ def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str
     [('head', 0, 0), ('head', 0, 1), ('dfr', 0, 0)]
     """
     names = list(dict.fromkeys(methods or known_methods()))
+    missing = missing_references()
     for name in names:
+        if name in missing:
+            raise ConfigError(f"{name} {missing[name]}")
         if name not in known_methods():
             raise ConfigError(unknown_name("method", name, dict.fromkeys(known_methods())))
     if not 1 <= budget.tuning <= len(RATES) or budget.seeds < 1:
@@ -96,7 +99,7 @@ def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str
 
 
 def _of(name: str, seed: int, budget: Budget, config: Mapping[str, Any]) -> Iterator[Trial]:
-    if name in ATTRIBUTE_AT_INFERENCE:
+    if name in REFERENCES:
         # Its draws and its fit have no seed of ours.
         yield from [Trial(name, seed, 0, {})] if seed == 0 else []
         return

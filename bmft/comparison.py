@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bmft.references import ATTRIBUTE_AT_INFERENCE
+from bmft.references import REFERENCES
 from bmft.trials import FIGURES, ONE_STEP, SCHEMA
 
 Json = Mapping[str, Any]
@@ -73,9 +73,9 @@ class Comparison:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One per method, the smallest mean gap first, those that need the attribute at inference last."""
+        """One per method, the smallest mean gap first, references last."""
         rows = [self._row(method, results) for method, results in self.chosen.items()]
-        return sorted(rows, key=lambda row: (row["kind"] == "reference", _mean(row, "gap")))
+        return sorted(rows, key=lambda row: (row["method"] in REFERENCES, _mean(row, "gap")))
 
     @property
     def where(self) -> str:
@@ -151,7 +151,7 @@ class Comparison:
         }
 
     def _harmless(self, row: Json) -> bool:
-        if row["kind"] == "reference":
+        if row["method"] in REFERENCES:
             return False
         limits = {"roc_auc": self.max_auc_drop, "worst_group_roc_auc": self.max_group_auc_drop}
         # Written so that what could not be measured is not harmless.
@@ -176,17 +176,21 @@ class Comparison:
         return said
 
     def _beside(self) -> list[str]:
-        refs = [row for row in self.rows if row["kind"] == "reference"]
+        refs = [row for row in self.rows if row["method"] in REFERENCES]
+        price = {
+            "attribute at inference": "must be told the attribute of every new case",
+            "extra head": "needs a second head that guesses the attribute of every new case",
+        }
         return [
             f"{row['method']} reaches {_mean(row, 'gap'):.3f} at a balanced accuracy of "
-            f"{_mean(row, 'balanced_accuracy'):.3f}, but must be told the attribute of every new case."
+            f"{_mean(row, 'balanced_accuracy'):.3f}, but {price[row['kind']]}."
             for row in refs
         ]
 
 
 def _kind(method: str) -> str:
-    if method in ATTRIBUTE_AT_INFERENCE:
-        return "reference"
+    if method in REFERENCES:
+        return REFERENCES[method].needs
     alone = {"head": "head", "dfr": "head", "fairprune": "pruned", "threshold": "threshold"}
     return "one step" if method in ONE_STEP else alone.get(method, "two steps")
 

@@ -18,7 +18,7 @@ from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.leakage import attribute_leakage, sides
 from bmft.methods import METHODS, debias, gap_of, settings_for
-from bmft.references import ATTRIBUTE_AT_INFERENCE, threshold_optimizer
+from bmft.references import REFERENCES, Case, missing_references
 
 SCHEMA = 1
 RATES = (1.0, 3.0, 0.3, 10.0, 0.1)  # what a tuning trial multiplies the learning rates by, the default first
@@ -121,7 +121,7 @@ class World:
 def trial_key(fingerprint: str, trial: Trial) -> str:
     """What a trial's result is kept under: it changes with the model, the data, the conditions and the settings."""
     settings = (
-        {} if trial.method in ATTRIBUTE_AT_INFERENCE else settings_for(trial.method, trial.config).to_dict()
+        {} if trial.method in REFERENCES else settings_for(trial.method, trial.config).to_dict()
     )
     text = json.dumps([fingerprint, trial.method, trial.seed, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -132,7 +132,7 @@ def run_trial(world: World, trial: Trial) -> dict[str, Any]:
     facts = {"method": trial.method, "seed": trial.seed, "trial": trial.number}
     start = time.perf_counter()
     try:
-        done = _reference(world) if trial.method in ATTRIBUTE_AT_INFERENCE else _method(world, trial)
+        done = _reference(world, trial.method) if trial.method in REFERENCES else _method(world, trial)
     except BmftError as error:
         return {**facts, "problem": str(error)}
     return {**facts, **done, "wall_seconds": time.perf_counter() - start}
@@ -175,20 +175,23 @@ def _audited(world: World) -> int:
     return len(world.select) + 2 * len(world.measured)
 
 
-def _reference(world: World) -> dict[str, Any]:
-    """Fairlearn's post-processing of the untouched model's scores; it needs the attribute at inference."""
-    options = {**world.measuring}
-    select, before = (predict(world.model, data, **options) for data in (world.select, world.measured))
-    after = threshold_optimizer(select, before, threshold=world.threshold)
+def _reference(world: World, name: str) -> dict[str, Any]:
+    """Decisions of another library made of the untouched model's scores; they are no checkpoint."""
+    model, reference = copy.deepcopy(world.model), REFERENCES[name]
+    with counted_passes(model) as passes:
+        select, before = (predict(model, data, **world.measuring) for data in (world.select, world.measured))
+        case = Case(model, world.head, world.fit, world.select, world.measured, select, before, world.threshold)
+        after = reference.decide(case)
+        used = passes()
     found = compared(world, "bmft", {}, before, after)
     # Its answers are decisions: a ranking it does not give.
     for part in ("after", "change"):
-        for name in ("roc_auc", "worst_group_roc_auc"):
-            found[part].pop(name, None)
+        for figure in ("roc_auc", "worst_group_roc_auc"):
+            found[part].pop(figure, None)
     where = "select" if world.test is None else "test"
     return {
-        "accepted": True, "reason": "uses the attribute at inference", "evaluated_on": where, "n": len(before), **found,
-        "moved": 0.0, "image_passes": len(world.select), "leakage": {}, "evaluations": {},
+        "accepted": True, "reason": f"needs: {reference.needs}", "evaluated_on": where, "n": len(before), **found,
+        "moved": 0.0, "image_passes": used - len(world.measured), "leakage": {}, "evaluations": {},
     }  # fmt: skip
 
 
@@ -293,6 +296,7 @@ def _predictions(report: AuditReport) -> Predictions:
 
 
 def known_methods() -> tuple[str, ...]:
-    """Every method, then the references that need the attribute at inference."""
+    """Every method, then the references that are installed."""
     # Plain fine-tuning of everything is rw already: without a choice of weights, selective is no method of its own.
-    return (*(name for name in METHODS if name != "selective"), *ATTRIBUTE_AT_INFERENCE)
+    there = (name for name in REFERENCES if name not in missing_references())
+    return (*(name for name in METHODS if name != "selective"), *there)

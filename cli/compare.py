@@ -121,5 +121,5 @@ def _figure(line: dict[str, Any], name: str) -> str:
 def _cost(line: dict[str, Any]) -> list[str]:
     if "seeds" not in line:
         return ["0.0%", "", "", ""]
-    note = "attribute at inference" if line["kind"] == "reference" else ""
+    note = line["kind"] if line["kind"] in ("attribute at inference", "extra head") else ""
     return [f"{line['moved']:.1%}", f"{line['image_passes']:,.0f}", f"{line['seconds']:.0f}", note]

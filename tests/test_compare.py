@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from bmft.audit import audit
+from bmft.audit import audit, predict
 from bmft.compare import Budget, Comparison, Trial, World, compare, trials_of, write_comparison
 from bmft.data import from_arrays
 from bmft.errors import ConfigError, WorkerError
+from bmft.references import REFERENCES, Case
 from bmft.report.comparison_page import comparison_html, comparison_markdown
-from bmft.trials import counted_passes, run_trial, trial_key
+from bmft.trials import counted_passes, known_methods, run_trial, trial_key
 
 QUICK = Budget(epochs=(1, 1), path=(1.0,), tuning=1, seeds=2)
 FEW = ["bmft", "dfr", "threshold"]
@@ -201,6 +202,50 @@ def test_a_method_that_refuses_is_listed_with_its_reason(world):
     assert "binary label" in found.problems["threshold_optimizer"]
     assert found.verdict() == ["No method gave a result, so there is nothing to compare."]
     assert "binary label" in comparison_markdown(found.to_dict())
+
+
+@pytest.mark.parametrize("name", ["oxonfair", "oxonfair_inferred"])
+def test_oxonfair_is_a_reference_marked_by_what_it_needs(world, name):
+    pytest.importorskip("oxonfair")
+    found = compare(world, methods=["threshold", name], budget=QUICK)
+    row = found.rows[-1]
+    assert row["method"] == name, "references come last"
+    assert row["kind"] == {"oxonfair": "attribute at inference", "oxonfair_inferred": "extra head"}[name]
+    assert row["figures"]["gap"]["mean"] < found.untouched["figures"]["gap"]["mean"]
+    assert row["figures"]["balanced_accuracy"]["mean"] > 0.55
+    assert "roc_auc" not in row["figures"], "decisions rank nothing"
+    assert row["kind"] in comparison_markdown(found.to_dict())
+    assert any("of every new case" in line for line in found.verdict())
+
+
+def test_with_the_attribute_rows_of_unknown_group_keep_the_models_own_decision(world):
+    pytest.importorskip("oxonfair")
+    unknown = world.test.groups.clone()
+    unknown[::3] = -1
+    test = from_arrays(
+        world.test.inputs(slice(None)), world.test.targets, unknown, attributes=world.test.attributes
+    )
+    before, select = predict(world.model, test), predict(world.model, world.select)
+    case = Case(world.model, None, world.fit, world.select, test, select, before)
+    own = before.decisions(0.5)[::3]
+    for name in ("oxonfair", "threshold_optimizer"):
+        assert (REFERENCES[name].decide(case).scores[::3] == own).all()
+    guessed = REFERENCES["oxonfair_inferred"].decide(case).scores
+    assert guessed.shape == before.scores.shape
+    assert set(np.unique(guessed)) <= {0.0, 1.0}
+
+
+def test_references_refuse_what_they_cannot_do_by_name(world, monkeypatch):
+    groups = torch.arange(len(world.fit)) % 5
+    data = from_arrays(world.fit.inputs(slice(None)), world.fit.targets, groups)
+    several = World(world.model, data, data, None)
+    found = compare(several, methods=["oxonfair", "oxonfair_inferred"], budget=QUICK)
+    assert "at most 4 groups, not 5" in found.problems["oxonfair"]
+    assert "at most 3 groups, not 5" in found.problems["oxonfair_inferred"]
+    monkeypatch.setattr("bmft.references.find_spec", lambda _: None)
+    assert not {"oxonfair", "oxonfair_inferred"} & set(known_methods())
+    with pytest.raises(ConfigError, match=r"bmft\[references\]"):
+        compare(world, methods=["oxonfair"], budget=QUICK)
 
 
 def test_figures_of_the_rows_that_chose_say_so():

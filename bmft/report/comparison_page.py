@@ -24,7 +24,7 @@ _HEADER = {
 _KINDS = {
     "original": "", "two steps": "some weights, then the head", "one step": "every weight at once",
     "head": "the head alone", "pruned": "weights set to zero", "threshold": "one bias",
-    "reference": "attribute at inference",
+    "attribute at inference": "attribute at inference", "extra head": "extra head",
 }  # fmt: skip
 
 
@@ -81,8 +81,7 @@ def _tradeoff(lines: Sequence[Json]) -> tuple[Cards, ...]:
     text = (
         "Further left is a smaller gap, further up a better ranking. Numbers are those of the table; 0 is the "
         "untouched model. Bars are 95 % intervals of the mean over seeds, cut off at the frame. The line joins the "
-        "methods that no other beats in both. References that need the attribute at inference rank nothing and are "
-        "not drawn."
+        "methods that no other beats in both. References give decisions, which rank nothing, and are not drawn."
     )
     chart = partial(_draw, drawn, Caption("tradeoff", "Gap against ROC AUC, every method", text))
     return (Cards((Card("Gap against ROC AUC", text, chart),)),)
@@ -236,8 +235,8 @@ def _conditions(comparison: Json) -> tuple[Bullets | Table, ...]:
         "offer their own candidates to select.",
         f"Seeds: {budget['seeds']}. An epoch was eligible if ROC AUC fell by at most "
         f"{limits['max_auc_drop']:g} overall and {limits['max_group_auc_drop']:g} in any group on select.",
-        "Methods marked “attribute at inference” must be told the group of every new case; a debiased checkpoint "
-        "need not.",
+        "References marked “attribute at inference” must be told the group of every new case, those marked “extra "
+        "head” guess it with a second head; a debiased checkpoint needs neither.",
     )
     rows = tuple((humanise(name), text) for name, text in comparison["versions"].items())
     return Bullets(said), Table("Versions", ("Package", "Version"), rows, text_columns=2)

@@ -1,5 +1,6 @@
 """How a report says things: measures in plain words, numbers, and the sentences that state the outcome."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -93,10 +94,10 @@ def gap_name(key: str) -> str:
 def humanise(key: str) -> str:
     """A key as words.
 
-    >>> humanise("worst_group_roc_auc")
-    'Worst group ROC AUC'
+    >>> humanise("worst_group_roc_auc"), humanise("auc_gap")
+    ('Worst group ROC AUC', 'AUC gap')
     """
-    words = key.replace("_", " ").replace("roc auc", "ROC AUC")
+    words = re.sub(r"\b(roc auc|auc)\b", lambda found: found[0].upper(), key.replace("_", " "))
     return words[:1].upper() + words[1:]
 
 
