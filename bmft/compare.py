@@ -18,9 +18,19 @@ from bmft.comparison import Comparison
 from bmft.errors import ConfigError, WorkerError
 from bmft.files import put
 from bmft.methods import unknown_name
-from bmft.references import REFERENCES, missing_references
+from bmft.references import REFERENCES
 from bmft.report import comparison_page, versions
-from bmft.trials import CLOSED_FORM, RATES, Budget, Trial, World, known_methods, run_trial, trial_key
+from bmft.trials import (
+    CLOSED_FORM,
+    RATES,
+    Budget,
+    Trial,
+    World,
+    known_methods,
+    not_installed,
+    run_trial,
+    trial_key,
+)
 
 __all__ = [
     "Budget",
@@ -71,7 +81,7 @@ def compare(
         progress(len(results), len(trials), trials[place].method)
     return Comparison(
         tuple(results[place] for place in sorted(results)), asdict(budget), world.max_auc_drop,
-        world.max_group_auc_drop, missing_references(), versions(),
+        world.max_group_auc_drop, not_installed(), versions(),
         tuple(attribute.name for attribute in world.fit.attributes),
     )  # fmt: skip
 
@@ -83,10 +93,9 @@ def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str
     [('head', 0, 0), ('head', 0, 1), ('dfr', 0, 0)]
     """
     names = list(dict.fromkeys(methods or known_methods()))
-    missing = missing_references()
     for name in names:
-        if name in missing:
-            raise ConfigError(f"{name} {missing[name]}")
+        if name in (absent := not_installed()):
+            raise ConfigError(f"{name} {absent[name]}")
         if name not in known_methods():
             raise ConfigError(unknown_name("method", name, dict.fromkeys(known_methods())))
     if not 1 <= budget.tuning <= len(RATES) or budget.seeds < 1:

@@ -22,7 +22,7 @@ from bmft.data import GroupedData, as_grouped
 from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
 from bmft.finals import Final, best_of, broken, measured_at_last, passes, run_finals
 from bmft.goals import GOALS, Goal
-from bmft.methods import Activations, Outcome, Progress, debias, settings_for, unknown_name
+from bmft.methods import Activations, Outcome, Progress, debias, installed_methods, settings_for, unknown_name
 from bmft.space import CHOICES, RANGES, Detail, Space, search_space
 
 try:
@@ -138,22 +138,25 @@ class _Search:
     def finals(
         self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
     ) -> list[Final]:
-        """The runs at the end: the winner as it was tried, the winner at full length, the method by itself."""
+        """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run."""
         alone = settings_for(self.method, config)
         point = self.space.settings(best.params, settings_for(self.method, self.config))
         tried = settings_for(self.method, self.values(best.params))
-        named = [("winner", tried)]
+        named = [("winner", self.method, tried)]
         if best.params != self.space.own_point(settings_for(self.method, self.config)):
-            named.append(("winner at full length", alone.with_values(point)))
-        named.append((f"{self.method} by itself", alone))
+            named.append(("winner at full length", self.method, alone.with_values(point)))
+        named.append((f"{self.method} by itself", self.method, alone))
+        if "lora" in installed_methods():
+            # Adapters are no switches, so LoRA is no point of the space.
+            named.append(("LoRA", "lora", settings_for("lora", config)))
         done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
 
         def look(number: int, of: int, inner: Progress) -> None:
             progress(SearchProgress(done, done, value, None, inner, f"final run {number + 1} of {of}"))
 
         return run_finals(
-            named, self.model, self.fit, self.select, goal=self.goals[0], method=self.method, limits=self.limits,
-            progress=look, activations=self.activations, seed=self.seed, **self.options,
+            named, self.model, self.fit, self.select, goal=self.goals[0], limits=self.limits, progress=look,
+            activations=self.activations, seed=self.seed, **self.options,
         )  # fmt: skip
 
     def _parts(self) -> Iterator[tuple[GroupedData, GroupedData, GroupedData | None]]:
@@ -258,7 +261,7 @@ def search(
         )
         summary = _summary(worker, best, goal, outcome, finals, kept)
     shown = {
-        "method": method, "seed": seed, "keep": keep, "threshold": threshold, "max-auc-drop": max_auc_drop,
+        "method": kept.method, "seed": seed, "keep": keep, "threshold": threshold, "max-auc-drop": max_auc_drop,
         "max-group-auc-drop": max_group_auc_drop,
     }  # fmt: skip
     return SearchOutcome(outcome, shown, kept.settings.to_dict(), summary)

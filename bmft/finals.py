@@ -19,12 +19,14 @@ class Final:
 
     Attributes:
         name: whose settings these are.
+        method: of `bmft.METHODS`.
         value: the search's goal on select.
         harmless: whether it keeps the limits there.
         image_passes: what it cost.
     """
 
     name: str
+    method: str
     settings: Settings
     outcome: Outcome
     value: float
@@ -37,37 +39,37 @@ class Final:
 
 
 def run_finals(
-    named: Sequence[tuple[str, Settings]],
+    named: Sequence[tuple[str, str, Settings]],
     model: nn.Module,
     fit: GroupedData,
     select: GroupedData,
     *,
     goal: Goal,
-    method: str,
     limits: tuple[float, float],
     progress: Callable[[int, int, Progress], None],
     activations: Activations,
     **options: Any,
 ) -> list[Final]:
-    """Run each of the `named` settings once as `debias` would; of equal settings only the first.
+    """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
 
     Args:
+        named: what to call it, the method, its settings.
         limits: by how much the ROC AUC over everybody and that of a group may fall.
         progress: is told which run of how many this is, and where it is.
         options: further arguments of `bmft.debias`.
     """
     different = [
-        (name, settings) for i, (name, settings) in enumerate(named) if settings not in [s for _, s in named[:i]]
+        run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]
     ]
     finals = []
-    for number, (name, settings) in enumerate(different):
+    for number, (name, method, settings) in enumerate(different):
         outcome = debias(
             model, fit, select, method=method, config=settings.to_dict(), activations=activations, intervals=False,
             progress=lambda now, number=number: progress(number, len(different), now),  # type: ignore[misc]
             **options,
         )  # fmt: skip
         harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
-        finals.append(Final(name, settings, outcome, goal.of(outcome.after), harmless, passes(outcome, fit)))
+        finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, passes(outcome, fit)))
     return finals
 
 

@@ -28,6 +28,8 @@ from bmft.errors import ConfigError
 from bmft.finetune import Activations
 from bmft.importance import relative, weight_importances
 from bmft.journal import Journal
+from bmft.lora import installed as peft_installed
+from bmft.lora import lora
 from bmft.mask import WeightMask
 from bmft.models import blocks, find_head
 from bmft.patch import WeightPatch, state_hash
@@ -37,8 +39,8 @@ from bmft.selection import Limits, Selection, gap_of
 from bmft.settings import Settings, unknown_name
 
 __all__ = [
-    "METHODS", "Activations", "Method", "Outcome", "Progress", "Run", "Settings", "debias", "gap_of", "settings_for",
-    "unknown_name",
+    "METHODS", "Activations", "Method", "Outcome", "Progress", "Run", "Settings", "debias", "gap_of",
+    "installed_methods", "settings_for", "unknown_name",
 ]  # fmt: skip
 
 
@@ -153,6 +155,7 @@ METHODS: Mapping[str, Method] = {
         replace(_FULL, bias_weight=(0.0, 0.0)),
         replace(_PAPER, task_weight=(1.0, 1.0), bias_weight=(0.0, 0.0), balance=("none", "none"), reset="keep"),
     ),
+    "lora": Method(lora, _FULL, replace(_RW, bias_weight=(0.0, 0.0), balance=("none", "none"))),
     "group_dro": Method(group_dro, _FULL, replace(_PAPER, balance=("cell", "cell"))),
     "bias_gradient_descent": Method(
         bias_gradient_descent, replace(_FULL, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
@@ -161,6 +164,11 @@ METHODS: Mapping[str, Method] = {
     "fairprune": Method(fairprune, _FULL, _PAPER),
     "threshold": Method(threshold_shift, _DEFAULTS, _PAPER),
 }
+
+
+def installed_methods() -> tuple[str, ...]:
+    """Names in `METHODS` of those that can run here: ``lora`` needs peft."""
+    return tuple(name for name in METHODS if name != "lora" or peft_installed())
 
 
 def settings_for(method: str, config: Mapping[str, Any] | None = None) -> Settings:

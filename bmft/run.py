@@ -108,6 +108,22 @@ class Run:
 
             self._stage(train)
 
+    def tune_beside(
+        self, network: nn.Module, mask: WeightMask, merge: Callable[[], None], loss: Loss, step: Step
+    ) -> None:
+        """Train a network that stands for the model; after every epoch `merge` puts what it learned into the model."""
+        with self.timed("extractor"):
+            look = self._after_epoch(1, self.model, self.select, step)
+
+            def merged(epoch: int, value: float) -> bool:
+                merge()
+                return look(epoch, value)
+
+            self._stage(lambda _: tune(
+                network, self.fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                autocast=self.autocast, after_epoch=merged, room=self.room,
+            ))  # fmt: skip
+
     def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
         """Change the model as `train` does, or as it did in an earlier process."""
         if self.journal is None:

@@ -17,12 +17,12 @@ from bmft.audit import AuditReport, Predictions, audit, predict
 from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.leakage import attribute_leakage, sides
-from bmft.methods import METHODS, debias, gap_of, settings_for
+from bmft.methods import METHODS, debias, gap_of, installed_methods, settings_for
 from bmft.references import REFERENCES, Case, missing_references
 
 SCHEMA = 1
 RATES = (1.0, 3.0, 0.3, 10.0, 0.1)  # what a tuning trial multiplies the learning rates by, the default first
-ONE_STEP = ("rw", "reg", "rwreg", "group_dro", "bias_gradient_descent")  # train the whole network only
+ONE_STEP = ("rw", "reg", "rwreg", "lora", "group_dro", "bias_gradient_descent")  # train the whole network only
 CLOSED_FORM = ("dfr", "fairprune", "threshold")  # offer their own candidates to select; no learning rate
 RESAMPLES = 200
 FIGURES = ("gap", "equalized_odds_difference", "roc_auc", "worst_group_roc_auc", "balanced_accuracy")
@@ -298,5 +298,10 @@ def _predictions(report: AuditReport) -> Predictions:
 def known_methods() -> tuple[str, ...]:
     """Every method, then the references that are installed."""
     # Plain fine-tuning of everything is rw already: without a choice of weights, selective is no method of its own.
-    there = (name for name in REFERENCES if name not in missing_references())
-    return (*(name for name in METHODS if name != "selective"), *there)
+    return tuple(name for name in (*METHODS, *REFERENCES) if name != "selective" and name not in not_installed())
+
+
+def not_installed() -> dict[str, str]:
+    """Method or reference -> what it needs that is not installed."""
+    methods = {name: f"needs pip install 'bmft[{name}]'" for name in METHODS if name not in installed_methods()}
+    return methods | missing_references()

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
 
+# How long an example takes is no property of it on a machine that does other things too.
+settings.register_profile("bmft", deadline=None)
+settings.load_profile("bmft")
 # More threads than the tests need fight with whatever else runs here.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -26,7 +26,7 @@ INSIDE = {
     "audit": ("predictions", "uncertainty"),
     "fairtune": ("finals", "goals", "space"),
     "finetune": ("activations", "course", "pooled", "stepping"),
-    "methods": ("baselines", "journal", "run", "selection", "settings"),
+    "methods": ("baselines", "journal", "lora", "run", "selection", "settings"),
     "models": ("architectures", "blocks", "heads"),
     "checkpoint": ("containers", "entries", "storage"),
     "gate": ("contrasts", "judgement", "policy", "sides", "tasks"),
