@@ -137,7 +137,7 @@ class _Search:
 
     def finals(
         self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
-    ) -> list[Final]:
+    ) -> tuple[list[Final], dict[str, str]]:
         """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run."""
         alone = settings_for(self.method, config)
         point = self.space.settings(best.params, settings_for(self.method, self.config))
@@ -254,12 +254,12 @@ def search(
         )
         _work(worker, trials, timeout, progress)
         best = _winner(study, goals)
-        finals = worker.finals(best, config or {}, progress)
+        finals, failed = worker.finals(best, config or {}, progress)
         kept = best_of(finals, goals[0])
         outcome = measured_at_last(
             kept, model, select, None if test is None else _prepared(test, sensitive), {"seed": seed, **options}
         )
-        summary = _summary(worker, best, goal, outcome, finals, kept)
+        summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
     shown = {
         "method": kept.method, "seed": seed, "keep": keep, "threshold": threshold, "max-auc-drop": max_auc_drop,
         "max-group-auc-drop": max_group_auc_drop,

@@ -9,6 +9,7 @@ from torch import nn
 
 from bmft.audit import AuditReport
 from bmft.data import GroupedData
+from bmft.errors import NonFiniteError
 from bmft.goals import Goal
 from bmft.methods import Activations, Outcome, Progress, Settings, debias, remeasured
 
@@ -49,28 +50,41 @@ def run_finals(
     progress: Callable[[int, int, Progress], None],
     activations: Activations,
     **options: Any,
-) -> list[Final]:
+) -> tuple[list[Final], dict[str, str]]:
     """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
+
+    Gives the runs, and for each that did not stay finite why: a rate that served a short run may be too high for a
+    long one.
 
     Args:
         named: what to call it, the method, its settings.
         limits: by how much the ROC AUC over everybody and that of a group may fall.
         progress: is told which run of how many this is, and where it is.
         options: further arguments of `bmft.debias`.
+
+    Raises:
+        NonFiniteError: no run stayed finite.
     """
     different = [
         run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]
     ]
-    finals = []
+    finals: list[Final] = []
+    failed: dict[str, str] = {}
     for number, (name, method, settings) in enumerate(different):
-        outcome = debias(
-            model, fit, select, method=method, config=settings.to_dict(), activations=activations, intervals=False,
-            progress=lambda now, number=number: progress(number, len(different), now),  # type: ignore[misc]
-            **options,
-        )  # fmt: skip
+        try:
+            outcome = debias(
+                model, fit, select, method=method, config=settings.to_dict(), activations=activations,
+                intervals=False, progress=lambda now, number=number: progress(number, len(different), now),  # type: ignore[misc]
+                **options,
+            )  # fmt: skip
+        except NonFiniteError as error:
+            failed[name] = str(error)
+            continue
         harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
         finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, passes(outcome, fit)))
-    return finals
+    if not finals:
+        raise NonFiniteError(f"no run at the search's end stayed finite: {'; '.join(failed.values())}")
+    return finals, failed
 
 
 def best_of(finals: Sequence[Final], goal: Goal) -> Final:

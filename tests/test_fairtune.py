@@ -16,9 +16,10 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import bmft
-from bmft.errors import ConfigError
+from bmft.errors import ConfigError, NonFiniteError
 from bmft.goals import GOALS
 from bmft.methods import Settings, settings_for
+from bmft.report.search_page import search_section
 from bmft.space import search_space
 
 optuna = pytest.importorskip("optuna")
@@ -137,6 +138,31 @@ def test_a_run_at_the_end_that_does_harm_is_not_kept(task, monkeypatch):
     finals = search(task, trials=2, config={"patience": 0}).summary["finals"]
     assert [final["harmless"] for final in finals] == [True, *[False] * (len(finals) - 1)]
     assert [final["kept"] for final in finals] == [True, *[False] * (len(finals) - 1)]
+
+
+def test_a_run_at_the_end_that_diverges_is_told_and_the_others_stay(task, monkeypatch):
+    real, alone = bmft.finals.debias, {"patience": 0}
+
+    def diverging(*args, **options):
+        if list(options["config"]["epochs"]) != [4, 3]:
+            raise NonFiniteError("the loss is nan")
+        return real(*args, **options)
+
+    monkeypatch.setattr("bmft.finals.debias", diverging)
+    summary = search(task, trials=1, config=alone).summary
+    assert [final["name"] for final in summary["finals"] if final["kept"]] == ["winner"]
+    assert "bmft by itself" in summary["finals_failed"]
+    page = str(search_section(summary))
+    assert "failed: the loss is nan" in page
+
+
+def test_a_search_whose_every_run_at_the_end_diverges_says_so(task, monkeypatch):
+    def diverging(*_, **__):
+        raise NonFiniteError("the loss is nan")
+
+    monkeypatch.setattr("bmft.finals.debias", diverging)
+    with pytest.raises(NonFiniteError, match=r"no run at the search's end .* nan"):
+        search(task, trials=1)
 
 
 def test_a_search_measures_pooled_predictions(task):

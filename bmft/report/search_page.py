@@ -36,7 +36,7 @@ def search_section(search: Json) -> Section:
             ),
         )
     table: tuple[Block, ...] = (Table("The search in numbers", ("What", "Value"), facts),) if facts else ()
-    ends = (_finals_table(search["finals"]),) if search.get("finals") else ()
+    ends = (_finals_table(search["finals"], search.get("finals_failed", {})),) if search.get("finals") else ()
     every = Folded("Every trial as a table", (_trials_table(search["trials"]),))
     return Section("search", "The search", (*table, *ends, Cards(tuple(cards)), every))
 
@@ -67,7 +67,7 @@ def _trials_table(trials: Sequence[Json]) -> Table:
     return Table("Trials", ("Trial", "Value", "State"), rows)
 
 
-def _finals_table(finals: Sequence[Json]) -> Table:
+def _finals_table(finals: Sequence[Json], failed: Mapping[str, str]) -> Table:
     rows = tuple(
         (
             str(final["name"]), number(final["value"], 4), "no" if final["harmless"] else "yes",
@@ -75,6 +75,7 @@ def _finals_table(finals: Sequence[Json]) -> Table:
         )
         for final in finals
     )  # fmt: skip
+    rows += tuple((name, "–", "–", "–", f"failed: {reason}") for name, reason in failed.items())
     header = ("Run at the end", "Value on selection", "Does harm", "Image-passes", "")
     return Table("The runs at the end, of which the best is kept", header, rows)
 
