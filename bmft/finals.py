@@ -9,7 +9,7 @@ from torch import nn
 
 from bmft.audit import AuditReport
 from bmft.data import GroupedData
-from bmft.errors import NonFiniteError
+from bmft.errors import ConfigError, NonFiniteError
 from bmft.goals import Goal
 from bmft.methods import Activations, Outcome, Progress, Settings, debias, remeasured
 
@@ -53,8 +53,8 @@ def run_finals(
 ) -> tuple[list[Final], dict[str, str]]:
     """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
 
-    Gives the runs, and for each that did not stay finite why: a rate that served a short run may be too high for a
-    long one.
+    Gives the runs, and for each that came to nothing why: a rate that served a short run may be too high for a long
+    one, and LoRA finds no layer in some networks.
 
     Args:
         named: what to call it, the method, its settings.
@@ -63,7 +63,7 @@ def run_finals(
         options: further arguments of `bmft.debias`.
 
     Raises:
-        NonFiniteError: no run stayed finite.
+        NonFiniteError: no run came to an end.
     """
     different = [
         run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]
@@ -77,13 +77,13 @@ def run_finals(
                 intervals=False, progress=lambda now, number=number: progress(number, len(different), now),  # type: ignore[misc]
                 **options,
             )  # fmt: skip
-        except NonFiniteError as error:
+        except (ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
             continue
         harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
         finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, passes(outcome, fit)))
     if not finals:
-        raise NonFiniteError(f"no run at the search's end stayed finite: {'; '.join(failed.values())}")
+        raise NonFiniteError(f"no run at the search's end came to an end: {'; '.join(failed.values())}")
     return finals, failed
 
 

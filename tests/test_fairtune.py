@@ -140,12 +140,13 @@ def test_a_run_at_the_end_that_does_harm_is_not_kept(task, monkeypatch):
     assert [final["kept"] for final in finals] == [True, *[False] * (len(finals) - 1)]
 
 
-def test_a_run_at_the_end_that_diverges_is_told_and_the_others_stay(task, monkeypatch):
+@pytest.mark.parametrize("error", [NonFiniteError, ConfigError])
+def test_a_run_at_the_end_that_fails_is_told_and_the_others_stay(task, monkeypatch, error):
     real, alone = bmft.finals.debias, {"patience": 0}
 
     def diverging(*args, **options):
         if list(options["config"]["epochs"]) != [4, 3]:
-            raise NonFiniteError("the loss is nan")
+            raise error("the loss is nan")
         return real(*args, **options)
 
     monkeypatch.setattr("bmft.finals.debias", diverging)
