@@ -10,7 +10,7 @@ from benchmarks.common import SHARED, cached, footer, mean_and_spread, table
 from bmft import debias, load_checkpoint, load_manifest, search
 
 
-def measure(attribute: str, goal: str, seed: int, trials: int, epochs: tuple[int, int]) -> dict[str, Any]:
+def measure(attribute: str, goal: str, seed: int, trials: int) -> dict[str, Any]:
     fit, select = (
         load_manifest(
             SHARED / "data/ham10000-64/metadata.csv", target="label", sensitive=attribute, split_column="split",
@@ -20,9 +20,7 @@ def measure(attribute: str, goal: str, seed: int, trials: int, epochs: tuple[int
     )  # fmt: skip
     model = load_checkpoint(SHARED / "models/ham10000_resnet18.pt")
     single = debias(model, fit, select, seed=seed, device="cpu")
-    found = search(
-        model, fit, select, goal=goal, trials=trials, seed=seed, device="cpu", config={"epochs": epochs}
-    )
+    found = search(model, fit, select, goal=goal, trials=trials, seed=seed, device="cpu")
     figure = "average_odds_difference"
     passes = len(fit) * (2 + sum(e["step"] == 1 for e in single.history) + len(single.config["path"]))
     return {
@@ -41,7 +39,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--attributes", nargs="*", default=["age_ge60", "sex"])
-    parser.add_argument("--epochs", type=int, nargs=2, default=[4, 3], help="of an inner run")
     options = parser.parse_args()
     if not SHARED.is_dir():
         print(f"skipped: the data are not at {SHARED} (set BMFT_SHARED)")
@@ -49,8 +46,8 @@ def main() -> None:
     rows = []
     for attribute in options.attributes:
         results = [
-            cached("search", {"attribute": attribute, "seed": seed, "trials": options.trials, "epochs": options.epochs},
-                   lambda: measure(attribute, "average_odds", seed, options.trials, tuple(options.epochs)))  # noqa: B023
+            cached("search", {"attribute": attribute, "seed": seed, "trials": options.trials},
+                   lambda: measure(attribute, "average_odds", seed, options.trials))  # noqa: B023
             for seed in range(options.seeds)
         ]  # fmt: skip
         for side in ("single", "search"):
