@@ -139,16 +139,17 @@ class _Search:
         self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
     ) -> tuple[list[Final], dict[str, str]]:
         """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run."""
-        alone = settings_for(self.method, config)
+        alone, aimed = settings_for(self.method, config), {"choose": self.config["choose"], **config}
         point = self.space.settings(best.params, settings_for(self.method, self.config))
         tried = settings_for(self.method, self.values(best.params))
-        named = [("winner", self.method, tried)]
-        if best.params != self.space.own_point(settings_for(self.method, self.config)):
-            named.append(("winner at full length", self.method, alone.with_values(point)))
-        named.append((f"{self.method} by itself", self.method, alone))
+        named = [
+            ("winner", self.method, tried),
+            ("winner at full length", self.method, settings_for(self.method, aimed).with_values(point)),
+            (f"{self.method} by itself", self.method, alone),
+        ]
         if "lora" in installed_methods():
             # Adapters are no switches, so LoRA is no point of the space.
-            named.append(("LoRA", "lora", settings_for("lora", config)))
+            named.append(("LoRA", "lora", settings_for("lora", aimed)))
         done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
 
         def look(number: int, of: int, inner: Progress) -> None:
@@ -233,7 +234,7 @@ def search(
     if trials < 1 or folds < 1:
         raise ConfigError(f"trials {trials}, folds {folds}: expected at least 1 of each")
     fit, select = _prepared(fit, sensitive), _prepared(select, sensitive)
-    given = {**INNER, **(config or {})}
+    given = {"choose": goal, **INNER, **(config or {})}
     base = settings_for(method, given)
     space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=head)
     goals = tuple(GOALS[key] for key in (goal, second_goal) if key)

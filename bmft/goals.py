@@ -1,4 +1,4 @@
-"""What a search looks for: one figure of an audit, and whether more of it is better."""
+"""What a search looks for, or an epoch is chosen by: one figure of an audit, and whether more of it is better."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +18,11 @@ class Goal:
 
     figure: Callable[[AuditReport], float]
     direction: Direction
+
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by for less to be better."""
+        return 1 if self.direction == "minimize" else -1
 
     def of(self, report: AuditReport) -> float:
         """The value; what cannot be measured is as bad as can be."""

@@ -308,6 +308,7 @@ def debias(
             Limits(max_auc_drop, max_group_auc_drop),
             threshold,
             keep,
+            settings.choose,
         ),
         generator=torch.Generator().manual_seed(seed),
         seed=seed,

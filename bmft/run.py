@@ -302,22 +302,22 @@ class Run:
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
             self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept))
             patience = self.settings.patience if number == 1 else 0
-            return bool(patience) and no_better_for(patience, self.selection.history[first:])
+            ranks = [self.selection.rank(entry) for entry in self.selection.history[first:]]
+            return bool(patience) and no_better_for(patience, ranks)
 
         return look
 
 
-def no_better_for(patience: int, history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether none of the last epochs has a gap as small as an earlier one; only epochs that do no harm count.
+def no_better_for(patience: int, ranks: Sequence[float]) -> bool:
+    """Whether none of the last epochs is as good as an earlier one; those that do harm rank infinitely bad.
 
     The first steps often take the gap and the AUC down together, and the AUC comes back later.
 
-    >>> epochs = [{"gap": 0.1, "eligible": False}, {"gap": 0.2, "eligible": True}, {"gap": 0.3, "eligible": True}]
-    >>> no_better_for(1, epochs), no_better_for(2, epochs), no_better_for(1, epochs[:2])
+    >>> ranks = [0.1, 0.2, 0.3]
+    >>> no_better_for(1, ranks), no_better_for(1, ranks[::-1]), no_better_for(2, [math.inf, 0.2, 0.3])
     (True, False, False)
     """
-    gaps = [entry["gap"] if entry["eligible"] else math.inf for entry in history]
-    return min(gaps[-patience:]) > min(gaps)
+    return min(ranks[-patience:]) > min(ranks)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Which epoch is kept: the smallest gap on the select set among those that do no harm."""
+"""Which epoch is kept: the smallest gap, or the best by a goal, on the select set among those that do no harm."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bmft.audit import CONSTANT, AuditReport, Predictions, audit
 from bmft.errors import ConfigError, ConstantPredictorError
+from bmft.goals import GOALS
 
 _NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -42,6 +43,7 @@ class Selection:
     the balanced accuracy, and the model is not constant. The untouched model takes part.
 
     Attributes:
+        choose: ``"gap"``, or a name in `bmft.goals.GOALS` of what is best among the eligible.
         history: one entry per epoch, the untouched model first.
         untouched: the audit of the untouched model.
         kept: the audit of what would be kept if this were the end; None where an earlier process chose.
@@ -54,6 +56,7 @@ class Selection:
     limits: Limits
     threshold: float
     keep: Literal["best", "last"]
+    choose: str = "gap"
     history: list[dict[str, Any]] = field(default_factory=list)
     untouched: AuditReport | None = None
     kept: AuditReport | None = None
@@ -83,10 +86,16 @@ class Selection:
         """Record an epoch and keep the model's weights if it is now the best; returns its history entry."""
         report = self._add(predictions, step=step, epoch=epoch, loss=loss)
         entry, best = self.history[-1], self.history[self.chosen]
-        if self.keep == "last" or (entry["eligible"] and entry["gap"] < best["gap"]):
+        if self.keep == "last" or self.rank(entry) < self.rank(best):
             self.chosen, self.kept = len(self.history) - 1, report
             self.state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return entry
+
+    def rank(self, entry: Mapping[str, Any]) -> float:
+        """How good an epoch is, less being better: its figure; infinite where it does harm."""
+        if not entry["eligible"]:
+            return math.inf
+        return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
 
     def go_on(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
         """Be where a selection was that had this history and these weights of its choice, whose audit is not known."""
@@ -103,27 +112,41 @@ class Selection:
     def reason(self) -> str:
         """Why this epoch was chosen, or why none was, in one sentence."""
         first, entry = self.history[0], self.history[self.chosen]
-        change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in _NAMED.items())
+        named = _NAMED if self.choose == "gap" else {self._words: self.choose, **_NAMED}
+        change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in named.items())
         if self.keep == "last" and self.chosen:
             return f"the last epoch was kept as asked (select: {change})"
         if self.chosen:
             count = sum(e["eligible"] for e in self.history[1:])
             return (
-                f"step {entry['step']}, epoch {entry['epoch']} has the smallest gap of the {count} of "
+                f"step {entry['step']}, epoch {entry['epoch']} has the {self._best} of the {count} of "
                 f"{len(self.history) - 1} epochs that do no harm (select: {change})"
             )
         return self._why_none()
+
+    @property
+    def _words(self) -> str:
+        return self.choose.replace("_", " ").replace("auc", "AUC")
+
+    @property
+    def _best(self) -> str:
+        way = "smallest" if self.choose == "gap" or GOALS[self.choose].sign > 0 else "largest"
+        return f"{way} {self._words}"
+
+    @property
+    def _better(self) -> str:
+        return self._best.replace("est ", "er ", 1)
 
     def _why_none(self) -> str:
         tried = self.history[1:]
         if not tried:
             return "no epoch was trained; the original is kept"
-        smaller = [e for e in tried if e["gap"] < self.history[0]["gap"]]
-        if not smaller:
-            return f"none of {len(tried)} epochs had a smaller gap than the original on select; the original is kept"
-        nearest = max(smaller, key=lambda e: e["roc_auc"])
+        better = [e for e in tried if self.rank({**e, "eligible": True}) < self.rank(self.history[0])]
+        if not better:
+            return f"none of {len(tried)} epochs had a {self._better} than the original on select; the original is kept"
+        nearest = max(better, key=lambda e: e["roc_auc"])
         return (
-            f"{len(smaller)} of {len(tried)} epochs had a smaller gap on select, but each lowered the ROC AUC or the "
+            f"{len(better)} of {len(tried)} epochs had a {self._better} on select, but each lowered the ROC AUC or the "
             f"balanced accuracy by more than {self.limits.max_auc_drop:g}, or a group's ROC AUC by more than "
             f"{self.limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
             f"against {self.history[0]['roc_auc']:.3f}); the original is kept"
@@ -143,6 +166,8 @@ class Selection:
             "eligible": self._harmless(report),
             "chosen": False,
         }
+        if self.choose != "gap":
+            entry[self.choose] = GOALS[self.choose].of(report)
         self.history.append(entry)
         return report
 

@@ -13,6 +13,7 @@ from bmft.data import Balance
 from bmft.devices import Precision
 from bmft.errors import ConfigError
 from bmft.finetune import Loss, Step
+from bmft.goals import GOALS
 from bmft.mask import Granularity
 from bmft.tables import shown
 
@@ -45,8 +46,10 @@ class Settings:
         average: decay of the moving average of the weights over steps; 0 for none.
         augment: any of ``"hflip"``, ``"vflip"``, ``"transpose"``.
         norm_stats: normalization statistics stay ``"frozen"`` or ``"update"``.
-        patience: epochs of step 1 without a smaller gap on select after which it stops; 0 for never. Epochs that do
-            harm count neither way.
+        choose: what is best among the epochs that do no harm: ``"gap"``, the smallest of the objective, or a name in
+            `bmft.goals.GOALS`.
+        patience: epochs of step 1 that are no better on select after which it stops; 0 for never. Epochs that do harm
+            count neither way.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``, of the training passes; what is measured is float32.
         score: of the importance, see `bmft.importance.SCORES`.
         rank: by ``"bias"`` importance, or by its ``"ratio"`` to that for the task.
@@ -84,6 +87,7 @@ class Settings:
     average: float = 0.95
     augment: tuple[str, ...] = ()
     norm_stats: Literal["frozen", "update"] = "frozen"
+    choose: str = "gap"
     patience: int = 3
     precision: Precision = "auto"
     score: str | Callable[[Tensor, Tensor], Tensor] = "fisher"
@@ -106,6 +110,8 @@ class Settings:
             raise ConfigError("norm_stats = 'update' needs whole batches, which on_out_of_memory = 'halve' may cut")
         if isinstance(self.objective, str) and self.objective not in fairness.OBJECTIVES:
             raise ConfigError(unknown_name("objective", self.objective, fairness.OBJECTIVES))
+        if self.choose != "gap" and self.choose not in GOALS:
+            raise ConfigError(unknown_name("choose", self.choose, {"gap": None, **GOALS}))
         for number in (0, 1):
             self.step(number)
         if len(self.bias_weight) < 2 or any(not value >= 0 for value in self.bias_weight):

@@ -229,6 +229,22 @@ def test_the_winners_file_gives_the_same_weights_and_the_value_that_won(task):
     assert GOALS["average_odds"].of(again.after) == pytest.approx(found.summary["select"], abs=0)
 
 
+def test_a_trial_keeps_the_epoch_that_is_best_by_the_searchs_own_goal(task, monkeypatch):
+    runs, debias = [], bmft.debias
+
+    def watched(*args, **options):
+        runs.append(debias(*args, **options))
+        return runs[-1]
+
+    monkeypatch.setattr("bmft.fairtune.debias", watched)
+    found = search(task, trials=1, goal="worst_group_auc")
+    (trial,), (run,) = found.summary["trials"], runs
+    assert run.config["choose"] == "worst_group_auc"
+    eligible = [entry["worst_group_auc"] for entry in run.history if entry["eligible"]]
+    assert len(eligible) > 1
+    assert trial["value"] == max(eligible)
+
+
 def test_the_same_seed_searches_the_same_and_what_is_finished_counts(task, tmp_path):
     whole = search(task, trials=7)
     search(task, trials=3, storage=tmp_path / "study")

@@ -12,6 +12,7 @@ from bmft import fairness
 from bmft import run as run_module
 from bmft.data import GroupBatch, from_arrays
 from bmft.errors import ConfigError, ConstantPredictorError
+from bmft.goals import GOALS
 from bmft.methods import METHODS, debias, installed_methods, settings_for
 from bmft.models import find_head
 from bmft.settings import Settings
@@ -145,6 +146,34 @@ def test_the_chosen_epoch_is_the_smallest_gap_among_the_eligible(tabular):
     eligible = [entry for entry in outcome.history if entry["eligible"]]
     chosen = next(entry for entry in outcome.history if entry["chosen"])
     assert chosen["gap"] == min(entry["gap"] for entry in eligible)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [("worst_group_accuracy", "largest worst group accuracy"), ("accuracy_gap", "smallest accuracy gap")],
+)
+def test_an_epoch_may_be_chosen_by_another_figure_than_the_gap(tabular, goal, words):
+    config, limits = QUICK | {"choose": goal, "patience": 0}, {"max_auc_drop": 0.05, "max_group_auc_drop": 0.1}
+    outcome = debias(*tabular[:3], config=config, device="cpu", **limits)
+    first, *tried = outcome.history
+    chosen = next(entry for entry in tried if entry["chosen"])
+    eligible = [entry for entry in outcome.history if entry["eligible"]]
+    assert chosen[goal] == GOALS[goal].of(outcome.after)
+    assert GOALS[goal].sign * chosen[goal] == min(GOALS[goal].sign * entry[goal] for entry in eligible)
+    assert f"has the {words} of the" in outcome.reason
+    assert f"{goal.replace('_', ' ')} {first[goal]:.3f} -> {chosen[goal]:.3f}" in outcome.reason
+
+
+def test_where_no_epoch_is_better_by_the_figure_the_original_is_kept(tabular):
+    ruin = {"lr": (50.0, 50.0), "bias_weight": (100.0, 100.0), "average": 0.0, "choose": "auc"}
+    outcome = run(tabular, config=QUICK | ruin, max_auc_drop=1.0, max_group_auc_drop=1.0)
+    assert not outcome.accepted
+    assert "had a larger AUC" in outcome.reason
+
+
+def test_a_figure_that_is_not_known_is_refused_with_the_nearest(tabular):
+    with pytest.raises(ConfigError, match="worst_group_auc"):
+        run(tabular, config={"choose": "worst_group_au"})
 
 
 def test_no_group_may_lose_more_than_its_limit(tabular):
