@@ -30,7 +30,8 @@ from bmft.metrics import (
     count,
 )
 
-# Each rate, and among whom it is taken; the last is what F1 is a function of.
+# Each rate, and among whom it is taken. F1 is a function of jaccard; balanced accuracy, the mean of two rates, is taken
+# for one where a patient may count in both.
 RATES: Mapping[str, str] = {
     "accuracy": "all",
     "true_positive_rate": "positive",
@@ -39,6 +40,7 @@ RATES: Mapping[str, str] = {
     "false_negative_rate": "positive",
     "selection_rate": "all",
     "jaccard": "called",
+    "balanced_accuracy": "scarce",
 }
 
 
@@ -92,7 +94,7 @@ class Evidence:
             # It rises with the share of right calls among all that are positive or called so.
             low, high = self._rate("jaccard", level)
             return Interval(2 * low / (1 + low), 2 * high / (1 + high))
-        if name == "balanced_accuracy":
+        if name == "balanced_accuracy" and not self.clustered:
             halves = ("true_positive_rate", "true_negative_rate")
             first, second = ((self.values[half], self._rate(half, level)) for half in halves)
             return half_sum(first, second)
@@ -102,6 +104,10 @@ class Evidence:
             return self._calibration(level)
         if name in RATES:
             return self._rate(name, level)
+        if name == "average_precision":
+            # Biased upwards on few positives, and its resamples, which are fewer still, once more.
+            own = self.values[name], self.replicates[name], self.units["positive"]
+            return on_logit_scale(*own, level, about=own[0])
         return on_logit_scale(self.values[name], self.replicates[name], self.units["all"], level)
 
     def resampled(self, name: str) -> Floats:
@@ -119,7 +125,7 @@ class Evidence:
     def _area(self, level: float) -> Interval:
         positive, negative, variance = self.units["positive"], self.units["negative"], self.variance
         if self.clustered:
-            variance = variance / _shrinkage(np.minimum(positive, negative), level)
+            variance = variance / _shrinkage(self.units["scarce"], level)
         rows = zip(self.values["roc_auc"], variance, positive, negative, strict=True)
         return _stacked([intervals.auc_interval(*row, level) for row in rows])
 
@@ -179,11 +185,13 @@ def _evidence(
         "called": column.targets | column.decisions,
     }
     units = {name: sample.units_among(among) for name, among in rows.items()}
+    units["scarce"] = np.minimum(units["positive"], units["negative"])
     trials = {
         "all": counts.n,
         "positive": counts.positive,
         "negative": counts.negative,
         "called": counts.called,
+        "scarce": counts.n,
     }
     worth = {name: trials[among] for name, among in RATES.items()}
     if sample.clusters is None:
@@ -192,7 +200,7 @@ def _evidence(
         variance = np.array([area.variance for area in areas])
     else:
         drawn = replicates.get("roc_auc", np.empty((0, sample.num_groups)))
-        variance = _variance(drawn, np.minimum(units["positive"], units["negative"]))
+        variance = _variance(drawn, units["scarce"])
         for name, among in ((name, among) for name, among in RATES.items() if name in replicates):
             rate, spread = _rate_of(values, name), _variance(replicates[name], units[among])
             worth[name] = _effective(rate, spread, units[among], worth[name])
@@ -280,13 +288,16 @@ def half_sum(first: tuple[Any, Interval], second: tuple[Any, Interval]) -> Inter
     return Interval(low / 2, high / 2)
 
 
-def on_logit_scale(values: Floats, replicates: Floats, units: Floats, level: float) -> Interval:
+def on_logit_scale(
+    values: Floats, replicates: Floats, units: Floats, level: float, *, about: Floats | None = None
+) -> Interval:
     """Interval of a figure in [0, 1] from its bootstrap standard error, taken on the logit scale.
 
+    `about` is what the resamples deviate from, where that is not their own mean: then their bias counts as error, too.
     At 0 and 1, which have no logit and where every resample agrees, the other end is what so many units may
     still hide (`bmft.intervals.never_seen`).
     """
-    variance = _variance(replicates, units) / _shrinkage(units, level)
+    variance = _variance(replicates, units, about) / _shrinkage(units, level)
     inside = (values > 0) & (values < 1)
     p = np.where(inside, values, 0.5)
     reach = intervals.quantile(level) * np.sqrt(variance) / (p * (1 - p))
@@ -336,11 +347,11 @@ def calibration_interval(
     return far * error, min(error + reach, 1.0)
 
 
-def _variance(replicates: Floats, units: Floats) -> Floats:
+def _variance(replicates: Floats, units: Floats, about: Floats | None = None) -> Floats:
     """Variance over resamples, NaN ones left out; a bootstrap of m units understates it by (m - 1) / m."""
     kept = ~np.isnan(replicates)
     n = kept.sum(0)
-    mean = np.where(kept, replicates, 0).sum(0) / np.maximum(n, 1)
+    mean = np.where(kept, replicates, 0).sum(0) / np.maximum(n, 1) if about is None else about
     squares = (np.where(kept, replicates - mean, 0) ** 2).sum(0)
     enough = (n > 1) & (units > 1)
     return np.where(enough, squares / np.maximum(n - 1, 1) * units / np.maximum(units - 1, 1), np.nan)

@@ -209,6 +209,21 @@ def test_patients_make_intervals_wider():
     )
 
 
+def test_where_a_patients_rates_move_against_each_other_their_mean_is_surer_than_both_say():
+    # Each patient has images of both labels and calls more, or fewer, of all of them positive.
+    random = np.random.default_rng(0)
+    patients, targets = np.arange(400) // 8, random.random(400) < 0.5
+    logits = 2 * targets - 1 + np.repeat(random.normal(size=50), 8) + 0.5 * random.normal(size=400)
+    found = Predictions(
+        1 / (1 + np.exp(-logits)), targets.astype(int), np.arange(400) // 200, (Attribute("site", ("g0", "g1")),),
+        clusters=patients,
+    )  # fmt: skip
+    own = audit(found, resamples=1000).intervals["by_group"]["site"]["g0"]
+    width = {name: high - low for name, (low, high) in own.items()}
+    apart = np.hypot(width["true_positive_rate"], width["true_negative_rate"]) / 2
+    assert 0.3 * apart < width["balanced_accuracy"] < 0.9 * apart
+
+
 def test_patients_of_one_row_each_are_worth_what_rows_are():
     found = predictions((300, 300))
     patients = Predictions(
