@@ -18,12 +18,9 @@ Rows = Sequence[tuple[Path, int, int]]
 
 
 class Files(torch.utils.data.Dataset):
-    """Images decoded when asked for, then made squares of `side` pixels where a side is given."""
+    """Images decoded when asked for."""
 
-    def __init__(
-        self, rows: Rows, mean: Sequence[float], std: Sequence[float], side: int | None = None
-    ) -> None:
-        self.side = side
+    def __init__(self, rows: Rows, mean: Sequence[float], std: Sequence[float]) -> None:
         self.rows, self.mean, self.std = (
             rows,
             torch.tensor(mean)[:, None, None],
@@ -35,10 +32,7 @@ class Files(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> GroupBatch:
         path, target, group = self.rows[i]
-        image = Image.open(path).convert("RGB")
-        if self.side:
-            image = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
         return GroupBatch((pixels - self.mean) / self.std, torch.tensor(target), torch.tensor(group))
 
 

@@ -33,14 +33,14 @@ PUBLISHED = {"preset": "paper"}
 NORMALIZE = "0.5,0.5,0.5/0.25,0.25,0.25"
 
 
-def make_images(folder: Path, n: int, stored: tuple[int, int] = (64, 64), seed: int = 0) -> Path:
-    """Noise with a label and a group in it, `stored` pixels wide and high: speed does not look at what is drawn."""
+def make_images(folder: Path, n: int, seed: int = 0) -> Path:
+    """Noise with a label and a group in it: speed does not look at what is drawn."""
     rng = np.random.default_rng(seed)
     rows = ["path,label,group"]
     for i in range(n):
         label, group = i % 2, i // 2 % 2
         pixels = rng.normal(110 + 25 * label + 12 * group, 40, (64, 64, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).resize(stored, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=95)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
         rows.append(f"{i}.jpg,{label},{group}")
     (folder / "manifest.csv").write_text("\n".join(rows))
     return folder / "manifest.csv"
@@ -70,21 +70,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--stored", type=int, nargs=2, default=[64, 64], help="width and height of the files; all are seen at 64x64"
-    )
     parser.add_argument("--whole-only", action="store_true", help="only the whole procedures and their memory")
     parser.add_argument("--peak-of", choices=["ours", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=1).eval()
     with tempfile.TemporaryDirectory() as name:
-        manifest = make_images(Path(name), options.images, tuple(options.stored))
-        load = lambda: load_manifest(  # noqa: E731
-            manifest, target="label", sensitive="group", normalize=NORMALIZE, image_size=64
-        )
+        manifest = make_images(Path(name), options.images)
+        load = lambda: load_manifest(manifest, target="label", sensitive="group", normalize=NORMALIZE)  # noqa: E731
         files = plain.Files(
-            [(manifest.parent / f"{i}.jpg", i % 2, i // 2 % 2) for i in range(options.images)], MEAN, STD, 64
+            [(manifest.parent / f"{i}.jpg", i % 2, i // 2 % 2) for i in range(options.images)], MEAN, STD
         )
         with (
             torch.no_grad()
@@ -102,7 +97,7 @@ def main() -> None:
             return
         rows = [] if options.whole_only else list(measured(model, load(), options.rounds))
         rows += compared(whole)
-    peaks = {side: peak(side, options) for side in ("ours", "plain")}
+    peaks = {side: peak(side, options.images) for side in ("ours", "plain")}
     rows.append(
         [
             "peak memory, MiB (ours / plain)",
@@ -114,7 +109,7 @@ def main() -> None:
     )
     printed = [[name, f"{a:.3g}", f"{b:.3g}", f"{r:.2f}", aim] for name, a, b, r, aim in rows]
     print(table(["what (A / B)", "A", "B", "A / B", "aim"], printed))
-    images = f"{options.images} stored as {'x'.join(map(str, options.stored))}, seen at 64x64"
+    images = f"{options.images} of 64x64"
     print(f"\n{footer(model='resnet18', images=images, precision='ours auto, else float32', seed=0)}")
 
 
@@ -210,10 +205,9 @@ def ours(model, data, config) -> None:
     debias(model, data, data.subset(torch.arange(32)), config=config, keep="last", device="cpu")
 
 
-def peak(side: str, options: argparse.Namespace) -> float:
+def peak(side: str, images: int) -> float:
     """Of a process that does only this, MiB."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--peak-of", side, "--images", str(options.images)]
-    command += ["--stored", *map(str, options.stored)]
+    command = [sys.executable, "-m", "benchmarks.speed", "--peak-of", side, "--images", str(images)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) / 1024
 
 

@@ -454,13 +454,12 @@ def _harmless(study: optuna.Study) -> list[FrozenTrial]:
 
 def _winner(study: optuna.Study, goals: tuple[Goal, ...]) -> FrozenTrial:
     """The best trial by the first goal among those that do no harm; of equals the earliest."""
-    sign = 1 if goals[0].direction == "minimize" else -1
     harmless = _harmless(study)
     if not harmless:
         raise ConfigError(
             "no trial was finished that does no harm: give more --trials or more time, or a larger --max-auc-drop"
         )
-    return min(harmless, key=lambda trial: (sign * trial.values[0], _turn(trial)))
+    return min(harmless, key=lambda trial: (goals[0].sign * trial.values[0], _turn(trial)))
 
 
 def _best_value(study: optuna.Study, goals: tuple[Goal, ...]) -> float | None:

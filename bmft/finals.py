@@ -89,8 +89,7 @@ def run_finals(
 
 def best_of(finals: Sequence[Final], goal: Goal) -> Final:
     """The best by the goal among those that do no harm, or among all where each does some; of equals the first."""
-    sign = 1 if goal.direction == "minimize" else -1
-    return min(finals, key=lambda final: (not final.harmless, sign * final.value))
+    return min(finals, key=lambda final: (not final.harmless, goal.sign * final.value))
 
 
 def measured_at_last(

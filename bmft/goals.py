@@ -28,7 +28,7 @@ class Goal:
         """The value; what cannot be measured is as bad as can be."""
         value = self.figure(report)
         if math.isnan(value):
-            return math.inf if self.direction == "minimize" else -math.inf
+            return self.sign * math.inf
         return value
 
 

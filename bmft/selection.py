@@ -119,7 +119,7 @@ class Selection:
         if self.chosen:
             count = sum(e["eligible"] for e in self.history[1:])
             return (
-                f"step {entry['step']}, epoch {entry['epoch']} has the {self._best} of the {count} of "
+                f"step {entry['step']}, epoch {entry['epoch']} has the {self._better('est')} of the {count} of "
                 f"{len(self.history) - 1} epochs that do no harm (select: {change})"
             )
         return self._why_none()
@@ -128,25 +128,22 @@ class Selection:
     def _words(self) -> str:
         return self.choose.replace("_", " ").replace("auc", "AUC")
 
-    @property
-    def _best(self) -> str:
-        way = "smallest" if self.choose == "gap" or GOALS[self.choose].sign > 0 else "largest"
-        return f"{way} {self._words}"
-
-    @property
-    def _better(self) -> str:
-        return self._best.replace("est ", "er ", 1)
+    def _better(self, degree: Literal["er", "est"]) -> str:
+        """As "smaller gap" or "largest worst group AUC"."""
+        way = "small" if self.choose == "gap" or GOALS[self.choose].sign > 0 else "larg"
+        return f"{way}{degree} {self._words}"
 
     def _why_none(self) -> str:
         tried = self.history[1:]
         if not tried:
             return "no epoch was trained; the original is kept"
         better = [e for e in tried if self.rank({**e, "eligible": True}) < self.rank(self.history[0])]
+        wanted = self._better("er")
         if not better:
-            return f"none of {len(tried)} epochs had a {self._better} than the original on select; the original is kept"
+            return f"none of {len(tried)} epochs had a {wanted} than the original on select; the original is kept"
         nearest = max(better, key=lambda e: e["roc_auc"])
         return (
-            f"{len(better)} of {len(tried)} epochs had a {self._better} on select, but each lowered the ROC AUC or the "
+            f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each lowered the ROC AUC or the "
             f"balanced accuracy by more than {self.limits.max_auc_drop:g}, or a group's ROC AUC by more than "
             f"{self.limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
             f"against {self.history[0]['roc_auc']:.3f}); the original is kept"
