@@ -91,6 +91,14 @@ def test_killed_at_any_report_it_ends_the_same(tmp_path, die_at):
     assert len(rest) <= len(seen) - die_at + 8
 
 
+@pytest.mark.parametrize("goal", ["worst_group_auc", "largest_group_loss"])
+def test_a_choice_by_another_figure_goes_on_too(tmp_path, goal):
+    whole, seen = run(choose=goal)
+    with pytest.raises(Killed):
+        run(tmp_path / "j", die_at=len(seen) // 2, choose=goal)
+    same(run(tmp_path / "j", resume=True, choose=goal)[0], whole)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "adagrad"])
 def test_every_optimizer_goes_on_with_its_state(tmp_path, optimizer):
     config = {"optimizer": optimizer, "lr": [1e-2, 1e-2]}
