@@ -87,7 +87,7 @@ class Gradients:
         objectives = [fairness.equalized_odds_gap, fairness.cross_entropy]
         signed = lambda weight, gradient: gradient  # noqa: E731
         self.bias, self.task = weight_importances(
-            model, objectives, fit, score=signed, exact=exact, autocast=autocast_for(torch.device("cpu"), "auto")
+            model, objectives, fit, score=signed, exact=exact, autocast=autocast_for(torch.device("cpu"), "auto", model)
         )
 
     def task_fisher(self) -> Scores:
@@ -200,7 +200,7 @@ def trade_off(
     loss = Loss(fairness.equalized_odds_gap, 1.0, 1.0, balance="none")
     tune(
         tuned, fit, loss, chosen, Step(epochs, 0.0, balance="cell", average=0.95),
-        generator=torch.Generator().manual_seed(seed), autocast=autocast_for(torch.device("cpu"), "auto"),
+        generator=torch.Generator().manual_seed(seed), autocast=autocast_for(torch.device("cpu"), "auto", tuned),
     )  # fmt: skip
     end = {name: parameters[name].detach().clone() for name in body}
     curve = []

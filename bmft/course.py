@@ -67,8 +67,7 @@ class Course:
         self.average.copy_(tensors["average"])
         self.pooled.logits.copy_(tensors["logits"])
         self.generator.set_state(tensors["generator"])
-        device = self.chosen.vector.device
         state = {k.split(" ", 1)[1]: t for k, t in tensors.items() if k.startswith("optimizer ")}
-        # Counts of steps stay on the CPU, as the optimizers have them.
-        self.optimizer.state[self.chosen.vector] = {k: t.to(device) if t.dim() else t.clone() for k, t in state.items()}
+        # The optimizer knows what of it belongs on the device.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: state}})
         self.chosen.write_back()

@@ -86,14 +86,30 @@ def laid_out_for_speed(model: nn.Module) -> nn.Module:
     return model
 
 
-def autocast_for(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
-    """A maker of the context in which training passes run.
+# Weights per layer from which a network gains by bfloat16 on a CPU (`benchmarks/precision.py`): without and with
+# depthwise convolutions, which torch runs slowly in it.
+_WIDE, _WIDE_DEPTHWISE = 25_000, 100_000
 
-    ``"auto"`` is bfloat16 where the processor has instructions for it, since elsewhere it is slower than float32.
+
+def autocast_for(
+    device: torch.device, precision: Precision, model: nn.Module
+) -> Callable[[], AbstractContextManager[Any]]:
+    """A maker of the context in which training passes of `model` run.
+
+    ``"auto"`` is bfloat16 where the processor has instructions for it, since elsewhere it is slower than float32; on a
+    CPU only for layers so wide that it saves more than the conversions cost.
     """
-    if precision == "bf16" or (precision == "auto" and _has_bf16(device)):
+    fast = _has_bf16(device) and (device.type == "cuda" or _wide(model))
+    if precision == "bf16" or (precision == "auto" and fast):
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
+
+
+def _wide(model: nn.Module) -> bool:
+    layers = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in layers)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return weights >= (_WIDE_DEPTHWISE if depthwise else _WIDE) * len(layers)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -84,7 +84,7 @@ class SearchOutcome:
 
 @dataclass
 class _Search:
-    """One worker's part in a study."""
+    """One worker's part in a study; `leading` is the latest of its own trials that led the study, with its outcome."""
 
     model: nn.Module
     fit: GroupedData
@@ -99,18 +99,19 @@ class _Search:
     seed: int
     study: optuna.Study
     activations: Activations = field(default_factory=Activations)
+    leading: tuple[int, Outcome] | None = None
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The method's settings at a point of the space."""
         return {**self.config, **self.space.settings(params, settings_for(self.method, self.config))}
 
-    def run(self, trial: optuna.Trial, progress: Callable[[Progress], None]) -> list[float]:
-        """One trial: a whole inner run per fold, reported after every epoch.
+    def run(self, trial: optuna.Trial, progress: Callable[[Progress], None]) -> tuple[list[float], list[Outcome]]:
+        """One trial: a whole inner run per fold, reported after every epoch; its values and the runs' outcomes.
 
         Raises:
             optuna.TrialPruned: it is not worth going on.
         """
-        values, found, steps, epochs, spent = self.values(_suggested(trial, self.space)), [], 0, 0, 0
+        config, found, steps, epochs, spent = self.values(_suggested(trial, self.space)), [], 0, 0, 0
 
         def look(now: Progress) -> None:
             nonlocal steps, epochs
@@ -126,19 +127,28 @@ class _Search:
 
         for fit, select, test in self._parts():
             outcome = debias(
-                self.model, fit, select, test=test, method=self.method, config=values, seed=self.seed, progress=look,
+                self.model, fit, select, test=test, method=self.method, config=config, seed=self.seed, progress=look,
                 activations=self.activations, intervals=False, **self.options,
             )  # fmt: skip
             found.append(outcome)
             spent, epochs = spent + passes(outcome, fit), 0
             trial.set_user_attr("image_passes", spent)
         _note(trial, found, self.limits)
-        return [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
+        values = [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
+        return values, found
+
+    def note_leader(self, number: int, outcomes: list[Outcome]) -> None:
+        """Keep the outcome of the trial of that number if it leads, so that the winner need not be run again."""
+        if self.folds == 1 and _harmless(self.study) and _winner(self.study, self.goals).number == number:
+            self.leading = number, outcomes[0]
 
     def finals(
         self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
     ) -> tuple[list[Final], dict[str, str]]:
-        """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run."""
+        """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run.
+
+        The winner's own trial is such a run, where it was this worker's.
+        """
         alone, aimed = settings_for(self.method, config), {"choose": self.config["choose"], **config}
         point = self.space.settings(best.params, settings_for(self.method, self.config))
         tried = settings_for(self.method, self.values(best.params))
@@ -151,13 +161,14 @@ class _Search:
             # Adapters are no switches, so LoRA is no point of the space.
             named.append(("LoRA", "lora", settings_for("lora", aimed)))
         done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
+        known = {"winner": self.leading[1]} if self.leading and self.leading[0] == best.number else {}
 
         def look(number: int, of: int, inner: Progress) -> None:
             progress(SearchProgress(done, done, value, None, inner, f"final run {number + 1} of {of}"))
 
         return run_finals(
-            named, self.model, self.fit, self.select, goal=self.goals[0], limits=self.limits, progress=look,
-            activations=self.activations, seed=self.seed, **self.options,
+            named, self.model, self.fit, self.select, goal=self.goals[0], limits=self.limits, known=known,
+            progress=look, activations=self.activations, seed=self.seed, **self.options,
         )  # fmt: skip
 
     def _parts(self) -> Iterator[tuple[GroupedData, GroupedData, GroupedData | None]]:
@@ -204,8 +215,9 @@ def search(
     1. The space is one switch per block and component of `model`, and the learning rate.
     2. Fixed methods (everything, the head alone, one kind of component) are tried first, then Optuna's TPE suggests.
     3. Every trial is a whole run of `method` on fit, judged on select after every epoch, stopped early if it lags.
-    4. The winner among the trials that do no harm is run once more as it was tried and at the method's full length, and
-       the method by itself as `debias` runs it; what is best on select without harm is kept and measured on `test`.
+    4. The winner among the trials that do no harm is run once more at the method's full length, and the method by
+       itself as `debias` runs it; of these and of the winner as it was tried, what is best on select without harm is
+       kept and measured on `test`.
 
     Args:
         fit, select, test, sensitive: as for `bmft.debias`. No trial sees `test`.
@@ -307,8 +319,10 @@ def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> 
         return
     finished = False
     try:
-        study.tell(trial, worker.run(trial, progress))
+        values, outcomes = worker.run(trial, progress)
+        study.tell(trial, values)
         finished = True
+        worker.note_leader(trial.number, outcomes)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         finished = True

@@ -23,7 +23,7 @@ class Final:
         method: of `bmft.METHODS`.
         value: the search's goal on select.
         harmless: whether it keeps the limits there.
-        image_passes: what it cost.
+        image_passes: what it cost; 0 for a trial's run that was at hand.
     """
 
     name: str
@@ -47,6 +47,7 @@ def run_finals(
     *,
     goal: Goal,
     limits: tuple[float, float],
+    known: Mapping[str, Outcome],
     progress: Callable[[int, int, Progress], None],
     activations: Activations,
     **options: Any,
@@ -59,6 +60,7 @@ def run_finals(
     Args:
         named: what to call it, the method, its settings.
         limits: by how much the ROC AUC over everybody and that of a group may fall.
+        known: the outcomes of those that need not be run again, by their names.
         progress: is told which run of how many this is, and where it is.
         options: further arguments of `bmft.debias`.
 
@@ -70,18 +72,20 @@ def run_finals(
     ]
     finals: list[Final] = []
     failed: dict[str, str] = {}
-    for number, (name, method, settings) in enumerate(different):
+    left = [name for name, _, _ in different if name not in known]
+    for name, method, settings in different:
         try:
-            outcome = debias(
+            outcome = known.get(name) or debias(
                 model, fit, select, method=method, config=settings.to_dict(), activations=activations,
-                intervals=False, progress=lambda now, number=number: progress(number, len(different), now),  # type: ignore[misc]
+                intervals=False, progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]
                 **options,
             )  # fmt: skip
         except (ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
             continue
         harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
-        finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, passes(outcome, fit)))
+        cost = 0 if name in known else passes(outcome, fit)
+        finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, cost))
     if not finals:
         raise NonFiniteError(f"no run at the search's end came to an end: {'; '.join(failed.values())}")
     return finals, failed

@@ -313,7 +313,7 @@ def debias(
         generator=torch.Generator().manual_seed(seed),
         seed=seed,
         multi_label=multi_label,
-        autocast=autocast_for(where, settings.precision),
+        autocast=autocast_for(where, settings.precision, tuned),
         progress=progress,
         activations=Activations() if activations is None else activations,
         room=Room(shrinks=settings.on_out_of_memory == "halve"),

@@ -129,9 +129,10 @@ class Selection:
         return self.choose.replace("_", " ").replace("auc", "AUC")
 
     def _better(self, degree: Literal["er", "est"]) -> str:
-        """As "smaller gap" or "largest worst group AUC"."""
-        way = "small" if self.choose == "gap" or GOALS[self.choose].sign > 0 else "larg"
-        return f"{way}{degree} {self._words}"
+        """As "smaller gap" or "highest worst group AUC"."""
+        if self.choose == "gap":
+            return f"small{degree} gap"
+        return f"{'low' if GOALS[self.choose].sign > 0 else 'high'}{degree} {self._words}"
 
     def _why_none(self) -> str:
         tried = self.history[1:]

@@ -50,7 +50,8 @@ class Settings:
             `bmft.goals.GOALS`.
         patience: epochs of step 1 that are no better on select after which it stops; 0 for never. Epochs that do harm
             count neither way.
-        precision: ``"auto"``, ``"float32"`` or ``"bf16"``, of the training passes; what is measured is float32.
+        precision: ``"auto"``, ``"float32"`` or ``"bf16"``, of the training passes, see `bmft.devices.autocast_for`;
+            what is measured is float32.
         score: of the importance, see `bmft.importance.SCORES`.
         rank: by ``"bias"`` importance, or by its ``"ratio"`` to that for the task.
         scale: the ratio's minimum and maximum per ``"tensor"`` or ``"global"``.

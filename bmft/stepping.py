@@ -102,6 +102,8 @@ class SelectedWeights:
         self._amount = None if mask.hard else torch.cat([a.float() for a in amounts])
         self._lengths = [a.numel() for a in amounts]
         self.vector = nn.Parameter(torch.cat([self._pick(p.detach(), p, index) for p, index in self._parts]))
+        # One for all steps: to get memory for it anew takes ten times as long as to fill it.
+        self._gradient = torch.empty_like(self.vector)
 
     @property
     def amount(self) -> Tensor | float:
@@ -119,13 +121,18 @@ class SelectedWeights:
         return flat if index is None else flat.index_select(0, index)
 
     def collect_gradients(self) -> None:
-        """Set the vector's gradient from the gradients of the model's parameters; without one it is 0."""
-        self.vector.grad = torch.cat(
-            [
-                self._pick(torch.zeros_like(p) if p.grad is None else p.grad, p, index)
-                for p, index in self._parts
-            ]
-        )
+        """Set the vector's gradient from the gradients of the model's parameters; without one it is 0.
+
+        The next call writes into the same memory.
+        """
+        for (parameter, index), part in zip(self._parts, torch.split(self._gradient, self._lengths), strict=True):
+            if parameter.grad is None:
+                part.zero_()
+            elif index is None:
+                part.copy_(_in_memory_order(parameter.grad, parameter))
+            else:
+                torch.index_select(_in_memory_order(parameter.grad, parameter), 0, index, out=part)
+        self.vector.grad = self._gradient
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of `optimizer`, scaled by a soft mask, and write the result into the model."""

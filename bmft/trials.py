@@ -145,7 +145,7 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
             model, world.fit, world.select, test=world.test, method=trial.method, config=trial.config,
             seed=trial.seed, threshold=world.threshold, max_auc_drop=world.max_auc_drop,
             max_group_auc_drop=world.max_group_auc_drop, device=world.device, head=world.head,
-            multi_label=world.multi_label,
+            multi_label=world.multi_label, intervals=False,
         )  # fmt: skip
         used = passes()
     chosen = next(entry for entry in outcome.history if entry["chosen"])

@@ -157,13 +157,25 @@ def test_a_run_at_the_end_that_fails_is_told_and_the_others_stay(task, monkeypat
     assert "failed: the loss is nan" in page
 
 
-def test_a_search_whose_every_run_at_the_end_diverges_says_so(task, monkeypatch):
+def test_a_search_whose_every_run_at_the_end_diverges_says_so(task, monkeypatch, tmp_path):
     def diverging(*_, **__):
         raise NonFiniteError("the loss is nan")
 
+    search(task, trials=1, storage=tmp_path / "study.log")
     monkeypatch.setattr("bmft.finals.debias", diverging)
     with pytest.raises(NonFiniteError, match=r"no run at the search's end .* nan"):
-        search(task, trials=1)
+        search(task, trials=1, storage=tmp_path / "study.log")  # whose trial is an earlier search's
+
+
+def test_a_winner_of_this_search_is_not_run_again_and_is_the_same(task, tmp_path):
+    options = {"storage": tmp_path / "study.log", "config": {"epochs": [2, 2]}}
+    found, again = (search(task, **options) for _ in range(2))
+    costs = [[final["image_passes"] for final in each.summary["finals"]] for each in (found, again)]
+    assert costs[0][0] == 0 < costs[1][0]
+    assert costs[0][1:] == costs[1][1:]
+    assert found.summary["finals"][0]["value"] == again.summary["finals"][0]["value"]
+    for key, tensor in states(found.outcome.model).items():
+        assert torch.equal(tensor, states(again.outcome.model)[key]), key
 
 
 def test_a_search_measures_pooled_predictions(task):
@@ -243,6 +255,14 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_searchs_own_goal(task, monk
     eligible = [entry["worst_group_auc"] for entry in run.history if entry["eligible"]]
     assert len(eligible) > 1
     assert trial["value"] == max(eligible)
+
+
+def test_with_two_goals_the_epoch_is_kept_that_is_best_by_the_first(task):
+    found = search(task, trials=2, goal="worst_group_accuracy", second_goal="average_odds")
+    history = found.outcome.history
+    chosen = next(entry for entry in history if entry["chosen"])
+    assert found.settings["choose"] == "worst_group_accuracy"
+    assert chosen["worst_group_accuracy"] == max(e["worst_group_accuracy"] for e in history if e["eligible"])
 
 
 def test_the_same_seed_searches_the_same_and_what_is_finished_counts(task, tmp_path):

@@ -150,7 +150,7 @@ def test_the_chosen_epoch_is_the_smallest_gap_among_the_eligible(tabular):
 
 @pytest.mark.parametrize(
     ("goal", "words"),
-    [("worst_group_accuracy", "largest worst group accuracy"), ("accuracy_gap", "smallest accuracy gap")],
+    [("worst_group_accuracy", "highest worst group accuracy"), ("accuracy_gap", "lowest accuracy gap")],
 )
 def test_an_epoch_may_be_chosen_by_another_figure_than_the_gap(tabular, goal, words):
     config, limits = QUICK | {"choose": goal, "patience": 0}, {"max_auc_drop": 0.05, "max_group_auc_drop": 0.1}
@@ -168,7 +168,7 @@ def test_where_no_epoch_is_better_by_the_figure_the_original_is_kept(tabular):
     ruin = {"lr": (50.0, 50.0), "bias_weight": (100.0, 100.0), "average": 0.0, "choose": "auc"}
     outcome = run(tabular, config=QUICK | ruin, max_auc_drop=1.0, max_group_auc_drop=1.0)
     assert not outcome.accepted
-    assert "had a larger AUC" in outcome.reason
+    assert "had a higher AUC" in outcome.reason
 
 
 def test_a_figure_that_is_not_known_is_refused_with_the_nearest(tabular):
