@@ -175,14 +175,15 @@ SETS: dict[str, Callable[[int], tuple[nn.Module, GroupedData, GroupedData]]] = {
 }
 
 
-def measure(setting: str, mask: str, fraction: float, seed: int, epochs: int) -> dict[str, Any]:
+def measure(setting: str, mask: str, fraction: float, seed: int, epochs: int, optimizer: str) -> dict[str, Any]:
     model, fit, select = SETS[setting](seed)
-    return trade_off(model, fit, select, mask, fraction, seed, epochs)
+    return trade_off(model, fit, select, mask, fraction, seed, epochs, optimizer)
 
 
 def trade_off(
-    model: nn.Module, fit: GroupedData, select: GroupedData, mask: str, fraction: float, seed: int, epochs: int
-) -> dict[str, Any]:
+    model: nn.Module, fit: GroupedData, select: GroupedData, mask: str, fraction: float, seed: int, epochs: int,
+    optimizer: str,
+) -> dict[str, Any]:  # fmt: skip
     """The points ``(AUC, mean gap)`` of the way, the untouched model first, and the share of weights moved."""
     tuned = laid_out_for_speed(copy.deepcopy(model).eval())
     head = find_head(tuned, fit.inputs(slice(0, 2)))
@@ -199,7 +200,7 @@ def trade_off(
     start = {name: parameters[name].detach().clone() for name in body}
     loss = Loss(fairness.equalized_odds_gap, 1.0, 1.0, balance="none")
     tune(
-        tuned, fit, loss, chosen, Step(epochs, 0.0, balance="cell", average=0.95),
+        tuned, fit, loss, chosen, Step(epochs, 0.0, optimizer, balance="cell", average=0.95),
         generator=torch.Generator().manual_seed(seed), autocast=autocast_for(torch.device("cpu"), "auto", tuned),
     )  # fmt: skip
     end = {name: parameters[name].detach().clone() for name in body}
@@ -237,12 +238,17 @@ def main() -> None:
     parser.add_argument("--fractions", nargs="*", type=float, default=[0.05])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--optimizer", default="sgd", choices=["sgd", "adamw"])
     options = parser.parse_args()
     for setting in options.sets:
         if "ham" in setting and not SHARED.is_dir():
             print(f"{setting} skipped: the data are not at {SHARED} (set BMFT_SHARED)")
             continue
-        print(f"\n{tabulate(setting, options)}\n\n{footer(seeds=options.seeds, data=setting, epochs=options.epochs)}")
+        print(f"\n{tabulate(setting, options)}\n\n{facts(setting, options)}")
+
+
+def facts(setting: str, options: argparse.Namespace) -> str:
+    return footer(seeds=options.seeds, data=setting, epochs=options.epochs, optimizer=options.optimizer)
 
 
 def tabulate(setting: str, options: argparse.Namespace) -> str:
@@ -251,8 +257,11 @@ def tabulate(setting: str, options: argparse.Namespace) -> str:
         for fraction in options.fractions:
             for mask in options.masks:
                 key = {"set": setting, "mask": mask, "fraction": 1.0 if mask == "full" else fraction, "seed": seed,
-                       "epochs": options.epochs}  # fmt: skip
-                result = cached("mask_study", key, lambda: measure(setting, mask, fraction, seed, options.epochs))  # noqa: B023
+                       "epochs": options.epochs, "optimizer": options.optimizer}  # fmt: skip
+                result = cached(
+                    "mask_study", key,
+                    lambda: measure(setting, mask, fraction, seed, options.epochs, options.optimizer),  # noqa: B023
+                )  # fmt: skip
                 found.setdefault((mask, fraction), []).append(result)
     rows = []
     for (mask, fraction), results in found.items():

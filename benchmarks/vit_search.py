@@ -19,11 +19,11 @@ from bmft.datasets.demo import make_demo
 SIDE = 32
 
 
-def vit(seed: int = 0) -> nn.Module:
-    """Four blocks of 64 channels on patches of 4 x 4."""
+def vit(seed: int = 0, side: int = SIDE) -> nn.Module:
+    """Four blocks of 64 channels on 8 x 8 patches."""
     torch.manual_seed(seed)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=SIDE, patch_size=4, depth=4, embed_dim=64, num_heads=4, num_classes=1
+        "vit_tiny_patch16_224", img_size=side, patch_size=side // 8, depth=4, embed_dim=64, num_heads=4, num_classes=1
     )
 
 
