@@ -34,5 +34,3 @@ def test_a_gpu_with_bfloat16_runs_every_network_in_it(monkeypatch):
     monkeypatch.setattr(devices, "_has_bf16", lambda device: True)
     assert autocast_for(torch.device("cuda"), "auto", build_model()) is not nullcontext
     assert autocast_for(CPU, "auto", build_model()) is nullcontext
-
-
