@@ -74,6 +74,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def room_for_pixels(device: torch.device) -> int:
+    """Bytes of `device` that a data set's pixels may take: a quarter of what is free on a GPU, none on the CPU.
+
+    >>> room_for_pixels(torch.device("cpu"))
+    0
+    """
+    return int(torch.cuda.mem_get_info(device)[0]) // 4 if device.type == "cuda" else 0
+
+
 def laid_out_for_speed(model: nn.Module) -> nn.Module:
     """Change `model`: the weights of 2-D convolutions lie in memory with the channels last, values as they are.
 

@@ -231,9 +231,10 @@ def best_step(
 ) -> float:  # fmt: skip
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
-    The step is the one that the optimizer takes first. From 1e-3 its length goes up or down by factors of 3 for as long
-    as the loss falls; a parabola through the slope would be quicker, but the gap's loss has a kink where the gap is 0.
-    No step is longer than a tenth of the weights' norm: on weights that hardly matter any step may seem to help.
+    The step is the one that the optimizer takes first. From the rate at which the slope alone would take the loss to 0
+    it goes up or down by factors of 3 for as long as the loss falls; a parabola through the slope would be quicker, but
+    the gap's loss has a kink where the gap is 0. No step is longer than a tenth of the weights' norm: on weights that
+    hardly matter any step may seem to help.
 
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.
@@ -246,7 +247,8 @@ def best_step(
     rows = list(islice(indices, batches))
     device = chosen.vector.device
     taken = [(index.to(device), data.take(index[Share(len(index)).rows]).to(device)) for index in rows]
-    direction = _first_direction(chosen, step, _mean_gradient(model, chosen, pooled, taken, room))
+    untouched, gradient = _mean_loss_and_gradient(model, chosen, pooled, taken, room)
+    direction = _first_direction(chosen, step, gradient)
     start = chosen.vector.detach().clone()
     longest = (float(start.norm()) + 1) / 10 / max(float(direction.norm()), 1e-30)
 
@@ -258,27 +260,33 @@ def best_step(
         chosen.write_back(start - rate * direction)
         return _mean_loss(model, pooled, taken, room)
 
-    chosen.write_back(start)
-    untouched, best = _mean_loss(model, pooled, taken, room), 0
-    way = 1 if loss_after(1) < min(loss_after(0), untouched) else -1
+    best = _first_power(untouched, float(direction.dot(gradient)), longest)
+    way = 1 if loss_after(best) < untouched and loss_after(best + 1) < loss_after(best) else -1
     while abs(best) < _FACTORS and (loss_after(best + way) < loss_after(best) or not loss_after(best) < untouched):
         best += way
     chosen.write_back(start)
     return float(_FIRST_RATE * 3.0**best)
 
 
-def _mean_gradient(
+def _first_power(loss: float, slope: float, longest: float) -> int:
+    """Of 3, for the rate nearest to the one at which a line of that slope reaches 0, or to the longest."""
+    rate = min(loss / slope if loss > 0 and slope > 0 else _FIRST_RATE, longest)
+    power = math.floor(math.log(rate / _FIRST_RATE, 3)) if rate > 0 else -_FACTORS
+    return max(1 - _FACTORS, min(_FACTORS - 1, power))
+
+
+def _mean_loss_and_gradient(
     model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]],
     room: Room,
-) -> Tensor:  # fmt: skip
-    total = torch.zeros_like(chosen.vector)
+) -> tuple[float, Tensor]:  # fmt: skip
+    loss, gradient = 0.0, torch.zeros_like(chosen.vector)
     logits = pooled.logits.clone()
     for index, batch in batches:
         pooled.logits.copy_(logits)
-        _take_gradient(model, chosen, pooled, batch.inputs, index, nullcontext, room, 0)
-        total += _gradient(chosen) / len(batches)
+        loss += _take_gradient(model, chosen, pooled, batch.inputs, index, nullcontext, room, 0) / len(batches)
+        gradient += _gradient(chosen) / len(batches)
     pooled.logits.copy_(logits)
-    return total
+    return loss, gradient
 
 
 @torch.no_grad()

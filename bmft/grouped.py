@@ -6,9 +6,9 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from bmft.arrays import ArraySource, Inputs, map_tensors
 from bmft.errors import DataError, GroupError
-from bmft.images import Source, StreamedImages
+from bmft.images import DecodedImages, Source, StreamedImages
 from bmft.manifest import cluster_ids
 from bmft.strata import cells, split_cells
 from bmft.tables import Attribute, Ints, did_you_mean, product, short
@@ -69,9 +69,13 @@ class GroupedData(Dataset[GroupBatch]):
     _source: Source
     _index: Tensor
     _table: pd.DataFrame | None = None
+    _elsewhere: dict[torch.device, GroupedData] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_elsewhere": {}}
 
     def __repr__(self) -> str:
         names = ", ".join(attribute.name for attribute in self.attributes)
@@ -85,7 +89,7 @@ class GroupedData(Dataset[GroupBatch]):
         return GroupBatch(inputs, self.targets[i], self.groups[i])
 
     def inputs(self, index: Tensor | slice) -> Inputs:
-        """The inputs of these samples: for images float32 ``(n, c, h, w)``, normalized, on the CPU."""
+        """The inputs of these samples: for images float32 ``(n, c, h, w)``, normalized; on the CPU but for `on`."""
         return self._source.take(self._index[index])
 
     def take(self, index: Tensor | slice) -> GroupBatch:
@@ -117,6 +121,19 @@ class GroupedData(Dataset[GroupBatch]):
             self, targets=self.targets[index], groups=self.groups[index], clusters=clusters,
             rows=self.rows[index], _index=self._index[index],
         )  # fmt: skip
+
+    def on(self, device: torch.device, room: int) -> GroupedData:
+        """The same samples with their pixels on `device`, where batches are then normalized and need not travel.
+
+        As they are where they are no decoded images, or more than `room` bytes. The same object each time.
+        """
+        source = self._source
+        if not isinstance(source, DecodedImages) or len(self) * source.pixels[0].nbytes > room:
+            return self
+        if device not in self._elsewhere:
+            moved = source.on(device, self._index)
+            self._elsewhere[device] = replace(self, _source=moved, _index=torch.arange(len(self)))
+        return self._elsewhere[device]
 
     def with_inputs(self, inputs: Inputs) -> GroupedData:
         """The same samples with other inputs ``(n, ...)`` in their place, such as what a layer made of them."""

@@ -161,6 +161,10 @@ class Normalization(NamedTuple):
         """Float32 ``(n, c, h, w)`` from uint8 ``(n, c, h, w)``."""
         return pixels.to(torch.float32).mul_(self.factor).add_(self.shift)
 
+    def on(self, device: torch.device) -> Normalization:
+        """The same on `device`."""
+        return Normalization(self.factor.to(device), self.shift.to(device))
+
 
 def parse_normalization(text: str, channels: int) -> Normalization:
     """Read ``imagenet``, ``none`` or ``MEAN/STD`` (one number, or one per channel, each).
@@ -208,8 +212,14 @@ class DecodedImages:
     sha256: Pixels | None = None
 
     def take(self, index: Tensor) -> Tensor:
-        """Float32 ``(len(index), c, h, w)``."""
-        return self.normalization(self.pixels.index_select(0, index))
+        """Float32 ``(len(index), c, h, w)``, where the pixels are."""
+        return self.normalization(self.pixels.index_select(0, index.to(self.pixels.device)))
+
+    def on(self, device: torch.device, index: Tensor) -> DecodedImages:
+        """These rows alone, with their pixels on `device`."""
+        digests = np.frombuffer(b"".join(self.digests(index)), np.uint8).reshape(len(index), 32)
+        pixels = self.pixels.index_select(0, index).to(device)
+        return DecodedImages(pixels, self.normalization.on(device), digests)
 
     def digests(self, index: Tensor) -> list[bytes]:
         """SHA-256 of each file, or of each image's pixels where there was no file."""

@@ -23,7 +23,7 @@ from bmft.baselines import (
 )
 from bmft.copies import copied, in_own_precision, working_copy
 from bmft.data import GroupedData, as_grouped, skipped_images
-from bmft.devices import Room, autocast_for, choose_device, laid_out_for_speed
+from bmft.devices import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.errors import ConfigError
 from bmft.finetune import Activations
 from bmft.importance import relative, weight_importances
@@ -292,11 +292,12 @@ def debias(
     multi_label = multi_label or data["fit"].task == "multilabel"
     where = choose_device(device)
     tuned = laid_out_for_speed(working_copy(model, where))
+    placed = {name: part.on(where, room_for_pixels(where)) for name, part in data.items()}
     run = Run(
         model=tuned,
-        head=find_head(tuned, data["fit"].take(slice(0, 2)).to(where).inputs, name=head),
-        fit=data["fit"],
-        select=data["select"],
+        head=find_head(tuned, placed["fit"].take(slice(0, 2)).to(where).inputs, name=head),
+        fit=placed["fit"],
+        select=placed["select"],
         settings=settings,
         selection=Selection(
             tuned,
@@ -335,7 +336,7 @@ def debias(
         run.journal = Journal(Path(journal), decides | data_hashes | {"device": str(where)}, resume=resume)
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
-        run.selection.start(run.predict(tuned, data["select"]))
+        run.selection.start(run.predict(tuned, placed["select"]))
     mask = METHODS[method].run(run)
     accepted = run.selection.finish()
     # As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.
@@ -344,7 +345,7 @@ def debias(
         result.load_state_dict(in_own_precision(tuned.state_dict(), model.state_dict()))
     with run.timed("audit"):
         before, after = (
-            audit(run.predict(m, data[evaluated_on]), threshold=threshold, intervals=intervals, seed=seed)
+            audit(run.predict(m, placed[evaluated_on]), threshold=threshold, intervals=intervals, seed=seed)
             for m in (model, result)
         )
     run.seconds["total"] = time.perf_counter() - start

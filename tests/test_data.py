@@ -550,6 +550,23 @@ def test_data_can_be_copied_and_pickled(manifest):
         assert torch.equal(twin.inputs(slice(None)), data.inputs(slice(None)))
 
 
+def test_data_whose_pixels_are_elsewhere_are_the_same_data(manifest):
+    data, cpu = load(manifest()).subset(torch.tensor([4, 1, 3])), torch.device("cpu")
+    there = data.on(cpu, room=3 * 8 * 8 * 3)
+    assert there is not data
+    assert there is data.on(cpu, room=3 * 8 * 8 * 3), "moved once"
+    assert there.content_hash == data.content_hash
+    assert torch.equal(there.take(torch.tensor([2, 0])).inputs, data.take(torch.tensor([2, 0])).inputs)
+    assert pickle.loads(pickle.dumps(data)).on(cpu, room=10_000) is not there
+
+
+def test_data_that_have_no_room_elsewhere_stay(manifest):
+    data, cpu = load(manifest()), torch.device("cpu")
+    assert data.on(cpu, room=6 * 8 * 8 * 3 - 1) is data
+    streamed = load(manifest(), cache_bytes=0)
+    assert streamed.on(cpu, room=1 << 20) is streamed
+
+
 def test_a_batch_moves_with_all_its_tensors():
     batch = GroupBatch(
         {"ids": torch.zeros(2), "more": (torch.ones(2),)}, torch.zeros(2), torch.zeros(2, 1)

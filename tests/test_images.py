@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 
 from bmft.errors import ConfigError, DataError, MissingExtraError
@@ -322,6 +323,17 @@ def test_an_array_of_images_is_decoded_as_their_files_would_be(shape, channels):
 def test_an_array_of_another_kind_is_refused(array):
     with pytest.raises(DataError, match="expected uint8"):
         images_from_array(array, size=None, channels=3, normalize="none")
+
+
+def test_pixels_on_a_gpu_are_normalized_there(monkeypatch):
+    source = DecodedImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), parse_normalization("imagenet", 3))
+    monkeypatch.setattr(DecodedImages, "digests", lambda self, index: [bytes(32)] * len(index))
+    # Tensors without values, which know where they are: two that meet on different devices are an error.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there = source.on(torch.device("cuda"), torch.tensor([2, 0, 1]))
+        taken = there.take(torch.tensor([1, 0]))
+    assert there.pixels.dtype == torch.uint8
+    assert (taken.device.type, taken.dtype, taken.shape) == ("cuda", torch.float32, (2, 3, 8, 8))
 
 
 def test_a_cached_batch_costs_little_more_than_its_copy():
