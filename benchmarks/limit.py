@@ -1,8 +1,9 @@
 """How close `debias` is to its own compute, and how soon it has a given gap: python -m benchmarks.limit
 
 The first table times the whole call against a bare loop of the forward and backward passes it cannot do without, over
-batches that lie in memory as the passes want them. The second times `debias` and the plain published procedure until
-the select set's gap is half the untouched model's, at an AUC and a balanced accuracy that fell by no more than .01.
+batches that lie in memory as the passes want them. The second takes one thing after another away from `debias` and
+times it again. The third times `debias` and the plain published procedure until the select set's gap is half the
+untouched model's, at an AUC and a balanced accuracy that fell by no more than .01.
 """
 
 import argparse
@@ -10,20 +11,24 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
 
 from benchmarks import plain
-from benchmarks.common import footer, table
+from benchmarks.common import THREADS, footer, table
 from benchmarks.speed import make_images, nn_loss, ratio
 from bmft.audit import audit, predict
 from bmft.data import GroupedData, load_manifest
 from bmft.datasets.demo import demo_table, make_demo, train_demo_model, write_demo
-from bmft.methods import debias
+from bmft.methods import Activations, debias
 
 EPOCHS = (10, 5)
 PATH = 4
@@ -40,27 +45,25 @@ def main() -> None:
     parser.add_argument(
         "--plain-epochs", type=int, default=50, help="of each step, after which plain has not got there"
     )
-    parser.add_argument("--only", choices=["whole", "soon"])
+    parser.add_argument("--only", choices=["whole", "parts", "soon"])
     options = parser.parse_args()
-    if options.only != "soon":
+    images = f"{options.images} of 64x64"
+    if options.only in (None, "whole"):
         row = whole(options.images, options.rounds)
-        print(
-            table(
-                ["debias, s", "its passes alone, s", "ratio", "aim"],
-                [[*(f"{v:.3g}" for v in row), "at most 1.15"]],
-            )
-        )
-        print(
-            f"\n{footer(model='resnet18', images=f'{options.images} of 64x64', precision='float32', seed=0)}\n"
-        )
-    if options.only != "whole":
+        header = ["debias, s", "its passes alone, s", "ratio", "aim"]
+        print(table(header, [[*(f"{v:.3g}" for v in row), "at most 1.15"]]))
+        print(f"\n{footer(model='resnet18', images=images, precision='float32', seed=0)}\n")
+    if options.only in (None, "parts"):
+        print(table(["debias", "seconds", "times the first"], parts(options.images, options.rounds)))
+        print(f"\n{footer(model='resnet18', images=images, epochs=EPOCHS, seed=0)}\n")
+    if options.only in (None, "soon"):
         rows = [row for seed in range(options.seeds) for row in soon(seed, options.plain_epochs)]
         print(table(["seed", "procedure", "reached", "seconds", "times ours"], rows))
         print(f"\n{footer(data='generated, select split', precision='float32')}")
 
 
-def whole(images: int, rounds: int) -> tuple[float, float, float]:
-    """Seconds of the default `debias` at all its epochs, of its passes alone, and the ratio."""
+def untrained(images: int) -> tuple[nn.Module, GroupedData, GroupedData]:
+    """A ResNet-18 at random weights, a fit set of so many images and a select set of a quarter."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=1).eval()
     with tempfile.TemporaryDirectory() as name:
@@ -70,11 +73,58 @@ def whole(images: int, rounds: int) -> tuple[float, float, float]:
         torch.no_grad()
     ):  # an untrained network says the same of everyone: move its threshold among the answers
         model.fc.bias -= model(data.inputs(slice(0, 64))).median()
-    fit, select = data.subset(torch.arange(images)), data.subset(torch.arange(images, len(data)))
+    return model, data.subset(torch.arange(images)), data.subset(torch.arange(images, len(data)))
+
+
+def whole(images: int, rounds: int) -> tuple[float, float, float]:
+    """Seconds of the default `debias` at all its epochs, of its passes alone, and the ratio."""
+    model, fit, select = untrained(images)
     config = {"epochs": EPOCHS, "patience": 0, "precision": "float32"}
     return ratio(
         lambda: debias(model, fit, select, config=config, device="cpu"), bare(model, fit, select), rounds
     )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is taken away: settings, keywords, or what stands in the place of one of bmft's functions."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    keywords: dict[str, Any] = field(default_factory=dict)
+    without: Callable[[], AbstractContextManager[Any]] = nullcontext
+    threads: int = THREADS
+
+
+PARTS = {
+    "as it is": Part(),
+    "in float32": Part({"precision": "float32"}),
+    "channels not last": Part(without=lambda: patch("bmft.methods.laid_out_for_speed", lambda model: model)),
+    "what stays below is computed again": Part(keywords={"activations": Activations(limit=0, on_disk=0)}),
+    "weights of every block move": Part({"depth": 1.0}),
+    "step 2 runs the whole network": Part(without=lambda: patch("bmft.run.penultimate_features", return_value=None)),
+    "all weights of the upper blocks move": Part({"fraction": 1.0}),
+    "one thread": Part(threads=1),
+}
+
+
+def parts(images: int, rounds: int) -> list[list[str]]:
+    """Median seconds without each of the parts, and of the ratios to a run with all of them just before."""
+    model, fit, select = untrained(images)
+    common = {"epochs": EPOCHS, "patience": 0}
+
+    def seconds(part: Part) -> float:
+        torch.set_num_threads(part.threads)
+        start = time.perf_counter()
+        with part.without():
+            debias(model, fit, select, config={**common, **part.config}, device="cpu", intervals=False, **part.keywords)
+        torch.set_num_threads(THREADS)
+        return time.perf_counter() - start
+
+    rows = []
+    for name, part in PARTS.items():
+        pairs = np.array([[seconds(PARTS["as it is"]), seconds(part)] for _ in range(rounds)])
+        rows.append([name, f"{np.median(pairs[:, 1]):.1f}", f"{np.median(pairs[:, 1] / pairs[:, 0]):.2f}"])
+    return rows
 
 
 def bare(model: nn.Module, fit: GroupedData, select: GroupedData) -> Callable[[], None]:

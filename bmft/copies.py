@@ -1,6 +1,7 @@
-"""A copy of a model to compute with, and its weights put back in the model's own precision."""
+"""A copy of a model to compute with, what moved in it, and its weights put back in the model's own precision."""
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -69,6 +70,45 @@ def check_values(model: nn.Module) -> None:
             f"{len(odd)} weights of the model have no values (first: {odd[0]!r}, on the meta device or of a lazy "
             "layer): build it on the CPU, run it once if it has lazy layers, and load its weights"
         )
+
+
+def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors of `after` that differ in a bit: whole, or as positions and values where few do.
+
+    What was in another precision or on another device is compared as it would be in `after`'s.
+
+    >>> changes({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+    {'whole w': tensor([1., 1.])}
+    >>> changes({"w": torch.zeros(4)}, {"w": torch.tensor([0.0, 2.0, 0.0, 0.0])})
+    {'positions w': tensor([1]), 'values w': tensor([2.])}
+    """
+    found: dict[str, Tensor] = {}
+    for name, new in after.items():
+        if not isinstance(new, Tensor):
+            continue
+        old = before[name].detach().to(new)
+        differs = (new != old) | (torch.signbit(new) != torch.signbit(old)) if new.is_floating_point() else new != old
+        positions = differs.flatten().nonzero()[:, 0]
+        # A position takes eight bytes, a value four.
+        if len(positions) * 3 > math.prod(new.shape):
+            found[f"whole {name}"] = new.detach().clone()
+        elif len(positions):
+            found[f"positions {name}"] = positions
+            found[f"values {name}"] = new.detach().flatten()[positions]
+    return found
+
+
+def put_back(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Change the tensors of `state` as `changes` found."""
+    for key, tensor in found.items():
+        kind, name = key.split(" ", 1)
+        if kind == "whole":
+            state[name].copy_(tensor)
+        elif kind == "values":
+            # A copy: what `flatten` gives may or may not share memory with the tensor, depending on its layout.
+            flat = state[name].clone().flatten()
+            flat[found[f"positions {name}"].to(flat.device)] = tensor.to(flat.device)
+            state[name].copy_(flat.reshape(state[name].shape))
 
 
 def in_own_precision(new: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Where a run has got to, kept in a folder, so that one that was killed goes on and ends with the same bytes."""
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,34 +123,6 @@ class Journal:
                 f"{self.folder} holds an unfinished run with another {name} ({_short(other.get(name))}, now "
                 f"{_short(self.run.get(name))}): give the same options, or leave out --resume to start over"
             )
-
-
-def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `after` not equal to the last bit: whole, or as positions and values where few differ."""
-    found: dict[str, Tensor] = {}
-    for name, new in after.items():
-        old = before[name]
-        differs = (new != old) | (torch.signbit(new) != torch.signbit(old)) if new.is_floating_point() else new != old
-        positions = differs.flatten().nonzero()[:, 0]
-        if len(positions) * 3 > math.prod(new.shape):
-            found[f"whole {name}"] = new
-        elif len(positions):
-            found[f"positions {name}"] = positions
-            found[f"values {name}"] = new.flatten()[positions]
-    return found
-
-
-def put_back(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Change the tensors of `state` as `changes` found."""
-    for key, tensor in found.items():
-        kind, name = key.split(" ", 1)
-        if kind == "whole":
-            state[name].copy_(tensor)
-        elif kind == "values":
-            # A copy: what `flatten` gives may or may not share memory with the tensor, depending on its layout.
-            flat = state[name].clone().flatten()
-            flat[found[f"positions {name}"].to(flat.device)] = tensor.to(flat.device)
-            state[name].copy_(flat.reshape(state[name].shape))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

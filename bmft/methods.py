@@ -25,7 +25,7 @@ from bmft.copies import copied, in_own_precision, working_copy
 from bmft.data import GroupedData, as_grouped, skipped_images
 from bmft.devices import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.errors import ConfigError
-from bmft.finetune import Activations
+from bmft.finetune import Activations, SelectedWeights
 from bmft.importance import relative, weight_importances
 from bmft.journal import Journal
 from bmft.lora import installed as peft_installed
@@ -65,9 +65,9 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
     if not run.body:
         run.tune_head(reset)
         return
-    start = run.body_weights()
+    moved = SelectedWeights(run.model, mask)
     run.tune_extractor(mask, run.settings.extractor_loss(), run.settings.step(0))
-    for _ in run.along(start):
+    for _ in run.along(moved):
         run.tune_head(reset)
 
 
@@ -309,6 +309,7 @@ def debias(
             Limits(max_auc_drop, max_group_auc_drop),
             threshold,
             keep,
+            model.state_dict(),
             settings.choose,
         ),
         generator=torch.Generator().manual_seed(seed),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bmft.audit import AuditReport, Predictions, predict
+from bmft.copies import changes, put_back
 from bmft.data import GroupedData
 from bmft.devices import Room
 from bmft.errors import ConfigError
@@ -18,6 +19,7 @@ from bmft.finetune import (
     Activations,
     EpochKeeper,
     Loss,
+    SelectedWeights,
     Step,
     Tail,
     penultimate_features,
@@ -25,7 +27,7 @@ from bmft.finetune import (
     tail_above,
     tune,
 )
-from bmft.journal import Journal, changes, put_back
+from bmft.journal import Journal
 from bmft.mask import WeightMask
 from bmft.models import Head, forward_logits, upper
 from bmft.processes import Share
@@ -240,22 +242,13 @@ class Run:
             self.tail = None
         return data if kept is None else kept
 
-    def along(self, start: Mapping[str, torch.Tensor]) -> Iterator[float]:
-        """Change the model: its weights to each point of the settings' path from `start` to where they are now."""
-        parameters = dict(self.model.named_parameters())
-        end = {name: parameters[name].detach().clone() for name in start}
+    def along(self, moved: SelectedWeights) -> Iterator[float]:
+        """Change the model: its weights to each point of the settings' path from `moved`'s to where they are now."""
+        start, end = moved.vector.detach(), moved.values()
         for fraction in self.settings.path:
-            with torch.no_grad():
-                for name, value in start.items():
-                    # A weight that did not move stays as it is to the last bit: interpolating -0.0 would give 0.0.
-                    same = value == end[name]
-                    parameters[name].copy_(torch.where(same, value, torch.lerp(value, end[name], fraction)))
+            # A weight that did not move stays as it is to the last bit: interpolating -0.0 would give 0.0.
+            moved.write_back(torch.where(start == end, start, torch.lerp(start, end, fraction)))
             yield fraction
-
-    def body_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the extractor's weights as they are now."""
-        parameters = dict(self.model.named_parameters())
-        return {name: parameters[name].detach().clone() for name in self.body}
 
     def features(self, data: GroupedData) -> GroupedData:
         """The inputs of a linear head for every sample, computed once.

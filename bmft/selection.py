@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft.audit import CONSTANT, AuditReport, Predictions, audit
+from bmft.copies import changes, put_back
 from bmft.errors import ConfigError, ConstantPredictorError
 from bmft.goals import GOALS
 
@@ -37,17 +38,18 @@ class Limits:
 
 @dataclass
 class Selection:
-    """Sees the select set's predictions after every epoch and keeps a copy of the best weights.
+    """Sees the select set's predictions after every epoch and keeps what the best one changed.
 
     An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, nor does
     the balanced accuracy, and the model is not constant. The untouched model takes part.
 
     Attributes:
+        original: the untouched model's weights, in the precision and on the device of their own.
         choose: ``"gap"``, or a name in `bmft.goals.GOALS` of what is best among the eligible.
         history: one entry per epoch, the untouched model first.
         untouched: the audit of the untouched model.
         kept: the audit of what would be kept if this were the end; None where an earlier process chose.
-        state: the weights of that choice.
+        state: what differs from the original in that choice, as `bmft.copies.changes` has it.
         chosen: its place in the history.
     """
 
@@ -56,6 +58,7 @@ class Selection:
     limits: Limits
     threshold: float
     keep: Literal["best", "last"]
+    original: Mapping[str, Tensor]
     choose: str = "gap"
     history: list[dict[str, Any]] = field(default_factory=list)
     untouched: AuditReport | None = None
@@ -83,12 +86,12 @@ class Selection:
         self.history[0]["eligible"] = True
 
     def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> dict[str, Any]:
-        """Record an epoch and keep the model's weights if it is now the best; returns its history entry."""
+        """Record an epoch and keep what it changed if it is now the best; returns its history entry."""
         report = self._add(predictions, step=step, epoch=epoch, loss=loss)
         entry, best = self.history[-1], self.history[self.chosen]
         if self.keep == "last" or self.rank(entry) < self.rank(best):
             self.chosen, self.kept = len(self.history) - 1, report
-            self.state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.state = changes(self.original, self.model.state_dict())
         return entry
 
     def rank(self, entry: Mapping[str, Any]) -> float:
@@ -98,15 +101,16 @@ class Selection:
         return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
 
     def go_on(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
-        """Be where a selection was that had this history and these weights of its choice, whose audit is not known."""
+        """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
         self.history, self.chosen, self.state = history, chosen, state
         self.kept = None if chosen else self.untouched
 
     def finish(self) -> bool:
-        """Change the model: load the kept weights, if any epoch was chosen, and tell whether one was."""
+        """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
         self.history[self.chosen]["chosen"] = True
         if self.chosen:
-            self.model.load_state_dict(self.state)
+            self.model.load_state_dict(self.original)
+            put_back(self.model.state_dict(), self.state)
         return self.chosen > 0
 
     def reason(self) -> str:

@@ -101,9 +101,8 @@ class SelectedWeights:
             raise ConfigError("the mask is empty: no weight would move")
         self._amount = None if mask.hard else torch.cat([a.float() for a in amounts])
         self._lengths = [a.numel() for a in amounts]
-        self.vector = nn.Parameter(torch.cat([self._pick(p.detach(), p, index) for p, index in self._parts]))
-        # One for all steps: to get memory for it anew takes ten times as long as to fill it.
-        self._gradient = torch.empty_like(self.vector)
+        self.vector = nn.Parameter(self.values())
+        self._gradient: Tensor | None = None
 
     @property
     def amount(self) -> Tensor | float:
@@ -115,6 +114,10 @@ class SelectedWeights:
         """The model's parameters that hold a selected weight."""
         return [parameter for parameter, _ in self._parts]
 
+    def values(self) -> Tensor:
+        """The selected weights as the model has them now."""
+        return torch.cat([self._pick(p.detach(), p, index) for p, index in self._parts])
+
     @staticmethod
     def _pick(tensor: Tensor, like: Tensor, index: Tensor | None) -> Tensor:
         flat = _in_memory_order(tensor, like)
@@ -125,6 +128,9 @@ class SelectedWeights:
 
         The next call writes into the same memory.
         """
+        if self._gradient is None:
+            # One for all steps: to get memory for it anew takes ten times as long as to fill it.
+            self._gradient = torch.empty_like(self.vector)
         for (parameter, index), part in zip(self._parts, torch.split(self._gradient, self._lengths), strict=True):
             if parameter.grad is None:
                 part.zero_()

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bmft.copies import changes, put_back
 from bmft.data import from_arrays
 from bmft.errors import ConfigError, DataError
-from bmft.journal import changes, put_back
 from bmft.methods import debias
 
 FAST = {"epochs": [4, 2], "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.4]}
