@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmft.copies import tensors_of
 from bmft.data import GroupedData
 from bmft.models import forward_logits
 from bmft.processes import Share
@@ -182,7 +183,7 @@ def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording
     """The names in the state dict on which the activations at that moment may depend."""
     running = {"", *(name for name, calls in seen.entered.items() if calls[0][0] < moment)}
     inside = tuple(f"{name}." for name in below)
-    return [key for key in model.state_dict() if key.rpartition(".")[0] in running or key.startswith(inside)]
+    return [key for key in tensors_of(model) if key.rpartition(".")[0] in running or key.startswith(inside)]
 
 
 def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
@@ -265,7 +266,7 @@ def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:
 
 
 def _digest(tail: Tail) -> str:
-    found, state = hashlib.sha256(), tail.model.state_dict()
+    found, state = hashlib.sha256(), tensors_of(tail.model)
     for name in tail.fixed:
         found.update(name.encode())
         found.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -72,6 +72,15 @@ def check_values(model: nn.Module) -> None:
         )
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict without what a module keeps there beside tensors (its extra state).
+
+    >>> list(tensors_of(nn.Linear(2, 1)))
+    ['weight', 'bias']
+    """
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
 def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the tensors of `after` that differ in a bit: whole, or as positions and values where few do.
 
@@ -84,8 +93,6 @@ def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     """
     found: dict[str, Tensor] = {}
     for name, new in after.items():
-        if not isinstance(new, Tensor):
-            continue
         old = before[name].detach().to(new)
         differs = (new != old) | (torch.signbit(new) != torch.signbit(old)) if new.is_floating_point() else new != old
         positions = differs.flatten().nonzero()[:, 0]

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from bmft.copies import tensors_of
 from bmft.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -90,7 +91,7 @@ def laid_out_for_speed(model: nn.Module) -> nn.Module:
     tensor for which torch has no such layout, stays as it is.
     """
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    if convolves and all(tensor.dim() <= 4 for tensor in model.state_dict().values()):
+    if convolves and all(tensor.dim() <= 4 for tensor in tensors_of(model).values()):
         model.to(memory_format=torch.channels_last)
     return model
 

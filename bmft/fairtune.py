@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from bmft.audit import AuditReport
+from bmft.copies import tensors_of
 from bmft.data import GroupedData, as_grouped
 from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
 from bmft.finals import Final, best_of, broken, measured_at_last, passes, run_finals
@@ -533,7 +534,7 @@ def _digest(model: nn.Module, data: list[GroupedData], facts: list[Any]) -> str:
     found = hashlib.sha256(repr(facts).encode())
     for part in data:
         found.update(part.content_hash.encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors_of(model).items():
         found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 

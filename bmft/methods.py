@@ -21,7 +21,7 @@ from bmft.baselines import (
     selective,
     threshold_shift,
 )
-from bmft.copies import copied, in_own_precision, working_copy
+from bmft.copies import copied, in_own_precision, tensors_of, working_copy
 from bmft.data import GroupedData, as_grouped, skipped_images
 from bmft.devices import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.errors import ConfigError
@@ -309,7 +309,7 @@ def debias(
             Limits(max_auc_drop, max_group_auc_drop),
             threshold,
             keep,
-            model.state_dict(),
+            tensors_of(model),
             settings.choose,
         ),
         generator=torch.Generator().manual_seed(seed),
@@ -332,7 +332,7 @@ def debias(
         "select_hash": hashes["select"],
     }
     if journal is not None:
-        decides = described | {"method": method, "model": state_hash(model.state_dict()), "versions": versions()}
+        decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
         data_hashes = {"fit rows": hashes["fit"], "select rows": hashes["select"]}
         run.journal = Journal(Path(journal), decides | data_hashes | {"device": str(where)}, resume=resume)
     evaluated_on: Literal["test", "select"] = "test" if "test" in data else "select"
@@ -353,7 +353,7 @@ def debias(
     return Outcome(
         model=result,
         mask=mask,
-        patch=WeightPatch.between(model.state_dict(), result.state_dict(), recipe),
+        patch=WeightPatch.between(tensors_of(model), tensors_of(result), recipe),
         history=run.selection.history,
         before=before,
         after=after,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bmft.audit import AuditReport, Predictions, predict
-from bmft.copies import changes, put_back
+from bmft.copies import changes, put_back, tensors_of
 from bmft.data import GroupedData
 from bmft.devices import Room
 from bmft.errors import ConfigError
@@ -135,11 +135,11 @@ class Run:
         found = self.journal.stage_done(number, self.selection)
         if found is not None:
             self.generator.set_state(found.pop("generator"))
-            put_back(self.model.state_dict(), found)
+            put_back(tensors_of(self.model), found)
             return
-        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in tensors_of(self.model).items()}
         train(_Epochs(self.journal, number, self.selection))
-        changed = changes(before, self.model.state_dict()) | {"generator": self.generator.get_state()}
+        changed = changes(before, tensors_of(self.model)) | {"generator": self.generator.get_state()}
         self.journal.record_stage(number, self.selection, changed)
 
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:

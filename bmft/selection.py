@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft.audit import CONSTANT, AuditReport, Predictions, audit
-from bmft.copies import changes, put_back
+from bmft.copies import changes, put_back, tensors_of
 from bmft.errors import ConfigError, ConstantPredictorError
 from bmft.goals import GOALS
 
@@ -91,7 +91,7 @@ class Selection:
         entry, best = self.history[-1], self.history[self.chosen]
         if self.keep == "last" or self.rank(entry) < self.rank(best):
             self.chosen, self.kept = len(self.history) - 1, report
-            self.state = changes(self.original, self.model.state_dict())
+            self.state = changes(self.original, tensors_of(self.model))
         return entry
 
     def rank(self, entry: Mapping[str, Any]) -> float:
@@ -109,8 +109,10 @@ class Selection:
         """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
         self.history[self.chosen]["chosen"] = True
         if self.chosen:
-            self.model.load_state_dict(self.original)
-            put_back(self.model.state_dict(), self.state)
+            weights = tensors_of(self.model)
+            for name, tensor in self.original.items():
+                weights[name].copy_(tensor)
+            put_back(weights, self.state)
         return self.chosen > 0
 
     def reason(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bmft import fairness
 from bmft.audit import AuditReport, Predictions, audit, predict
+from bmft.copies import tensors_of
 from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.leakage import attribute_leakage, sides
@@ -106,7 +107,7 @@ class World:
     def fingerprint(self) -> str:
         """SHA-256 of the model's weights, every set's content and the conditions: another world, another result."""
         digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in tensors_of(self.model).items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
         sets = {"fit": self.fit, "select": self.select, "test": self.test, **self.sites}
         hashes = {name: data.content_hash for name, data in sets.items() if data is not None}

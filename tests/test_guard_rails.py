@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bmft
 from bmft.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
-from bmft.copies import copied, in_own_precision, working_copy
+from bmft.copies import copied, in_own_precision, tensors_of, working_copy
 from bmft.errors import ArchitectureError, ConfigError
 from bmft.importance import weight_importance
 
@@ -44,6 +44,16 @@ class Tied(Net):
 
     def features(self, x: Tensor) -> Tensor:
         return self.conv3(torch.relu(super().features(x)))
+
+
+class Noting(Net):
+    """Something beside tensors in its state dict."""
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"scale": 2.0}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        assert state == {"scale": 2.0}
 
 
 class Buffered(Net):
@@ -148,6 +158,7 @@ MAKES = [
     pytest.param(changed(lambda m: m.train()), id="training mode"),
     pytest.param(changed(lambda m: m.train().norm.eval()), id="mixed modes"),
     pytest.param(Buffered, id="buffers"),
+    pytest.param(Noting, id="extra state"),
     pytest.param(transposed, id="non-contiguous"),
     pytest.param(changed(lambda m: m.to(memory_format=torch.channels_last)), id="channels last"),
 ]
@@ -158,7 +169,7 @@ def outside(model: nn.Module) -> dict[str, object]:
     return {
         "modes": [module.training for module in model.modules()],
         "flags": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        "dtypes": {name: tensor.dtype for name, tensor in model.state_dict().items()},
+        "dtypes": {name: tensor.dtype for name, tensor in tensors_of(model).items()},
         "strides": {name: parameter.stride() for name, parameter in model.named_parameters()},
         "tied": len(
             {parameter.data_ptr() for _, parameter in model.named_parameters(remove_duplicate=False)}
@@ -176,13 +187,13 @@ def bits(state: dict[str, Tensor]) -> dict[str, bytes]:
 @pytest.mark.parametrize("make", MAKES)
 def test_only_weights_of_the_mask_differ_between_what_goes_in_and_what_comes_out(make):
     model = centred(make)
-    before, around = bits(model.state_dict()), outside(model)
+    before, around = bits(tensors_of(model)), outside(model)
     outcome = debias(model)
-    assert bits(model.state_dict()) == before
+    assert bits(tensors_of(model)) == before
     assert outside(model) == around
     assert outside(outcome.model) == around
     assert outcome.accepted
-    after = outcome.model.state_dict()
+    after = tensors_of(outcome.model)
     same = {name for name, value in bits(after).items() if value == before[name]}
     parameters = dict(outcome.model.named_parameters(remove_duplicate=False))
     assert any(name.startswith("conv") for name in after.keys() - same)
