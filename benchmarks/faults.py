@@ -224,6 +224,12 @@ def other_size(path: Path) -> None:
     Image.fromarray(np.zeros((9, 17, 3), np.uint8)).save(path)
 
 
+def nan_pixel(path: Path) -> None:
+    values = np.full((28, 28), 0.5, np.float32)
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(path, "TIFF")
+
+
 def nan_weights(world: World) -> Iterator[tuple[Path, Done]]:
     for name in ("head.weight", None):
         with tempfile.TemporaryDirectory() as where:
@@ -303,6 +309,7 @@ def main() -> None:
             lambda: refused("an image cut short", bad_images(world, cut)),
             lambda: refused("an image of another size", bad_images(world, other_size)),
             lambda: refused("an image that is missing", bad_images(world, Path.unlink)),
+            lambda: refused("NaN in an image", bad_images(world, nan_pixel)),
             lambda: refused("NaN in a weight", nan_weights(world)),
             lambda: refused("a label that is missing or no label", bad_labels(world)),
             lambda: refused("a checkpoint cut short", cut_checkpoints(world, every)),
