@@ -74,6 +74,18 @@ def input_x_gradient(gradients: "Gradients") -> Scores:
     return {n: (weights[n].detach() * g).abs() for n, g in gradients.bias.items()}
 
 
+def damped_per_sample(gradients: "Gradients") -> Scores:
+    """The same with the mean of each sample's own squared gradient for the task."""
+    task = gradients.scores(fairness.cross_entropy, "fisher", exact=False, batch_size=1)
+    mean = torch.cat([t.flatten() for t in task.values()]).mean()
+    return {n: b / (task[n] + mean) for n, b in bias(gradients).items()}
+
+
+def integrated(gradients: "Gradients") -> Scores:
+    """Each weight's share of the gap on the way from zero weights."""
+    return gradients.scores(fairness.equalized_odds_gap, "integrated_gradients")
+
+
 def random(gradients: "Gradients") -> Scores:
     generator = torch.Generator().manual_seed(gradients.seed)
     return {n: torch.rand(g.shape, generator=generator) for n, g in gradients.bias.items()}
@@ -93,6 +105,10 @@ class Gradients:
     def task_fisher(self) -> Scores:
         return {n: g.square() for n, g in self.task.items()}
 
+    def scores(self, objective: fairness.Objective, score: str, **options: Any) -> Scores:
+        (found,) = weight_importances(self.model, [objective], self.fit, score=score, **options)
+        return found
+
 
 MASKS: dict[str, tuple[Callable[[Gradients], Scores], dict[str, Any]]] = {
     "bias, exact": (bias, {}),
@@ -103,7 +119,11 @@ MASKS: dict[str, tuple[Callable[[Gradients], Scores], dict[str, Any]]] = {
     "bias over damped task": (damped, {}),
     "bias without the task's direction": (projected, {}),
     "signed agreement with the task": (agreeing, {}),
+    "bias over damped per-sample task": (damped_per_sample, {}),
     "input x gradient": (input_x_gradient, {}),
+    "integrated gradients": (integrated, {}),
+    "bias, refreshed every epoch": (bias, {"refreshed": True}),
+    "bias, layers": (bias, {"granularity": "layer"}),
     "bias, channels": (bias, {"granularity": "channel"}),
     "random, channels": (random, {"granularity": "channel"}),
 }
@@ -188,21 +208,19 @@ def trade_off(
     tuned = laid_out_for_speed(copy.deepcopy(model).eval())
     head = find_head(tuned, fit.inputs(slice(0, 2)))
     body = [name for name, _ in tuned.named_parameters() if name not in head.parameters]
-    if mask == "full":
-        chosen = WeightMask.by_name(tuned, *body)
-    else:
-        make, options = MASKS[mask]
-        scores = make(Gradients(tuned, fit, seed, exact=options.get("exact", True)))
-        chosen = WeightMask.top_fraction(
-            scores, fraction, within=body, granularity=options.get("granularity", "weight")
-        )
     parameters = dict(tuned.named_parameters())
     start = {name: parameters[name].detach().clone() for name in body}
     loss = Loss(fairness.equalized_odds_gap, 1.0, 1.0, balance="none")
-    tune(
-        tuned, fit, loss, chosen, Step(epochs, 0.0, optimizer, balance="cell", average=0.95),
-        generator=torch.Generator().manual_seed(seed), autocast=autocast_for(torch.device("cpu"), "auto", tuned),
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    turns = epochs if MASKS.get(mask, (None, {}))[1].get("refreshed") else 1
+    moved = ~WeightMask.by_name(tuned)
+    for _ in range(turns):
+        chosen = select_weights(tuned, fit, body, mask, fraction, seed)
+        moved = moved | chosen
+        tune(
+            tuned, fit, loss, chosen, Step(epochs // turns, 0.0, optimizer, balance="cell", average=0.95),
+            generator=generator, autocast=autocast_for(torch.device("cpu"), "auto", tuned),
+        )  # fmt: skip
     end = {name: parameters[name].detach().clone() for name in body}
     curve = []
     for point in (0.0, *POINTS):
@@ -212,7 +230,17 @@ def trade_off(
         report = audit(predict(tuned, select, device="cpu"), intervals=False)
         attribute = next(iter(report.gaps))
         curve.append([report.overall["roc_auc"], report.gaps[attribute]["average_odds_difference"]])
-    return {"curve": curve, "moved": chosen.density}
+    return {"curve": curve, "moved": moved.density}
+
+
+def select_weights(
+    model: nn.Module, fit: GroupedData, body: list[str], mask: str, fraction: float, seed: int
+) -> WeightMask:
+    if mask == "full":
+        return WeightMask.by_name(model, *body)
+    make, options = MASKS[mask]
+    scores = make(Gradients(model, fit, seed, exact=options.get("exact", True)))
+    return WeightMask.top_fraction(scores, fraction, within=body, granularity=options.get("granularity", "weight"))
 
 
 def figure(result: Mapping[str, Any]) -> float:
