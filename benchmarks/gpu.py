@@ -33,10 +33,10 @@ def untrained(name: str, data: GroupedData) -> nn.Module:
     """At random weights, with its threshold among its answers, which are much the same for everyone."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None, num_classes=1).eval()
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
-        logits = model(data.inputs(slice(0, 32)))
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        head.bias.sub_(logits.median())
+        nn.init.normal_(head.weight, std=0.1)  # torchvision's ViTs come with a head of zeros
+        head.bias.sub_(model(data.inputs(slice(0, 32))).median())
     return model
 
 

@@ -108,11 +108,12 @@ def measure_model(name: str) -> dict[str, float]:
     )
     data = from_arrays(images, torch.arange(FEW) % 2, torch.arange(FEW) // 2 % 2, normalize="imagenet")
     head = find_head(model, data.inputs(slice(0, 2)))
+    layer = model.get_submodule(head.name)
     with (
         torch.no_grad()
     ):  # an untrained network says the same of everyone: spread its answers and move the threshold
+        nn.init.normal_(layer.weight)  # torchvision's ViTs come with a head of zeros
         logits = torch.cat([model(batch.inputs) for batch in data.batches(8)])
-        layer = model.get_submodule(head.name)
         layer.bias.copy_((layer.bias - logits.median()) / logits.std())
         layer.weight.div_(logits.std())
     start = time.perf_counter()
