@@ -35,7 +35,7 @@ from bmft.models import find_head
 FILES, PIXELS = 256, 32
 PARTS = ("load", "audit", "importance", "step 1", "step 2")
 MODELS = ("resnet18", "resnet50", "vit_b_16", "vit_l_16")
-SIDE, FEW = 224, 32
+SIDE, FEW = 224, 16
 
 
 def write_set(folder: Path, rows: int) -> Path:
