@@ -46,6 +46,7 @@ def main() -> None:
         "--plain-epochs", type=int, default=50, help="of each step, after which plain has not got there"
     )
     parser.add_argument("--only", choices=["whole", "parts", "soon"])
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     images = f"{options.images} of 64x64"
     if options.only in (None, "whole"):
@@ -54,7 +55,7 @@ def main() -> None:
         print(table(header, [[*(f"{v:.3g}" for v in row), "at most 1.15"]]))
         print(f"\n{footer(model='resnet18', images=images, precision='float32', seed=0)}\n")
     if options.only in (None, "parts"):
-        print(table(["debias", "seconds", "times the first"], parts(options.images, options.rounds)))
+        print(table(["debias", "seconds", "times the first"], parts(options.images, options.rounds, options.parts)))
         print(f"\n{footer(model='resnet18', images=images, epochs=EPOCHS, seed=0)}\n")
     if options.only in (None, "soon"):
         rows = [row for seed in range(options.seeds) for row in soon(seed, options.plain_epochs)]
@@ -107,7 +108,7 @@ PARTS = {
 }
 
 
-def parts(images: int, rounds: int) -> list[list[str]]:
+def parts(images: int, rounds: int, chosen: list[str]) -> list[list[str]]:
     """Median seconds without each of the parts, and of the ratios to a run with all of them just before."""
     model, fit, select = untrained(images)
     common = {"epochs": EPOCHS, "patience": 0}
@@ -121,8 +122,8 @@ def parts(images: int, rounds: int) -> list[list[str]]:
         return time.perf_counter() - start
 
     rows = []
-    for name, part in PARTS.items():
-        pairs = np.array([[seconds(PARTS["as it is"]), seconds(part)] for _ in range(rounds)])
+    for name in chosen:
+        pairs = np.array([[seconds(PARTS["as it is"]), seconds(PARTS[name])] for _ in range(rounds)])
         rows.append([name, f"{np.median(pairs[:, 1]):.1f}", f"{np.median(pairs[:, 1] / pairs[:, 0]):.2f}"])
     return rows
 
