@@ -202,7 +202,7 @@ class _Network(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         parameters = dict(self.named_parameters())
-        return {f"model.{name}": parameters[f"model.{name}"].detach().clone().requires_grad_() for name in self.scored}
+        return {f"model.{name}": parameters[f"model.{name}"].detach().requires_grad_() for name in self.scored}
 
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -333,7 +333,8 @@ def _finish(
 
 def _score(score: Score, weight: Tensor, attribution: Tensor) -> Tensor:
     if callable(score):
-        return score(weight, attribution)
+        # A copy: the weights are the model's own memory, which somebody's in-place operation would change.
+        return score(weight.clone(), attribution)
     return attribution.square() if score == "fisher" else attribution.abs()
 
 

@@ -148,6 +148,13 @@ def test_the_model_is_left_as_it_was(score):
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_score_that_works_in_place_does_not_reach_the_model():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    weight_importance(model, fairness.equalized_odds_gap, samples(), score=lambda weight, gradient: weight.zero_())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_random_scores_follow_the_seed_and_ones_are_ones():
     model, data = net(), samples(16)
     draw = lambda seed: weight_importance(model, fairness.equalized_odds_gap, data, score="random", seed=seed)  # noqa: E731
