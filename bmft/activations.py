@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bmft.copies import tensors_of
 from bmft.data import GroupedData
+from bmft.errors import ArchitectureError
 from bmft.models import forward_logits
 from bmft.processes import Share
 
@@ -78,11 +79,32 @@ class Tail(nn.Module):
                 module.__dict__.pop("forward", None)
 
     def entering(self, inputs: Any) -> Tensor:
-        """The activations that enter for these inputs of the whole model."""
-        with torch.no_grad(), _Recording(self.model) as seen:
-            self.model(inputs)
-        activations: Tensor = seen.entered[self.entry][0][1]
-        return activations
+        """The activations that enter for these inputs of the whole model, of which only what lies below runs.
+
+        Raises:
+            ArchitectureError: for these inputs the model does not come to the entry.
+        """
+
+        def stop(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            raise _ReachedError(arguments[0])
+
+        handle = self.model.get_submodule(self.entry).register_forward_pre_hook(stop)
+        try:
+            with torch.no_grad():
+                self.model(inputs)
+        except _ReachedError as reached:
+            return reached.activations
+        finally:
+            handle.remove()
+        raise ArchitectureError(f"the model runs {self.entry!r} for some inputs only: let every block move (depth 1)")
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass where the activations that it was for are known."""
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__()
+        self.activations = activations
 
 
 @dataclass

@@ -8,6 +8,7 @@ from torch import nn
 
 from bmft.activations import Activations, tail_above
 from bmft.data import from_arrays
+from bmft.errors import ArchitectureError
 from bmft.methods import debias
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -77,6 +78,33 @@ class Skipping(nn.Module):
     def forward(self, inputs):
         low = self.first(inputs)
         return self.third(self.second(low) + low)
+
+
+def test_nothing_above_the_entry_runs_for_the_activations_that_enter_it():
+    model, ran = small("resnet18"), []
+    tail = tail_above(model, ["layer3.0.conv1.weight"], IMAGES)
+    for layer in (model.layer2, model.layer3, model.layer4):
+        layer.register_forward_hook(lambda module, *_: ran.append(module))
+    entering = tail.entering(IMAGES)
+    assert ran == [model.layer2]
+    assert entering.shape == (4, 128, 8, 8)
+    assert not model.layer3[0]._forward_pre_hooks
+
+
+def test_a_model_that_leaves_the_entry_out_for_some_inputs_is_an_error():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.middle, self.head = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            low = self.low(x)
+            return self.head(self.middle(low) if len(x) < 5 else low)
+
+    tail = tail_above(Sometimes(), ["middle.weight"], torch.ones(3, 2))
+    assert tail.entry == "middle"
+    with pytest.raises(ArchitectureError, match=r"'middle' for some inputs only: let every block move"):
+        tail.entering(torch.ones(5, 2))
 
 
 def test_a_skip_connection_is_not_cut():
