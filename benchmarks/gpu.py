@@ -9,35 +9,15 @@ import copy
 import time
 
 import torch
-import torchvision
 from torch import nn
 
 from benchmarks.common import footer, table
-from bmft.data import GroupedData, from_arrays
+from benchmarks.scale import noise, untrained
+from bmft.data import GroupedData
 from bmft.devices import autocast_for, laid_out_for_speed
 from bmft.methods import debias
 
 MODELS = ("resnet50", "vit_b_16")
-
-
-def make(images: int, side: int) -> GroupedData:
-    """Noise with a label and a group in its brightness, as uint8."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.arange(images)
-    shades = 100 + 40 * (rows % 2) + 15 * (rows // 2 % 2)
-    pixels = torch.randn(images, side, side, 3, generator=generator) * 40 + shades[:, None, None, None]
-    return from_arrays(pixels.clamp(0, 255).to(torch.uint8), rows % 2, rows // 2 % 2, normalize="imagenet")
-
-
-def untrained(name: str, data: GroupedData) -> nn.Module:
-    """At random weights, with its threshold among its answers, which are much the same for everyone."""
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None, num_classes=1).eval()
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        nn.init.normal_(head.weight, std=0.1)  # torchvision's ViTs come with a head of zeros
-        head.bias.sub_(model(data.inputs(slice(0, 32))).median())
-    return model
 
 
 def now(device: torch.device) -> float:
@@ -98,7 +78,7 @@ def main() -> None:
         print("skipped: torch sees no CUDA device here")
         return
     device = torch.device(options.device)
-    data, rows = make(options.images, options.side), []
+    data, rows = noise(options.images, options.side), []
     for name in options.models:
         model = untrained(name, data)
         found = [run(model, data, options.epochs, options.batch_size, device) for run in (ours, bare)]

@@ -269,7 +269,7 @@ def best_step(
 
 
 def _first_power(loss: float, slope: float, longest: float) -> int:
-    """Of 3, for the rate nearest to the one at which a line of that slope reaches 0, or to the longest."""
+    """The power of 3 where the line search begins: just below where a line of that slope is 0, or the longest step."""
     rate = min(loss / slope if loss > 0 and slope > 0 else _FIRST_RATE, longest)
     power = math.floor(math.log(rate / _FIRST_RATE, 3)) if rate > 0 else -_FACTORS
     return max(1 - _FACTORS, min(_FACTORS - 1, power))

@@ -68,6 +68,17 @@ def test_nothing_below_the_entry_runs_and_every_module_is_put_back():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_nothing_above_the_entry_runs_for_the_activations_that_enter_it():
+    model, ran = small("resnet18"), []
+    tail = tail_above(model, ["layer3.0.conv1.weight"], IMAGES)
+    for layer in (model.layer2, model.layer3, model.layer4):
+        layer.register_forward_hook(lambda module, *_: ran.append(module))
+    entering = tail.entering(IMAGES)
+    assert ran == [model.layer2]
+    assert entering.shape == (4, 128, 8, 8)
+    assert not model.layer3[0]._forward_pre_hooks
+
+
 class Skipping(nn.Module):
     """What the first layer gives passes by the second."""
 
@@ -80,38 +91,26 @@ class Skipping(nn.Module):
         return self.third(self.second(low) + low)
 
 
-def test_nothing_above_the_entry_runs_for_the_activations_that_enter_it():
-    model, ran = small("resnet18"), []
-    tail = tail_above(model, ["layer3.0.conv1.weight"], IMAGES)
-    for layer in (model.layer2, model.layer3, model.layer4):
-        layer.register_forward_hook(lambda module, *_: ran.append(module))
-    entering = tail.entering(IMAGES)
-    assert ran == [model.layer2]
-    assert entering.shape == (4, 128, 8, 8)
-    assert not model.layer3[0]._forward_pre_hooks
-
-
-def test_a_model_that_leaves_the_entry_out_for_some_inputs_is_an_error():
-    class Sometimes(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.low, self.middle, self.head = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 1)
-
-        def forward(self, x):
-            low = self.low(x)
-            return self.head(self.middle(low) if len(x) < 5 else low)
-
-    tail = tail_above(Sometimes(), ["middle.weight"], torch.ones(3, 2))
-    assert tail.entry == "middle"
-    with pytest.raises(ArchitectureError, match=r"'middle' for some inputs only: let every block move"):
-        tail.entering(torch.ones(5, 2))
-
-
 def test_a_skip_connection_is_not_cut():
     torch.manual_seed(0)
     model, inputs = Skipping(), torch.rand(4, 4)
     assert tail_above(model, ["second.weight"], inputs) is None
     assert tail_above(model, ["third.weight"], inputs).entry == "third"
+
+
+class Sometimes(Skipping):
+    """The second layer is for small batches."""
+
+    def forward(self, inputs):
+        low = self.first(inputs)
+        return self.third(self.second(low) if len(inputs) < 5 else low)
+
+
+def test_a_model_that_leaves_the_entry_out_for_some_inputs_is_an_error():
+    tail = tail_above(Sometimes(), ["second.weight"], torch.ones(3, 4))
+    assert tail.entry == "second"
+    with pytest.raises(ArchitectureError, match=r"'second' for some inputs only: let every block move"):
+        tail.entering(torch.ones(5, 4))
 
 
 def test_there_is_no_tail_where_the_lowest_layer_moves():
