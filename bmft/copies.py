@@ -81,6 +81,24 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def differing(old: Tensor, new: Tensor) -> Tensor:
+    """Where two tensors of one shape and dtype differ in a bit, as ``(k,)`` positions in the order of their axes.
+
+    Equal bits, unlike equal numbers, tell -0.0 from 0.0, and not NaN from NaN.
+
+    >>> differing(torch.tensor([0.0, 1.0, torch.nan]), torch.tensor([-0.0, 1.0, torch.nan]))
+    tensor([0])
+    """
+    size = new.element_size()
+    words = _WORDS.get(size, torch.int64)  # two of them for a complex128
+    shape = (new.numel(), max(1, size // 8))
+    a, b = (tensor.detach().reshape(-1).contiguous().view(words).view(shape) for tensor in (old, new))
+    return (a != b).any(1).nonzero()[:, 0]
+
+
 def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the tensors of `after` that differ in a bit: whole, or as positions and values where few do.
 
@@ -93,9 +111,7 @@ def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     """
     found: dict[str, Tensor] = {}
     for name, new in after.items():
-        old = before[name].detach().to(new)
-        differs = (new != old) | (torch.signbit(new) != torch.signbit(old)) if new.is_floating_point() else new != old
-        positions = differs.flatten().nonzero()[:, 0]
+        positions = differing(before[name].detach().to(new), new)
         # A position takes eight bytes, a value four.
         if len(positions) * 3 > math.prod(new.shape):
             found[f"whole {name}"] = new.detach().clone()

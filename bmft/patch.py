@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bmft.copies import differing
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.files import in_order, put
 from bmft.tables import short, shown
@@ -83,7 +84,7 @@ class WeightPatch:
                     f"{name!r} is {old.dtype} {tuple(old.shape)} before and {new.dtype} {tuple(new.shape)} after"
                 )
             a, b = old.detach().cpu().reshape(-1), new.detach().cpu().reshape(-1)
-            index = (_bits(a) != _bits(b)).any(1).nonzero().squeeze(1)
+            index = differing(a, b)
             if len(index):
                 if b.is_floating_point() and not bool(torch.isfinite(b[index]).all()):
                     raise NonFiniteError(f"{name!r} has values that are not finite after the change")
@@ -210,11 +211,6 @@ def _change(tensors: Mapping[str, Tensor], name: str, total: Any) -> Change:
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < total:
         raise ValueError(f"positions of {name!r} lie outside the tensor")
     return Change(index.long(), before, after, total)
-
-
-def _bits(flat: Tensor) -> Tensor:
-    """The tensor's bytes, ``(n, itemsize)``: equal bits, unlike equal numbers, tell -0.0 from 0.0 and NaN from NaN."""
-    return flat.contiguous().view(torch.uint8).view(len(flat), flat.element_size())
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
