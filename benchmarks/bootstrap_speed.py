@@ -15,8 +15,7 @@ from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, 
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from benchmarks.common import facts, footer, table
-from bmft import bootstrap
-from bmft.bootstrap import Units
+from bmft.stats import Units, bootstrap
 
 ROWS, GROUPS, IMAGES = 20_000, 4, 4
 
@@ -32,7 +31,7 @@ def sample(rows: int, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def ours(scores: Any, targets: Any, groups: Any, patients: Any, resamples: int) -> None:
-    """The six metrics in `bmft.bootstrap`."""
+    """The six metrics in `bmft.stats.bootstrap`."""
     units, where, called = Units.of(patients, strata=groups), bootstrap.cells(groups, GROUPS), scores >= 0.5
     statistics = {
         "true_positive_rate": bootstrap.mean(called, [cell & targets for cell in where], units),

@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from benchmarks.common import HERE, SHARED, facts, footer, table
-from bmft.checkpoint import load_checkpoint
-from bmft.compare import Budget, Comparison, World, compare, write_comparison
+from bmft.checkpoints import load_checkpoint
+from bmft.comparison import Budget, Comparison, World, compare, write_comparison
 from bmft.data import load_manifest
 
 FIGURES = {

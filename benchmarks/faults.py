@@ -33,9 +33,9 @@ from benchmarks.common import footer, table
 
 import torch  # isort: skip
 import bmft as library
-from bmft import compare, report, search  # noqa: F401  (so that no fork imports what they need)
+from bmft.comparison import runner as compare  # noqa: F401  (so that no fork imports what they need)
 from bmft.data import load_manifest
-from bmft.datasets.demo import train_demo_model, write_demo
+from bmft.datasets import train_demo_model, write_demo
 from bmft_cli.main import main as bmft
 
 RUNTIME, IMAGES = 4, 800

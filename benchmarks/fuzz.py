@@ -27,7 +27,7 @@ import torch  # isort: skip  (the threads are pinned by benchmarks.common)
 from safetensors.torch import save
 
 from bmft import WeightMask, WeightPatch
-from bmft.checkpoint import read_checkpoint
+from bmft.checkpoints import read_checkpoint
 from bmft.errors import BmftError
 from bmft.gate import parse_policy
 

@@ -16,10 +16,11 @@ from scipy.stats import binom, norm
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import facts, footer, table
-from bmft.audit import Predictions, audit
-from bmft.data import Attribute
+from bmft.auditing import Predictions
 from bmft.gate import check, parse_policy
-from bmft.intervals import miettinen_nurminen
+from bmft.inference import audit
+from bmft.stats import miettinen_nurminen
+from bmft.tables import Attribute
 
 TOLERANCE, ALPHA, IMAGES = 0.1, 0.05, 4
 RATES, AREAS = (0.85, 0.75), (0.90, 0.80)  # of the first group, and of the others

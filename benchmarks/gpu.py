@@ -13,8 +13,8 @@ from torch import nn
 
 from benchmarks.common import footer, table
 from benchmarks.scale import noise, untrained
+from bmft.compute import autocast_for, laid_out_for_speed
 from bmft.data import GroupedData
-from bmft.devices import autocast_for, laid_out_for_speed
 from bmft.methods import debias
 
 MODELS = ("resnet50", "vit_b_16")

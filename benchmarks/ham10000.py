@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from benchmarks.common import SHARED, cached, footer, mean_and_spread, table
-from bmft.checkpoint import load_checkpoint
+from bmft.checkpoints import load_checkpoint
 from bmft.data import load_manifest
 from bmft.methods import debias
 

@@ -13,10 +13,11 @@ import numpy as np
 from scipy.stats import norm
 
 from benchmarks.common import facts, footer, table
-from bmft import intervals
-from bmft.audit import Predictions, audit
-from bmft.data import Attribute
+from bmft.auditing import Predictions
 from bmft.gate import check, parse_policy
+from bmft.inference import audit
+from bmft.stats import intervals
+from bmft.tables import Attribute
 
 SHIFT, POSITIVE, CONFIDENCE, THRESHOLD, IMAGES, LEVEL = 1.5, 0.3, 1.6, 0.3, 4, 0.95
 METRICS = (

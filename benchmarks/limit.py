@@ -8,6 +8,7 @@ untouched model's, at an AUC and a balanced accuracy that fell by no more than .
 
 import argparse
 import copy
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +26,11 @@ from torch import nn
 from benchmarks import plain
 from benchmarks.common import THREADS, footer, table
 from benchmarks.speed import make_images, nn_loss, ratio
-from bmft.audit import audit, predict
 from bmft.data import GroupedData, load_manifest
-from bmft.datasets.demo import demo_table, make_demo, train_demo_model, write_demo
-from bmft.methods import Activations, debias
+from bmft.datasets import demo_table, make_demo, train_demo_model, write_demo
+from bmft.inference import audit, predict
+from bmft.methods import debias
+from bmft.models import Activations
 
 EPOCHS = (10, 5)
 PATH = 4
@@ -99,10 +101,10 @@ class Part:
 PARTS = {
     "as it is": Part(),
     "in float32": Part({"precision": "float32"}),
-    "channels not last": Part(without=lambda: patch("bmft.methods.laid_out_for_speed", lambda model: model)),
+    "channels not last": Part(without=lambda: patch.object(sys.modules["bmft.methods.debias"], "laid_out_for_speed", lambda model: model)),
     "what stays below is computed again": Part(keywords={"activations": Activations(limit=0, on_disk=0)}),
     "weights of every block move": Part({"depth": 1.0}),
-    "step 2 runs the whole network": Part(without=lambda: patch("bmft.run.penultimate_features", return_value=None)),
+    "step 2 runs the whole network": Part(without=lambda: patch("bmft.methods.run.penultimate_features", return_value=None)),
     "all weights of the upper blocks move": Part({"fraction": 1.0}),
     "one thread": Part(threads=1),
 }

@@ -1,4 +1,4 @@
-"""Write bmft/architectures.json: the signature of every classification network of torchvision and timm.
+"""Write bmft/models/architectures.json: the signature of every classification network of torchvision and timm.
 
     python -m benchmarks.make_architecture_index
 
@@ -16,7 +16,7 @@ import torchvision
 from bmft.errors import ArchitectureError
 from bmft.models import index_entry
 
-TARGET = Path(__file__).parents[1] / "bmft" / "architectures.json"
+TARGET = Path(__file__).parents[1] / "bmft" / "models" / "architectures.json"
 # Networks whose weights differ with an option that people do set.
 VARIANTS = ("torchvision:googlenet,aux_logits=False", "torchvision:inception_v3,aux_logits=False")
 

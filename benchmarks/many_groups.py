@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from benchmarks.common import HERE, SHARED, cached, footer, mean_and_spread, table
-from bmft.checkpoint import load_checkpoint
+from bmft.checkpoints import load_checkpoint
 from bmft.data import GroupedData, load_manifest
-from bmft.finetune import penultimate_features
 from bmft.methods import debias
-from bmft.models import find_head
+from bmft.models import find_head, penultimate_features
 
 KERATINOCYTIC = ("akiec", "bcc", "bkl")
 # What is classified, by which attribute.

@@ -27,11 +27,11 @@ from bmft import (
     relative,
     weight_importances,
 )
+from bmft.compute import autocast_for, laid_out_for_speed
 from bmft.data import GroupedData, from_arrays
-from bmft.datasets.demo import make_demo, train_demo_model
-from bmft.devices import autocast_for, laid_out_for_speed
-from bmft.finetune import Loss, Step, tune
+from bmft.datasets import make_demo, train_demo_model
 from bmft.models import find_head
+from bmft.training import Loss, Step, tune
 
 DROPS = (0.0, 0.005, 0.01, 0.015, 0.02)
 POINTS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)

@@ -14,8 +14,8 @@ import torchvision
 from torch import nn
 
 from benchmarks.common import footer, table
-from bmft.datasets.demo import build_model
-from bmft.devices import Precision, autocast_for, laid_out_for_speed
+from bmft.compute import Precision, autocast_for, laid_out_for_speed
+from bmft.datasets import build_model
 
 CPU = torch.device("cpu")
 TORCHVISION = (

@@ -10,9 +10,10 @@ import time
 import numpy as np
 
 from benchmarks.common import facts
-from bmft.audit import AuditReport, Predictions, audit
-from bmft.data import Attribute
+from bmft.auditing import AuditReport, Predictions
+from bmft.inference import audit
 from bmft.report import DebiasReport, write_report
+from bmft.tables import Attribute
 
 ROWS, GROUPS = 20_000, 8
 MOST_SECONDS, MOST_BYTES = 15.0, 5_000_000

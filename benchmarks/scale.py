@@ -24,13 +24,12 @@ from torch import nn
 
 from benchmarks.common import HERE, footer, table
 from bmft import fairness
-from bmft.audit import audit, predict
 from bmft.data import GroupedData, from_arrays, load_manifest
-from bmft.finetune import Loss, Step, penultimate_features, tune
-from bmft.importance import weight_importances
-from bmft.mask import WeightMask
+from bmft.inference import audit, predict
+from bmft.masks import WeightMask, weight_importances
 from bmft.methods import debias
-from bmft.models import find_head
+from bmft.models import find_head, penultimate_features
+from bmft.training import Loss, Step, tune
 
 FILES, PIXELS = 256, 32
 PARTS = ("load", "audit", "importance", "step 1", "step 2")

@@ -26,7 +26,7 @@ from benchmarks.common import cached, footer, table
 from benchmarks.vit_search import trained, vit
 from bmft import load_manifest, search
 from bmft.data import GroupedData
-from bmft.datasets.demo import write_demo
+from bmft.datasets import write_demo
 from bmft.fairtune import search_space
 from bmft.methods import settings_for
 

@@ -22,11 +22,10 @@ from benchmarks import plain
 from benchmarks.common import footer, table
 from bmft import fairness
 from bmft.data import load_manifest
-from bmft.finetune import Loss, SelectedWeights, Step, penultimate_features, tune
-from bmft.importance import weight_importances
-from bmft.mask import WeightMask
+from bmft.masks import WeightMask, weight_importances
 from bmft.methods import debias
-from bmft.models import find_head
+from bmft.models import find_head, penultimate_features
+from bmft.training import Loss, SelectedWeights, Step, tune
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 PUBLISHED = {"preset": "paper"}

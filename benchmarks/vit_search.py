@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.common import footer, table
 from bmft import audit, debias, search
 from bmft.data import GroupedData
-from bmft.datasets.demo import make_demo
+from bmft.datasets import make_demo
 
 SIDE = 32
 

@@ -1,24 +1,46 @@
-"""Post-hoc debiasing of trained PyTorch classifiers: measure a gap, move the weights that carry it, prove it."""
+"""Post-hoc debiasing of trained PyTorch classifiers: measure a gap, move the weights that carry it, prove it.
 
-from typing import Any
+Names are imported when they are first used, so that ``import bmft`` costs next to nothing and measuring never pays
+for torch.
+"""
 
-from bmft import fairness
-from bmft.audit import AuditReport, Predictions, audit, predict
-from bmft.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
-from bmft.data import Attribute, GroupBatch, GroupedData, from_arrays, load_manifest
-from bmft.errors import BmftError
-from bmft.finetune import masked
-from bmft.gate import check
-from bmft.importance import Importance, relative, weight_importance, weight_importances
-from bmft.mask import WeightMask
-from bmft.methods import METHODS, Outcome, Progress, debias
-from bmft.patch import WeightPatch
-from bmft.policy import load_policy
-from bmft.report import write_report
-from bmft.settings import Settings
-from bmft.testing import assert_fair
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bmft import fairness
+    from bmft.auditing import AuditReport, Predictions
+    from bmft.checkpoints import WeightPatch, load_checkpoint, read_checkpoint, write_checkpoint
+    from bmft.data import GroupBatch, GroupedData, from_arrays, load_manifest
+    from bmft.errors import BmftError
+    from bmft.fairtune import search
+    from bmft.gate import check, load_policy
+    from bmft.inference import audit, predict
+    from bmft.masks import Importance, WeightMask, relative, weight_importance, weight_importances
+    from bmft.methods import METHODS, Outcome, Progress, Settings, debias
+    from bmft.report import write_report
+    from bmft.tables import Attribute
+    from bmft.testing import assert_fair
+    from bmft.training import masked
 
 __version__ = "0.1.0"
+_PLACES = {
+    "auditing": ("AuditReport", "Predictions"),
+    "checkpoints": ("WeightPatch", "load_checkpoint", "read_checkpoint", "write_checkpoint"),
+    "data": ("GroupBatch", "GroupedData", "from_arrays", "load_manifest"),
+    "errors": ("BmftError",),
+    "fairtune": ("search",),
+    "gate": ("check", "load_policy"),
+    "inference": ("audit", "predict"),
+    "masks": ("Importance", "WeightMask", "relative", "weight_importance", "weight_importances"),
+    "methods": ("METHODS", "Outcome", "Progress", "Settings", "debias"),
+    "report": ("write_report",),
+    "tables": ("Attribute",),
+    "testing": ("assert_fair",),
+    "training": ("masked",),
+}
+_PLACE = {name: place for place, names in _PLACES.items() for name in names}
+
 __all__ = [
     "METHODS",
     "Attribute",
@@ -56,9 +78,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is used, since it needs Optuna, which only a search needs.
-    if name == "search":
-        from bmft.fairtune import search
+    if name == "fairness":
+        return import_module("bmft.fairness")
+    if name not in _PLACE:
+        raise AttributeError(f"module 'bmft' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"bmft.{_PLACE[name]}"), name)
+    return value
 
-        return search
-    raise AttributeError(f"module 'bmft' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

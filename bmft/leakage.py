@@ -14,9 +14,8 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from bmft.data import GroupedData
-from bmft.finetune import penultimate_features
-from bmft.intervals import delong
-from bmft.models import find_head
+from bmft.models import find_head, penultimate_features
+from bmft.stats import delong
 
 FOLDS = 5
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from bmft.audit import Predictions
+from bmft.auditing import Predictions
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, DataError
 from bmft.models import forward_logits

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from bmft.audit import AuditReport, Predictions, audit
+from bmft.auditing import AuditReport, Predictions
 from bmft.gate import Policy, Verdict, check, load_policy
+from bmft.inference import audit
 
 
 def assert_fair(
@@ -38,7 +39,7 @@ def assert_fair(
         ConfigError: the policy does not fit the data, or data are missing.
 
     >>> import numpy as np
-    >>> from bmft.data import Attribute
+    >>> from bmft.tables import Attribute
     >>> from bmft.gate import parse_policy
     >>> right, sex = np.tile([1, 1, 0, 0], 100), np.repeat([0, 1], 200)
     >>> predictions = Predictions(np.where(right, 0.9, 0.1), right, sex, (Attribute("sex", ("f", "m")),))

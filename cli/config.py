@@ -126,6 +126,6 @@ def _text(where: str, value: Any) -> str:
 
 def _shown(value: Any) -> str:
     # Imported when there is something to say, as pandas comes with it.
-    from bmft.tables import shown
+    from bmft._text import shown
 
     return shown(value)

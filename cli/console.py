@@ -146,6 +146,6 @@ def put(content: str | bytes, path: str | Path) -> None:
     if str(path) == "-":
         click.echo(content, nl=False)
         return
-    from bmft import files
+    from bmft import _files as files
 
     files.put(content, path)

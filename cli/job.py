@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmft.audit import pick_threshold, predict
-from bmft.checkpoint import Checkpoint, build_from, read_checkpoint
+from bmft.auditing import pick_threshold
+from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
 from bmft.data import GroupedData, load_manifest, split_names
 from bmft.errors import ConfigError, DataError
+from bmft.inference import predict
 from bmft.models import find_head
 
 from .console import settings
@@ -27,6 +28,11 @@ def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
     import_from_here()
     model = build_from(checkpoint, arch=common.arch, num_classes=common.num_classes)
     return checkpoint.under(model.state_dict()), model
+
+
+def load_job(common: Common, path: str) -> Job:
+    """The checkpoint's model, and its rows once they are asked for."""
+    return Job(common, *load_model(common, path))
 
 
 @dataclass(frozen=True)

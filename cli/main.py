@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import click
+from click.shell_completion import shell_complete
 
 from .console import INTERRUPTED, RUNTIME, USAGE, Settings, visible
-from .processes import first, working_together
+from .distributed import first, working_together
 
 # The one-line helps stand here so that `bmft --help` imports no command.
 COMMANDS = {
@@ -31,18 +32,21 @@ COMMANDS = {
 }
 
 
+_COMPLETE = "_BMFT_COMPLETE"
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands whose modules are there, in the order of the table."""
-        return [name for name in COMMANDS if find_spec(f".{name}", __package__)]
+        return [name for name in COMMANDS if find_spec(f".commands.{name}", __package__)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of that name and return its function of that name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
+        command: click.Command = getattr(import_module(f".commands.{cmd_name}", __package__), cmd_name)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -143,5 +147,7 @@ def _known() -> tuple[type[Exception], ...]:
 
 
 def run() -> None:
-    """The console script."""
+    """The console script; with ``_BMFT_COMPLETE`` set, what a shell asks to complete a line."""
+    if instruction := os.environ.get(_COMPLETE):
+        sys.exit(shell_complete(bmft, {}, "bmft", _COMPLETE, instruction))
     sys.exit(main())

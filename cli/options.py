@@ -7,15 +7,12 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from .config import config_file, config_option
 from .console import Settings, settings
-
-if TYPE_CHECKING:
-    from .job import Job
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -48,14 +45,6 @@ class Common:
     batch_size: int | Literal["auto"] | None
     workers: int
     trust_pickle: bool
-
-
-def load_job(common: Common, checkpoint: str) -> Job:
-    """The checkpoint's model, and its rows once they are asked for."""
-    # torch comes with it: not before a command has its options.
-    from .job import Job, load_model
-
-    return Job(common, *load_model(common, checkpoint))
 
 
 def import_from_here() -> None:

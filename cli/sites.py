@@ -11,7 +11,7 @@ from .options import option
 from .tables import audit_table
 
 if TYPE_CHECKING:
-    from bmft.audit import AuditReport
+    from bmft.auditing import AuditReport
 
 Sites = tuple[tuple[str, str], ...]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .console import table
 
 if TYPE_CHECKING:
-    from bmft.audit import AuditReport
+    from bmft.auditing import AuditReport
 
 _RATES = {"roc_auc": "ROC AUC", "true_positive_rate": "TPR", "false_positive_rate": "FPR"}
 _ODDS = "equalized_odds_difference"

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from bmft import datasets
-from bmft.checkpoint import read_checkpoint, write_checkpoint
+from bmft._files import put, replacing
+from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
 from bmft.errors import CheckpointError, DataError
-from bmft.files import put, replacing
-from bmft.mask import WeightMask
-from bmft.patch import WeightPatch
+from bmft.masks import WeightMask
 from bmft.report import comparison_page, reports
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -13,16 +13,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from bmft._files import in_order
+from bmft.auditing import read_predictions
+from bmft.checkpoints import WeightPatch
 from bmft.data import from_arrays, load_manifest
 from bmft.errors import BmftError
-from bmft.files import in_order
-from bmft.gate import load_policy
-from bmft.mask import WeightMask
+from bmft.gate import load_policy, parse_policy
+from bmft.masks import WeightMask
 from bmft.methods import Settings
 from bmft.models import readings
-from bmft.patch import WeightPatch
-from bmft.policy import parse_policy
-from bmft.scores import read_predictions
 from bmft.tables import encode_attribute, read_table
 from bmft_cli.main import main
 from bmft_cli.method import Setting

@@ -9,10 +9,12 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from bmft.audit import Predictions, predict
-from bmft.data import Attribute, GroupedData, from_arrays
+from bmft.auditing import Predictions
+from bmft.data import GroupedData, from_arrays
 from bmft.errors import ConfigError, DataError
+from bmft.inference import predict
 from bmft.pixels import TILE, Case, changed_cases, explain_cases
+from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))
 METHODS = ["integrated_gradients", "gradcam"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bmft._files import replacing
+from bmft._text import did_you_mean
 from bmft.errors import ConfigError, DataError
-from bmft.files import replacing
-from bmft.tables import did_you_mean
 
 DATASETS = {
     "ham10000": "bmft.datasets.ham10000",
@@ -31,6 +32,15 @@ DATASETS = {
     "harvard-gf3300": "bmft.datasets.harvard_gf3300",
 }
 """Name -> the module whose docstring says which files it reads and how labels and groups are coded."""
+
+_DEMO = ("build_model", "demo_table", "make_demo", "train_demo_model", "write_demo")
+
+
+def __getattr__(name: str) -> Any:
+    # The drawn set needs torch; reading a folder of images does not.
+    if name not in _DEMO:
+        raise AttributeError(f"module 'bmft.datasets' has no attribute {name!r}")
+    return getattr(importlib.import_module("bmft.datasets.demo"), name)
 
 
 def prepare(name: str, root: str | Path) -> pd.DataFrame:

@@ -29,10 +29,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bmft._files import put
 from bmft.data import GroupedData, from_arrays
 from bmft.datasets.drawing import draw
 from bmft.errors import ConfigError, DataError
-from bmft.files import put
 from bmft.tables import encode_attribute
 
 SPLITS = {"train": 0.4, "fit": 0.12, "select": 0.12, "test": 0.36}

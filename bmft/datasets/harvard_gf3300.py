@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bmft._text import short
 from bmft.datasets import official
 from bmft.errors import DataError
-from bmft.tables import short
 
 FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 RACES = {

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bmft._text import did_you_mean, short
 from bmft.errors import DataError, MissingExtraError
-from bmft.tables import did_you_mean, read_table, short
+from bmft.tables import read_table
 
 log = logging.getLogger(__name__)
 LEADING = ("path", "label")

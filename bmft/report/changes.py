@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.audit import Predictions
-from bmft.intervals import delong_paired, never_seen, placements, quantile, tango
+from bmft.auditing import Predictions
 from bmft.report.figures import Estimate
+from bmft.stats import delong_paired, never_seen, placements, quantile, tango
 
 Changes = dict[tuple[str, str, str], Estimate]
 Bools = NDArray[np.bool_]

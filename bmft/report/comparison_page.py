@@ -7,15 +7,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from bmft.files import put
+from bmft._files import put
 from bmft.report import page
 from bmft.report.figures import render
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
 from bmft.report.reports import to_json
 from bmft.report.svg import AFTER, BEFORE, INK, MUTED, PAPER, Caption
 from bmft.report.wording import Json, count, humanise, number, span
-
-__all__ = ["comparison_html", "comparison_markdown", "put", "to_json", "write_comparison"]
 
 _HEADER = {
     "gap": "Gap", "equalized_odds_difference": "Larger gap", "roc_auc": "ROC AUC",

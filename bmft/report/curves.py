@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.audit import Predictions
-from bmft.intervals import wilson
+from bmft.auditing import Predictions
 from bmft.report import figures
 from bmft.report.figures import Curve
 from bmft.report.page import Card, Cell, Number, Table
 from bmft.report.svg import Caption
 from bmft.report.wording import count, number, span
+from bmft.stats import wilson
 
 AT = (0.05, 0.1, 0.2)  # false positive rates at which a ROC curve is put into numbers
 MOST_COLUMNS = 8

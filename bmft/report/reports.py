@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bmft.audit import AuditReport
-from bmft.files import put
+from bmft._files import put
+from bmft.auditing import AuditReport
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
 from bmft.report.modelcard import front_matter

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from bmft.audit import Predictions
+from bmft.auditing import Predictions
 from bmft.report import figures
 from bmft.report.changes import Changes
 from bmft.report.curves import MOST_COLUMNS, bins_table, calibration_card, roc_card

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from bmft.audit import CONSTANT
+from bmft.auditing import CONSTANT
 
 Json = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ FAST = ["--epochs", "1", "--path", "1", "--seeds", "1", "--tuning", "1", "--jobs
 
 @pytest.fixture(autouse=True)
 def quick_intervals(monkeypatch):
-    monkeypatch.setattr("bmft.trials.RESAMPLES", 20)
+    monkeypatch.setattr("bmft.comparison.trials.RESAMPLES", 20)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_the_methods_are_compared_and_the_files_are_left(compare, study, tmp_pat
 def test_a_finished_trial_is_not_run_again(compare, monkeypatch, capsys):
     assert compare("--methods", "threshold") == 0
     first = capsys.readouterr().out
-    monkeypatch.setattr("bmft.compare.run_trial", lambda *_: pytest.fail("run again"))
+    monkeypatch.setattr("bmft.comparison.runner.run_trial", lambda *_: pytest.fail("run again"))
     assert compare("--methods", "threshold") == 0
     assert capsys.readouterr().out == first
 
@@ -47,14 +47,14 @@ def test_an_unknown_method_is_a_usage_error(compare, capsys):
 
 
 def test_interrupted_leaves_whole_files_only_and_exit_130(compare, tmp_path, monkeypatch):
-    from bmft.trials import run_trial
+    from bmft.comparison.trials import run_trial
 
     def second_is_interrupted(world, trial):
         if trial.method == "dfr":
             raise KeyboardInterrupt
         return run_trial(world, trial)
 
-    monkeypatch.setattr("bmft.compare.run_trial", second_is_interrupted)
+    monkeypatch.setattr("bmft.comparison.runner.run_trial", second_is_interrupted)
     assert compare("--methods", "threshold,dfr", "--report", "out") == 130
     (kept,) = (tmp_path / "out" / "trials").iterdir()
     assert json.loads(kept.read_text())["method"] == "threshold"

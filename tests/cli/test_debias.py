@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bmft.selection import Selection
+from bmft.training import Selection
 
 FAST = ["--epochs", "2", "--keep", "last"]
 
@@ -236,7 +236,7 @@ def test_a_threshold_picked_on_select_is_the_reports(debias, tmp_path):
 
 
 def test_an_interrupt_leaves_no_file_behind(debias, tmp_path, monkeypatch):
-    from bmft.selection import Selection
+    from bmft.training import Selection
 
     monkeypatch.setattr(Selection, "consider", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert debias() == 130

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bmft.patch import WeightPatch
+from bmft.checkpoints import WeightPatch
 
 
 @pytest.fixture

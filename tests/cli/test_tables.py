@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from bmft.audit import AuditReport, Predictions, audit
-from bmft.data import Attribute
+from bmft.auditing import AuditReport, Predictions
+from bmft.inference import audit
+from bmft.tables import Attribute
 from bmft_cli.tables import audit_table, with_interval
 
 

@@ -1,0 +1,70 @@
+"""How names and values are shown in messages, and which known name an unknown one is near."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def unknown_name(what: str, name: str, known: Mapping[str, Any]) -> str:
+    """The sentence for a name that is not among the `known`, with the nearest one."""
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else f": expected one of {', '.join(known)}"
+    return f"unknown {what} {shown(name)}{hint}"
+
+
+def one_line(value: object) -> str:
+    r"""Text on one line; what a terminal would obey and not show is a replacement character.
+
+    >>> one_line("a\nb\x1b[31mc")
+    'a b�[31mc'
+    """
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value)
+    )
+
+
+def short(value: object, limit: int = 120) -> str:
+    """Text for a message: one line, cut to `limit` characters."""
+    text = " ".join(one_line(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, for a message: one line, cut to `limit` characters.
+
+    >>> shown("x" * 100, 12), shown(16**5000)
+    ("'xxxxxxxx...", 'an int too large to show')
+    """
+    try:
+        return short(repr(value), limit)
+    # Python writes out no integer of thousands of digits, and nothing nested thousands deep.
+    except (ValueError, RecursionError):
+        kind = type(value).__name__
+        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} too large to show"
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """The nearest option as a sentence, or the options themselves where none is near.
+
+    >>> did_you_mean("Sex", ["age", "sex"])
+    "Did you mean 'sex'?"
+    >>> did_you_mean("colour", ["age", "sex"])
+    "There are 'age', 'sex'."
+    """
+    known = [str(option) for option in options]
+    lowered = {option.lower(): option for option in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    if near:
+        return f"Did you mean {lowered[near[0]]!r}?"
+    shown = ", ".join(repr(short(option, 40)) for option in known[:12])
+    return f"There are {shown}{', ...' if len(known) > 12 else ''}." if known else "There are none."
+
+
+def listed(problems: Sequence[str], limit: int = 20) -> str:
+    """Up to `limit` problems, one per line, then how many more there are."""
+    lines = [f"  {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  ... and {len(problems) - limit} more")
+    return "\n".join(lines)

@@ -1,0 +1,10 @@
+"""Measure predictions: rates of every group, gaps between groups, an interval beside each."""
+
+from bmft.auditing.audit import CONSTANT, AuditReport, audit_predictions
+from bmft.auditing.goals import GOALS, Goal
+from bmft.auditing.group_intervals import Evidence, Sample, gather
+from bmft.auditing.metrics import DIRECTION, Column, Counts, count, group_metrics
+from bmft.auditing.predictions import Predictions, pick_threshold
+from bmft.auditing.predictions_file import read_predictions
+
+__all__ = ["CONSTANT", "DIRECTION", "GOALS", "AuditReport", "Column", "Counts", "Evidence", "Goal", "Predictions", "Sample", "audit_predictions", "count", "gather", "group_metrics", "pick_threshold", "read_predictions"]

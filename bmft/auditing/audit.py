@@ -1,0 +1,281 @@
+"""Audit a model: rates per group, gaps between groups, counts and intervals, always on pooled predictions."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bmft.auditing.gap_intervals import summarise_intervals
+from bmft.auditing.group_intervals import Sample
+from bmft.auditing.metrics import (
+    Bools,
+    Column,
+    Floats,
+    Ints,
+    Summary,
+    count,
+    group_metrics,
+    group_shares,
+    summarise,
+    summarise_gaps,
+)
+from bmft.auditing.predictions import Predictions
+from bmft.errors import ConfigError, DataError
+from bmft.stats import Interval
+from bmft.tables import Attribute
+
+SCHEMA = 1
+CONSTANT = "constant predictor"
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class AuditReport:
+    """What an audit found. NaN stands for what cannot be measured on these samples.
+
+        intervals: ``overall``, ``by_group`` and ``gaps`` with ``[low, high]``, if they were asked for.
+    ``by_class`` with the figures of each and ``worst_class`` with the worst.
+
+    Attributes:
+        n: samples.
+        unknown: attribute -> samples whose group is unknown; they count in `overall` only.
+        overall: metric -> value over everybody.
+        by_group: attribute -> group -> metric -> value; ``n`` and ``n_positive`` (of the rarest class) first.
+        gaps: attribute -> gap -> value.
+        intervals: ``overall``, ``by_group`` and ``gaps`` with ``[low, high]``, if they were asked for.
+        threshold: scores from here on are positive; for several classes the largest score decides.
+        level: two-sided level of the intervals.
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        classes: their names.
+        clusters: how many patients, where they are known.
+        flags: what makes figures mean little; ``"constant predictor"`` where every answer is the same.
+        content_hash: of the data.
+        skipped: unreadable images that were left out.
+        predictions: what was audited; not part of the file.
+    """
+
+    n: int
+    unknown: Mapping[str, int]
+    overall: Figures = field(repr=False)
+    by_group: Mapping[str, Mapping[str, Figures]] = field(repr=False)
+    gaps: Mapping[str, Figures] = field(repr=False)
+    intervals: Figures = field(repr=False)
+    threshold: float
+    level: float
+    task: str
+    classes: tuple[str, ...]
+    clusters: int | None
+    flags: tuple[str, ...]
+    content_hash: str | None
+    skipped: int = 0
+    predictions: Predictions | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN is None."""
+        kept = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "predictions"}
+        return {"schema": SCHEMA, **kept}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AuditReport":
+        """The report that `to_dict` made into `values`, without its predictions.
+
+        Raises:
+            DataError: not an audit, or one that a newer version wrote.
+        """
+        if values.get("schema") != SCHEMA:
+            raise DataError(
+                f"audit: schema is {values.get('schema')!r}, expected {SCHEMA}: not by this version"
+            )
+        names = [f.name for f in fields(cls) if f.name not in ("predictions", "skipped")]
+        if missing := [name for name in names if name not in values]:
+            raise DataError(f"audit: no {', '.join(missing)}: not an audit that bmft wrote")
+        figures = {name: _measured(values[name]) for name in ("overall", "by_group", "gaps", "intervals")}
+        texts = {name: tuple(values[name]) for name in ("classes", "flags")}
+        counted = {"skipped": int(values.get("skipped") or 0)}  # audits of 0.1.0's first days have none
+        return cls(**{**{name: values[name] for name in names}, **figures, **texts, **counted})
+
+
+def audit_predictions(
+    predictions: Predictions,
+    *,
+    threshold: float = 0.5,
+    level: float = 0.95,
+    intervals: bool = True,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> AuditReport:
+    """Measure how a model does for each group, and how far apart the groups are, from what it said.
+
+    Args:
+        predictions: of any model, in any framework.
+        threshold: scores of at least this are positive; for several classes the largest score decides.
+        level: two-sided level of the intervals.
+        intervals: give them; without them an audit takes milliseconds.
+        resamples: of the bootstrap, where there is no closed form.
+        seed: of the bootstrap: same seed, same intervals.
+
+    Raises:
+        ConfigError: `threshold` or `level` is not between 0 and 1.
+        DataError: there is no sample.
+
+    >>> sex = Attribute("sex", ("female", "male"))
+    >>> predictions = Predictions([0.2, 0.9, 0.6, 0.7], [0, 1, 0, 1], [0, 0, 1, 1], (sex,))
+    >>> report = audit_predictions(predictions, intervals=False)
+    >>> report.by_group["sex"]["male"]["false_positive_rate"], report.gaps["sex"]["equalized_odds_difference"]
+    (1.0, 1.0)
+    """
+    for name, value in (("threshold", threshold), ("level", level)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} is {value}: expected a number between 0 and 1")
+    if not len(predictions):
+        raise DataError("there is no sample to audit")
+    ask = _Audit.of(predictions, threshold, (level, resamples, seed) if intervals else None)
+    everyone = ask.side(Attribute("all", ("all",)), np.zeros(len(predictions), np.int64))
+    pairs = zip(predictions.attributes, predictions.groups.T, strict=True)
+    sides = {attribute.name: ask.side(attribute, ids) for attribute, ids in pairs}
+    return AuditReport(
+        n=len(predictions),
+        unknown={name: side.unknown for name, side in sides.items()},
+        overall=everyone.figures["all"],
+        by_group={name: side.figures for name, side in sides.items()},
+        gaps={name: side.gaps for name, side in sides.items()},
+        intervals={
+            "overall": everyone.figure_intervals["all"],
+            "by_group": {name: side.figure_intervals for name, side in sides.items()},
+            "gaps": {name: side.gap_intervals for name, side in sides.items()},
+        },
+        threshold=float(threshold),
+        level=float(level),
+        task=predictions.task,
+        classes=predictions.classes,
+        clusters=None if predictions.clusters is None else len(np.unique(predictions.clusters)),
+        flags=_flags(predictions, ask.columns),
+        content_hash=predictions.content_hash,
+        skipped=predictions.skipped,
+        predictions=predictions,
+    )
+
+
+class _Side(NamedTuple):
+    """What was found for one attribute, or for everybody as its only group."""
+
+    unknown: int
+    figures: dict[str, Figures]
+    gaps: Figures
+    figure_intervals: dict[str, Figures]
+    gap_intervals: Figures
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What every attribute is measured by."""
+
+    columns: list[Column]
+    names: tuple[str, ...]
+    right: Bools | None  # for several classes: the samples whose largest score is the right one's
+    clusters: Ints | None
+    precision: tuple[float, int, int] | None  # level, resamples and seed; None: no intervals
+
+    @staticmethod
+    def of(predictions: Predictions, threshold: float, precision: tuple[float, int, int] | None) -> "_Audit":
+        called, positive = predictions.decisions(threshold) == 1, predictions.targets == 1
+        columns = [Column(*parts) for parts in zip(predictions.scores.T, called.T, positive.T, strict=True)]
+        right = (called & positive).any(1) if predictions.task == "multiclass" else None
+        return _Audit(columns, predictions.columns, right, predictions.clusters, precision)
+
+    def side(self, attribute: Attribute, groups: Ints) -> _Side:
+        size = len(attribute.groups)
+        accuracy = None if self.right is None else group_shares(self.right, groups, size)
+        metrics = summarise([group_metrics(column, groups, size) for column in self.columns], accuracy)
+        gaps = summarise_gaps(metrics, classes=self.right is not None)
+        spans, gap_spans = self._intervals(metrics, groups, size)
+        counts = [count(column, groups, size) for column in self.columns]
+        figures, figure_intervals = {}, {}
+        for g, name in enumerate(attribute.groups):
+            sizes = [{"n": int(c.n[g]), "n_positive": int(c.positive[g])} for c in counts]
+            figures[name] = self._nested(metrics, partial(_at, g), sizes)
+            figure_intervals[name] = self._nested(spans, partial(_ends_at, g))
+        return _Side(
+            unknown=int((groups < 0).sum()),
+            figures=figures,
+            gaps=self._nested(gaps, float),
+            figure_intervals=figure_intervals,
+            gap_intervals=self._nested(gap_spans, _ends),
+        )
+
+    def _intervals(self, metrics: Summary, groups: Ints, size: int) -> tuple[Summary, Summary]:
+        if self.precision is None:
+            return Summary({}, {}, ()), Summary({}, {}, ())
+        level, resamples, seed = self.precision
+        sample = Sample(groups, size, self.clusters, resamples, seed)
+        return summarise_intervals(self.columns, metrics, sample, level, self.right)
+
+    def _nested(
+        self, summary: Summary, pick: Callable[[Any], Any], sizes: Sequence[Mapping[str, int]] = ()
+    ) -> Figures:
+        """The figures that `pick` takes out of a summary, after the sample sizes, as a report has them."""
+        picked = [{name: pick(value) for name, value in column.items()} for column in summary.columns]
+        first = dict(min(sizes, key=lambda size: size["n_positive"], default={}))
+        nested = {**first, **{name: pick(value) for name, value in summary.mean.items()}}
+        if picked:
+            classes = [
+                {**size, **column} for size, column in zip(sizes or [{}] * len(picked), picked, strict=True)
+            ]
+            nested["worst_class"] = {name: pick(value) for name, value in summary.worst.items()}
+            nested["by_class"] = dict(zip(self.names, classes, strict=True))
+        return nested
+
+
+def _at(group: int, values: Floats) -> float:
+    return float(values[group])
+
+
+def _ends_at(group: int, interval: Interval) -> list[float]:
+    return [float(end[group]) for end in interval]
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [float(end) for end in interval]
+
+
+def _flags(predictions: Predictions, columns: Sequence[Column]) -> tuple[str, ...]:
+    """What a reader has to know before the figures: where every answer is the same."""
+    same = [_constant(column) for column in columns]
+    if all(same):
+        return (CONSTANT,)
+    found = [
+        f"{name}: every decision is the same"
+        for name, one in zip(predictions.columns, same, strict=True)
+        if one
+    ]
+    for attribute, ids in zip(predictions.attributes, predictions.groups.T, strict=True):
+        for g, group in enumerate(attribute.groups):
+            own = [Column(*(part[ids == g] for part in column)) for column in columns]
+            # With one label only, equal decisions may all be right.
+            mixed = any(len(np.unique(column.targets)) > 1 for column in own)
+            if mixed and all(_constant(column) for column in own):
+                found.append(f"{attribute.name}={group}: every decision is the same")
+    return tuple(found)
+
+
+def _constant(column: Column) -> bool:
+    return bool(np.ptp(column.scores) == 0 or column.decisions.all() or not column.decisions.any())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _measured(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _measured(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_measured(inner) for inner in value]
+    return math.nan if value is None else value

@@ -1,0 +1,78 @@
+"""What a search looks for, or an epoch is chosen by: one figure of an audit, and whether more of it is better."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bmft.auditing.audit import AuditReport
+
+Direction = Literal["minimize", "maximize"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of an `AuditReport`, of pooled predictions; with several attributes the worst of them."""
+
+    figure: Callable[[AuditReport], float]
+    direction: Direction
+
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by for less to be better."""
+        return 1 if self.direction == "minimize" else -1
+
+    def of(self, report: AuditReport) -> float:
+        """The value; what cannot be measured is as bad as can be."""
+        value = self.figure(report)
+        if math.isnan(value):
+            return self.sign * math.inf
+        return value
+
+
+def _worst_group(metric: str) -> Callable[[AuditReport], float]:
+    def figure(report: AuditReport) -> float:
+        return min(
+            (float(group[metric]) for groups in report.by_group.values() for group in groups.values()), default=math.nan
+        )
+
+    return figure
+
+
+def _largest_gap(name: str) -> Callable[[AuditReport], float]:
+    return lambda report: max((float(gaps[name]) for gaps in report.gaps.values()), default=math.nan)
+
+
+def _overall(metric: str) -> Callable[[AuditReport], float]:
+    return lambda report: float(report.overall[metric])
+
+
+def _largest_group_loss(report: AuditReport) -> float:
+    """The largest mean cross-entropy of a group."""
+    found = report.predictions
+    if found is None:
+        return math.nan
+    scores, targets = np.clip(found.scores, 1e-7, 1 - 1e-7), found.targets
+    if found.task == "multiclass":
+        losses = -np.log(scores[np.arange(len(targets)), targets])
+    else:
+        positive = targets.reshape(len(targets), -1)
+        losses = -(positive * np.log(scores) + (1 - positive) * np.log(1 - scores)).mean(1)
+    return max(
+        float(losses[column == group].mean()) for column in found.groups.T for group in np.unique(column) if group >= 0
+    )
+
+
+GOALS: Mapping[str, Goal] = {
+    "worst_group_auc": Goal(_worst_group("roc_auc"), "maximize"),
+    "worst_group_accuracy": Goal(_worst_group("accuracy"), "maximize"),
+    "auc_gap": Goal(_largest_gap("roc_auc_difference"), "minimize"),
+    "accuracy_gap": Goal(_largest_gap("accuracy_difference"), "minimize"),
+    "equalized_odds": Goal(_largest_gap("equalized_odds_difference"), "minimize"),
+    "average_odds": Goal(_largest_gap("average_odds_difference"), "minimize"),
+    "largest_group_loss": Goal(_largest_group_loss, "minimize"),
+    "auc": Goal(_overall("roc_auc"), "maximize"),
+    "accuracy": Goal(_overall("accuracy"), "maximize"),
+}

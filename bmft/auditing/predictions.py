@@ -1,0 +1,158 @@
+"""What a model says about every sample of a set, pooled: the only thing an audit looks at."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bmft.errors import ConfigError, DataError, GroupError
+from bmft.tables import Attribute
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Probabilities of every sample beside its targets and groups, from any model or framework.
+
+    Attributes:
+        scores: ``(n, K)`` float64 probabilities; K is 1 for a binary label, else classes or labels.
+        targets: ``(n, K)`` 0/1, one class against the rest; class numbers ``(n,)`` are taken too.
+        groups: ``(n, attributes)`` ids; -1 is unknown.
+        attributes: name and group names of each column of `groups`.
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        classes: names of the columns; for a binary label of its two values.
+        clusters: ``(n,)`` patient ids, or None.
+        rows: ``(n,)`` row of the manifest each sample came from; default 0, 1, ...
+        content_hash: of the data; None where unknown.
+        skipped: unreadable images that were left out.
+
+    One column may be given as ``(n,)`` each time.
+
+    Raises:
+        DataError: shapes do not belong together, or a score is no probability.
+        GroupError: a group id has no name in its attribute.
+
+    >>> sex = Attribute("sex", ("female", "male"))
+    >>> predictions = Predictions([0.2, 0.9], [0, 1], [0, 1], (sex,))
+    >>> predictions.decisions(0.5).tolist()
+    [[0], [1]]
+    """
+
+    scores: Floats = field(repr=False)
+    targets: Ints = field(repr=False)
+    groups: Ints = field(repr=False)
+    attributes: tuple[Attribute, ...]
+    task: str = "binary"
+    classes: tuple[str, ...] = ("0", "1")
+    clusters: Ints | None = field(default=None, repr=False)
+    rows: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    content_hash: str | None = field(default=None, repr=False)
+    skipped: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        scores, groups = np.asarray(self.scores, np.float64), np.asarray(self.groups, np.int64)
+        scores = scores if scores.ndim == 2 else scores.reshape(len(scores), -1)
+        targets = one_vs_rest(np.asarray(self.targets), scores.shape[1])
+        filled = {
+            "scores": scores,
+            "targets": targets,
+            "groups": groups if groups.ndim == 2 else groups[:, None],
+            "clusters": None if self.clusters is None else np.asarray(self.clusters),
+            "rows": np.asarray(self.rows) if len(self.rows) else np.arange(len(scores)),
+        }
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The name of each column of `scores`; a binary label's is its positive value."""
+        return self.classes[1:] if self.task == "binary" else self.classes
+
+    def decisions(self, threshold: float = 0.5) -> Ints:
+        """``(n, K)`` 0/1: scores of at least `threshold`; for several classes the largest score."""
+        if self.task != "multiclass":
+            return (self.scores >= threshold).astype(np.int64)
+        return np.asarray(np.eye(self.scores.shape[1], dtype=np.int64)[self.scores.argmax(1)])
+
+    def _check(self) -> None:
+        n, width = len(self.scores), self.groups.shape[1]
+        parts = (self.groups, self.targets, self.rows, self.clusters)
+        lengths = {len(part) for part in parts if part is not None}
+        if lengths != {n}:
+            raise DataError(f"{n} scores, but another number of targets, groups, rows or clusters")
+        if len(self.columns) != self.scores.shape[1]:
+            raise DataError(f"{self.scores.shape[1]} columns of scores for the classes {self.classes}")
+        if not ((self.scores >= 0) & (self.scores <= 1)).all():
+            raise DataError("a score is not in [0, 1]: expected probabilities, not logits")
+        if width != len(self.attributes):
+            raise DataError(f"{width} columns of groups for {len(self.attributes)} attributes")
+        for attribute, ids in zip(self.attributes, self.groups.T, strict=True):
+            if n and ids.max() >= len(attribute.groups):
+                raise GroupError(f"{attribute.name!r} has the group id {ids.max()} and {attribute.groups}")
+
+
+def pick_threshold(predictions: Predictions) -> float:
+    """The threshold with the best balanced accuracy, mean over labels; of equals the one closest to 0.5.
+
+    It lies halfway between two neighbouring scores, so that rounding on another machine changes no decision.
+
+    Raises:
+        ConfigError: for several classes the largest score decides and there is no threshold.
+        DataError: a label has only positives or only negatives.
+
+    >>> sex = Attribute("sex", ("female", "male"))
+    >>> pick_threshold(Predictions([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [0, 1, 0, 1], (sex,)))
+    0.25
+    """
+    if predictions.task == "multiclass":
+        raise ConfigError("a threshold cannot be picked for several classes: the largest score decides")
+    cuts = np.unique(predictions.scores)
+    cuts = (cuts[1:] + cuts[:-1]) / 2 if len(cuts) > 1 else np.array([0.5])
+    curves = [
+        _balanced_accuracy(scores, targets == 1, cuts)
+        for scores, targets in zip(predictions.scores.T, predictions.targets.T, strict=True)
+    ]
+    mean = np.mean(curves, axis=0)
+    best = cuts[mean >= mean.max() - 1e-12]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def _balanced_accuracy(scores: Floats, positive: NDArray[np.bool_], cuts: Floats) -> Floats:
+    if positive.all() or not positive.any():
+        raise DataError("a threshold cannot be picked: a label has only positives or only negatives")
+    missed = np.searchsorted(np.sort(scores[positive]), cuts) / positive.sum()
+    rejected = np.searchsorted(np.sort(scores[~positive]), cuts) / (~positive).sum()
+    return np.asarray((1 - missed + rejected) / 2)
+
+
+def one_vs_rest(targets: NDArray[Any], num_columns: int) -> Ints:
+    """Targets as ``(n, K)`` zeros and ones, one column per class or label; `bmft.fairness` has it for tensors.
+
+    Args:
+        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is.
+        num_columns: K, the columns of the scores.
+
+    Raises:
+        DataError: a class index or a shape that does not fit `num_columns`, or a value other than 0 and 1.
+
+    >>> one_vs_rest(np.array([0, 2]), 3).tolist()
+    [[1, 0, 0], [0, 0, 1]]
+    """
+    if targets.ndim == 1 and num_columns > 1:
+        if ((targets < 0) | (targets >= num_columns)).any():
+            raise DataError(f"targets hold a class outside 0..{num_columns - 1}, the scores' columns")
+        return (targets[:, None] == np.arange(num_columns)).astype(np.int64)
+    columns = targets[:, None] if targets.ndim == 1 else targets
+    if columns.ndim != 2 or columns.shape[1] != num_columns:
+        raise DataError(f"targets have the shape {tuple(targets.shape)}: expected {num_columns} columns")
+    if ((columns != 0) & (columns != 1)).any():
+        raise DataError("targets hold a value other than 0 and 1: classes need one score each")
+    return columns.astype(np.int64)

@@ -1,0 +1,186 @@
+"""Where in a file's content the weights are, and how new ones take their place."""
+
+import copy
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft._text import short, shown
+from bmft.errors import CheckpointError, MismatchError
+
+ENTRIES = ("state_dict", "model", "model_state_dict", "net", "ema")
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+_ARCH_KEYS = ("arch", "architecture", "model_name", "model")
+_SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "args")
+
+
+def find_entry(content: Any, depth: int = 0) -> tuple[str, ...] | None:
+    """The keys that lead to the weights; None where there are none."""
+    if isinstance(content, nn.Module) and content.state_dict():
+        return ()
+    if not isinstance(content, Mapping) or depth > len(ENTRIES):
+        return None
+    for name in ENTRIES:
+        if (inner := find_entry(content.get(name), depth + 1)) is not None:
+            return (name, *inner)
+    tensors = tensors_of(content)
+    nested = any(
+        "." in key for value in content.values() if isinstance(value, Mapping) for key in tensors_of(value)
+    )
+    return () if tensors and (not nested or any("." in key for key in tensors)) else None
+
+
+def what_is_there(content: Any) -> str:
+    """What a content without weights holds instead, and what was expected, in words."""
+    expected = f"expected a state_dict, bare or under {', '.join(ENTRIES)}"
+    if not isinstance(content, Mapping):
+        return f"it is a {type(content).__name__}; {expected}"
+    some = [short(_key(key)) for key, value in content.items() if isinstance(value, Mapping) and tensors_of(value)]
+    there = (
+        f"tensors are under {', '.join(some[:3])}"
+        if some
+        else f"its entries are {', '.join(short(_key(key)) for key in [*content][:5]) or 'none'}"
+    )
+    return f"{there}; {expected}. Save those alone: torch.save(weights, ...)"
+
+
+def at(content: Any, keys: Iterable[str]) -> Any:
+    """What lies under `keys`, one after the other."""
+    for key in keys:
+        content = content[key]
+    return content
+
+
+def tensors_of(found: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict or a model, by name."""
+    state = found.state_dict() if isinstance(found, nn.Module) else found
+    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def check_tensors(path: Path, found: Any) -> None:
+    """Refuse what no dense weight is; all such are named together.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    tensors = tensors_of(found)
+    odd = [f"{key!r} is {why}" for key, tensor in tensors.items() if (why := _odd(tensor))]
+    if isinstance(found, Mapping):
+        odd += [
+            f"{key!r} is a {type(value).__name__}, not a tensor"
+            for key, value in found.items()
+            if isinstance(key, str) and "." in key and key not in tensors and not key.endswith("_extra_state")
+        ]
+    if odd:
+        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+        raise CheckpointError(f"{path} holds weights that cannot be tuned: {', '.join(odd[:5])}{more}")
+
+
+def _odd(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "on the meta device (it has a shape and no values)"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout != torch.strided:
+        return f"{tensor.layout}, not dense".removeprefix("torch.")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"expanded to {tuple(tensor.shape)} from fewer values"
+    return ""
+
+
+def prefixes(keys: Iterable[str]) -> list[str]:
+    """What DataParallel, Lightning, torch.compile may have put before the names, from nothing to all of it.
+
+    >>> prefixes(["module.model.conv.weight", "module.model.fc.weight", "criterion.weight"])
+    ['', 'module.', 'module.model.']
+    """
+    found, left = [""], list(keys)
+    while left:
+        groups: dict[str, list[str]] = {}
+        for key in left:
+            first, dot, rest = key.partition(".")
+            groups.setdefault(first + dot, []).append(rest)
+        largest = max(groups, key=lambda group: len(groups[group]))
+        if largest not in PREFIXES:
+            break
+        found.append(found[-1] + largest)
+        left = groups[largest]
+    return found
+
+
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else shown(key)
+
+
+def plain_values(content: Any) -> dict[str, Any]:
+    """The texts and numbers among the entries; not integers so large that Python writes them in no text."""
+    return {
+        _key(key): value
+        for key, value in _as_mapping(content).items()
+        if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**64)
+    }
+
+
+def named_arch(content: Any) -> str | None:
+    """The architecture that the entries, or the settings among them, name.
+
+    >>> named_arch({"epoch": 3, "hyper_parameters": {"lr": 0.1, "arch": "resnet18"}})
+    'resnet18'
+    """
+    entries = _as_mapping(content)
+    settings = [_as_mapping(entries.get(key)) for key in _SETTINGS_KEYS]
+    names = (place.get(key) for place in (entries, *settings) for key in _ARCH_KEYS)
+    return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def _as_mapping(value: Any) -> Mapping[Any, Any]:
+    if isinstance(value, Namespace):
+        return vars(value)
+    return value if isinstance(value, Mapping) else {}
+
+
+def refilled(content: Any, keys: tuple[str, ...], stored: Mapping[str, Tensor]) -> Any:
+    """`content` with new values for some tensors of what lies under `keys`; `content` itself is not changed.
+
+    The new tensors lie in memory as the old ones do: tied, strided, or views of one another.
+
+    Raises:
+        MismatchError: tensors that are one in the content get different values.
+    """
+    found = at(content, keys)
+    if isinstance(found, nn.Module):
+        filled: Any = copy.deepcopy(found)
+        fresh = tensors_of(filled)
+    else:
+        filled = copy.copy(found)
+        fresh = copy.deepcopy({key: found[key] for key in stored})
+        filled.update(fresh)
+    with torch.no_grad():
+        for key, tensor in stored.items():
+            fresh[key].copy_(tensor)
+    for key, tensor in stored.items():
+        if not bool(same_bits(fresh[key].detach(), tensor).all()):
+            raise MismatchError(
+                f"{key!r} shares its values with another weight in the checkpoint, but was given others"
+            )
+    return _replaced(content, keys, filled)
+
+
+def _replaced(content: Any, keys: tuple[str, ...], value: Any) -> Any:
+    if not keys:
+        return value
+    outer = copy.copy(content)
+    outer[keys[0]] = _replaced(content[keys[0]], keys[1:], value)
+    return outer
+
+
+def same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors of one shape and dtype agree to the last bit, NaN and signed zeros included."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if not a.is_floating_point():
+        return a == b
+    return a.view(integers[a.element_size()]) == b.view(integers[b.element_size()])

@@ -1,0 +1,232 @@
+"""Checkpoints: a file in, a model out; changed weights in, the same kind of file out."""
+
+import copy
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MissingExtraError, NonFiniteError
+from bmft.models import (
+    Fit,
+    build_model,
+    check_values,
+    components,
+    find_head,
+    fit_of,
+    infer_architecture,
+    outline,
+    readings,
+    shapes_of,
+)
+
+log = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    into: nn.Module | None = None,
+    num_classes: int | None = None,
+    trust_pickle: bool = False,
+) -> nn.Module:
+    """The model of a checkpoint, in eval mode, on the CPU; `into`, if given, is changed and returned.
+
+    A model built here computes in float32, whatever the precision of the file.
+
+    Args:
+        path: see `read_checkpoint`.
+        arch: see `bmft.models.build_model`; by default what the checkpoint says, else inferred from its
+            weights.
+        into: a model to load the weights into instead of building one.
+        num_classes: outputs of the head; by default as many as the weights have.
+        trust_pickle: see `read_checkpoint`.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ArchitectureError: the network is unknown or ambiguous, or the weights are not its.
+        ConfigError: `num_classes` is not what the weights have, or `into` and `arch` are both given.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
+    if into is None:
+        return build_from(checkpoint, arch=arch, num_classes=num_classes)
+    if arch is not None or num_classes is not None:
+        raise ConfigError(
+            "into= is the model to load into: leave out arch= and num_classes=, which build another"
+        )
+    return _load(into, checkpoint, type(into).__name__)
+
+
+def build_from(
+    checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None
+) -> nn.Module:
+    """The model of a checkpoint that has been read; see `load_checkpoint`."""
+    if checkpoint.module is not None and arch is None:
+        model = copy.deepcopy(checkpoint.module).float().eval()
+        _check_values(model, checkpoint.module.state_dict(), checkpoint.path)
+        return model
+    arch, outputs = _resolve(checkpoint, arch)
+    # One output is the logit of two classes.
+    if num_classes not in (None, outputs) and (num_classes, outputs) != (2, 1):
+        raise ConfigError(
+            f"--num-classes is {num_classes}, but the head in {checkpoint.path} has {outputs} outputs: "
+            "leave it out"
+        )
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(arch, num_outputs=outputs)
+    return _load(model, checkpoint, arch)
+
+
+def describe(
+    checkpoint: Checkpoint, model: nn.Module, *, arch: str | None = None, head: str | None = None
+) -> dict[str, Any]:
+    """What `bmft inspect` shows: plain values for JSON.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        model: what it was built into.
+        arch: what it was built as, if it was said; else found out again.
+        head: module path of the head, if it is not the one found.
+
+    Returns:
+        ``path``, ``container``, ``entry``, ``prefix``, ``arch``, ``says`` (the architecture the file names),
+        ``tensors``, ``dtypes``, ``parameters``, ``head`` (``name``, ``num_outputs``, ``parameters``),
+        ``blocks`` (block -> ``parameters`` and ``components``, counts both), ``beside`` (the file's other
+        plain values), ``content_hash``, ``fingerprint``.
+    """
+    checkpoint = checkpoint.under(model.state_dict())
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    top = find_head(model, name=head)
+
+    def count(names: Iterable[str]) -> int:
+        return sum(sizes[name] for name in names)
+
+    return {
+        "path": str(checkpoint.path),
+        "container": checkpoint.container,
+        "entry": checkpoint.entry,
+        "prefix": checkpoint.prefix,
+        "arch": arch or _arch_in_words(checkpoint, model),
+        "says": checkpoint.arch,
+        "tensors": len(checkpoint.state),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()}),
+        "parameters": sum(sizes.values()),
+        "head": {"name": top.name, "num_outputs": top.num_outputs, "parameters": count(top.parameters)},
+        "blocks": {
+            block: {
+                "parameters": sum(map(count, kinds.values())),
+                "components": {kind: count(names) for kind, names in kinds.items()},
+            }
+            for block, kinds in components(model, top).items()
+        },
+        "beside": dict(checkpoint.metadata),
+        "content_hash": checkpoint.content_hash,
+        "fingerprint": checkpoint.fingerprint,
+    }
+
+
+def _resolve(checkpoint: Checkpoint, arch: str | None) -> tuple[str, int | None]:
+    """The architecture, and the size of its head."""
+    if arch is not None:
+        fits = [(option, *_fit(checkpoint, option)) for option in readings(arch) or (arch,)]
+        best, fit, outputs = min(fits, key=lambda item: item[1].distance)
+        if fit.distance:
+            raise _misfit(checkpoint.path, best, fit)
+        return best, outputs
+    for option in readings(checkpoint.arch, trusted=False) if checkpoint.arch else ():
+        fit, outputs = _fit(checkpoint, option)
+        if not fit.distance:
+            return option, outputs
+    if checkpoint.arch:
+        log.info("%s calls itself %r; taken from its weights instead", checkpoint.path, checkpoint.arch)
+    inferred = _inferred(checkpoint)
+    return inferred, _fit(checkpoint, inferred)[1]
+
+
+def _inferred(checkpoint: Checkpoint) -> str:
+    says = f" It calls itself {checkpoint.arch!r}." if checkpoint.arch else ""
+    errors = []
+    for candidate in checkpoint.unwrapped():
+        try:
+            return infer_architecture(shapes_of(candidate.state))
+        except ArchitectureError as error:
+            errors.append(error)
+    raise ArchitectureError(f"{checkpoint.path}: {errors[0]}{says}") from errors[0]
+
+
+def _fit(checkpoint: Checkpoint, arch: str) -> tuple[Fit, int | None]:
+    """How far the weights are those of `arch` with a head of the size that they have, and that size."""
+    network = outline(arch)
+    state = checkpoint.under(network.state_dict()).state
+    outputs = next((state[name].shape[0] for name in find_head(network).parameters if name in state), None)
+    return _compare(outline(arch, num_outputs=outputs), state), outputs
+
+
+def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+    """How far the weights are the model's; of weights that are one in the model, one is enough."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {name for group in names.values() if any(name in state for name in group) for name in group}
+    wanted = shapes_of(model.state_dict())
+    return fit_of({n: s for n, s in wanted.items() if n in state or n not in tied}, shapes_of(state))
+
+
+def _misfit(path: Path, what: str, fit: Fit) -> ArchitectureError:
+    return ArchitectureError(
+        f"the weights in {path} are not those of {what}: {fit.notes}. Name the network they were trained in "
+        "(--arch; your own as package.module:factory)."
+    )
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint, what: str) -> nn.Module:
+    """Load the weights into `model` and put it into eval mode; `model` is not changed if they are not for it."""
+    check_values(model)
+    current = model.state_dict()
+    state = OrderedDict(checkpoint.under(current).state)
+    fit = _compare(model, state)
+    if fit.distance:
+        raise _misfit(checkpoint.path, what, fit)
+    _check_values(model, state, checkpoint.path)
+    # The names are today's, so they are in today's format, whatever the file says or leaves out.
+    state._metadata = current._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def _check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    parameters = dict(model.named_parameters())
+    bad = []
+    for name, own in model.state_dict().items():
+        if not isinstance(new := state.get(name), Tensor):
+            continue
+        if new.is_floating_point() != own.is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name!r} is {new.dtype}, but the model computes with {own.dtype}: save it as that"
+            )
+        # A buffer may hold infinities on purpose (attention masks); a weight may not.
+        values = new.to(own.dtype)
+        if bool(torch.isnan(values).any() if name not in parameters else ~torch.isfinite(values).all()):
+            bad.append(name)
+    if bad:
+        raise NonFiniteError(
+            f"{len(bad)} weights in {path} hold NaN or infinite values (first: {bad[0]!r}): the training has "
+            "diverged, or the file is damaged. Take an earlier checkpoint."
+        )
+
+
+def _arch_in_words(checkpoint: Checkpoint, model: nn.Module) -> str:
+    try:
+        if checkpoint.module is None:
+            return _resolve(checkpoint, None)[0]
+    except (ArchitectureError, MissingExtraError):
+        pass
+    return f"{type(model).__module__}:{type(model).__qualname__}"

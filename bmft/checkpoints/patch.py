@@ -1,0 +1,213 @@
+"""What moved: the exact difference of two sets of weights, as a file that applies and reverts bit for bit."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bmft._files import in_order, put
+from bmft._text import short, shown
+from bmft.errors import MismatchError, NonFiniteError
+from bmft.models import differing, state_hash
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Where one tensor changed, and its values there before and after.
+
+    Attributes:
+        index: ``(m,)`` int64 positions in the flattened tensor.
+        before: ``(m,)`` values, in the tensor's own dtype.
+        after: ``(m,)`` values.
+        total: the number of elements of the tensor.
+    """
+
+    index: Tensor
+    before: Tensor
+    after: Tensor
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class WeightPatch:
+    """The difference between two states of one model.
+
+    Attributes:
+        changes: tensor name -> its change; tensors that did not change are not in it.
+        before_hash: of the whole state it applies to.
+        after_hash: of the whole state it gives.
+        recipe: how it was made (method, settings, hashes of the data).
+
+    >>> before, after = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 3.0])}
+    >>> patch = WeightPatch.between(before, after)
+    >>> patch.apply(before)["w"], patch.revert(after)["w"]
+    (tensor([1., 3.]), tensor([1., 2.]))
+    """
+
+    changes: Mapping[str, Change]
+    before_hash: str
+    after_hash: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def between(
+        cls,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        recipe: Mapping[str, Any] | None = None,
+    ) -> "WeightPatch":
+        """The patch that turns `before` into `after`; both are state dicts of one model.
+
+        Raises:
+            MismatchError: they differ in names, shapes or dtypes.
+            NonFiniteError: `after` has a value that is not finite where it changed.
+        """
+        if list(before) != list(after):
+            odd = sorted(set(before) ^ set(after)) or [
+                next(a for a, b in zip(before, after, strict=True) if a != b)
+            ]
+            raise MismatchError(f"the two states differ in names or order (first: {odd[0]!r}): not one model")
+        changes: dict[str, Change] = {}
+        for name, old in before.items():
+            new = after[name]
+            if old.shape != new.shape or old.dtype != new.dtype:
+                raise MismatchError(
+                    f"{name!r} is {old.dtype} {tuple(old.shape)} before and {new.dtype} {tuple(new.shape)} after"
+                )
+            a, b = old.detach().cpu().reshape(-1), new.detach().cpu().reshape(-1)
+            index = differing(a, b)
+            if len(index):
+                if b.is_floating_point() and not bool(torch.isfinite(b[index]).all()):
+                    raise NonFiniteError(f"{name!r} has values that are not finite after the change")
+                changes[name] = Change(index, a[index], b[index], a.numel())
+        return cls(changes, state_hash(before), state_hash(after), dict(recipe or {}))
+
+    def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state after the change; `state` itself is not changed.
+
+        Raises:
+            MismatchError: `state` is not the one the patch was made from.
+        """
+        return self._move(state, self.before_hash, self.after_hash, forward=True)
+
+    def revert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state before the change; `state` itself is not changed.
+
+        Raises:
+            MismatchError: `state` is not the one the patch gives.
+        """
+        return self._move(state, self.after_hash, self.before_hash, forward=False)
+
+    def _move(
+        self, state: Mapping[str, Tensor], expected: str, result: str, *, forward: bool
+    ) -> dict[str, Tensor]:
+        if state_hash(state) != expected:
+            what = "the original" if forward else "the debiased"
+            hint = " It is already applied." if forward and state_hash(state) == self.after_hash else ""
+            raise MismatchError(
+                f"this is not {what} checkpoint the patch was made for: its weights differ.{hint}"
+            )
+        moved = {name: tensor.detach().clone() for name, tensor in state.items()}
+        for name, change in self.changes.items():
+            if name not in moved or (moved[name].numel(), moved[name].dtype) != (change.total, change.after.dtype):
+                raise MismatchError(f"the patch is damaged: {name!r} is not as it was made with")
+            # A copy: what passes for contiguous may be a view of the tensor that is written below.
+            flat = moved[name].cpu().contiguous().reshape(-1).clone()
+            flat[change.index] = change.after if forward else change.before
+            moved[name].copy_(flat.view(moved[name].shape))
+        if state_hash(moved) != result:
+            raise MismatchError("the patch is damaged: it does not give the weights it was made with")
+        return moved
+
+    @property
+    def moved(self) -> int:
+        """The number of values that changed."""
+        return sum(len(change.index) for change in self.changes.values())
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and norms (``moved``, ``l2_norm``, ``max_abs``), overall and per tensor in ``layers``, and the recipe.
+
+        The norms are of the change, in the units of the weights.
+        """
+        layers = {}
+        for name, change in self.changes.items():
+            delta = change.after.double() - change.before.double()
+            layers[name] = {
+                "moved": len(change.index),
+                "total": change.total,
+                "l2_norm": float(delta.norm()),
+                "max_abs": float(delta.abs().max()),
+            }
+        return {
+            "moved": self.moved,
+            "l2_norm": sum(entry["l2_norm"] ** 2 for entry in layers.values()) ** 0.5,
+            "max_abs": max((entry["max_abs"] for entry in layers.values()), default=0.0),
+            "layers": layers,
+            "before_hash": self.before_hash,
+            "after_hash": self.after_hash,
+            "recipe": dict(self.recipe),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for name, change in self.changes.items():
+            # Numbers of positions stay below 2**31 for every layer in use; int64 is the exception.
+            small = change.total < 2**31
+            tensors[f"{name}:index"] = change.index.to(torch.int32) if small else change.index
+            tensors[f"{name}:before"], tensors[f"{name}:after"] = change.before, change.after
+        metadata = {
+            "format": _FORMAT,
+            "kind": "bmft.patch",
+            "before_hash": self.before_hash,
+            "after_hash": self.after_hash,
+            "totals": json.dumps({name: change.total for name, change in self.changes.items()}),
+            "recipe": json.dumps(dict(self.recipe), sort_keys=True),
+        }
+        put(in_order(save(tensors, metadata)), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "WeightPatch":
+        """Read a file that `save` wrote.
+
+        Raises:
+            MismatchError: the file is damaged, is no patch, or has a newer format number.
+        """
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # A path with a NUL in it is a ValueError, a type of number that torch lacks one of the other two.
+        except (SafetensorError, OSError, ValueError, LookupError, AttributeError) as error:
+            raise MismatchError(f"{path} cannot be read as a patch: {short(error)}") from error
+        if metadata.get("kind") != "bmft.patch" or metadata.get("format") != _FORMAT:
+            raise MismatchError(
+                f"{path} is {metadata.get('kind', 'no bmft file')}, format {metadata.get('format')}: "
+                f"expected a bmft.patch of format {_FORMAT}. A newer one needs a newer bmft."
+            )
+        try:
+            totals, recipe = json.loads(metadata["totals"]), json.loads(metadata["recipe"])
+            changes = {n: _change(tensors, n, total) for n, total in totals.items()}
+            return cls(changes, metadata["before_hash"], metadata["after_hash"], dict(recipe))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise MismatchError(f"{path} is a damaged patch: {shown(error, 120)}") from error
+
+
+def _change(tensors: Mapping[str, Tensor], name: str, total: Any) -> Change:
+    index, before, after = (tensors[f"{name}:{part}"] for part in ("index", "before", "after"))
+    if not isinstance(total, int) or index.dtype not in (torch.int32, torch.int64) or before.dtype != after.dtype:
+        raise ValueError(f"parts of {name!r} are of other types than a patch's")
+    if not (index.shape == before.shape == after.shape and index.dim() == 1):
+        raise ValueError(f"parts of {name!r} have different lengths")
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < total:
+        raise ValueError(f"positions of {name!r} lie outside the tensor")
+    return Change(index.long(), before, after, total)
+

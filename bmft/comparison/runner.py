@@ -1,0 +1,197 @@
+"""Every method and baseline under one budget: trials side by side, resumed where they stopped, and a verdict."""
+
+import json
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from bmft._files import put
+from bmft._text import unknown_name
+from bmft.comparison.references import REFERENCES
+from bmft.comparison.results import Comparison
+from bmft.comparison.trials import (
+    CLOSED_FORM,
+    RATES,
+    Budget,
+    Trial,
+    World,
+    known_methods,
+    not_installed,
+    run_trial,
+    trial_key,
+)
+from bmft.errors import ConfigError, WorkerError
+from bmft.report import comparison_page, versions
+
+_log = logging.getLogger(__name__)
+
+
+def compare(
+    world: World,
+    *,
+    methods: Sequence[str] | None = None,
+    budget: Budget | None = None,
+    config: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Comparison:
+    """Run every method under the same fit and select data, the same budget, and the same number of tuning trials.
+
+    Args:
+        world: the model, the data and the conditions; the model is not changed.
+        methods: names in `known_methods`; all by default.
+        config: values for every method's settings.
+        folder: one file per finished trial is kept here, and read instead of run the next time.
+        jobs: processes.
+        progress: called with what is done, of how many, and the latest method.
+
+    Raises:
+        ConfigError: a method or a setting is not known.
+    """
+    budget = budget or Budget()
+    trials = trials_of(methods, budget, config or {})
+    store = _Store(folder, world.fingerprint())
+    results = {place: found for place, trial in enumerate(trials) if (found := store.read(trial)) is not None}
+    waiting = {place: trial for place, trial in enumerate(trials) if place not in results}
+    progress(len(results), len(trials), "")
+    for place, result in _finished(world, waiting, jobs):
+        store.write(trials[place], result)
+        results[place] = result
+        progress(len(results), len(trials), trials[place].method)
+    return Comparison(
+        tuple(results[place] for place in sorted(results)), asdict(budget), world.max_auc_drop,
+        world.max_group_auc_drop, not_installed(), versions(),
+        tuple(attribute.name for attribute in world.fit.attributes),
+    )  # fmt: skip
+
+
+def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str, Any]) -> list[Trial]:
+    """Every trial of a comparison, seed by seed, so that an interrupted one has whole seeds first.
+
+    >>> [(t.method, t.seed, t.number) for t in trials_of(["head", "dfr"], Budget(seeds=1), {})]
+    [('head', 0, 0), ('head', 0, 1), ('dfr', 0, 0)]
+    """
+    names = list(dict.fromkeys(methods or known_methods()))
+    for name in names:
+        if name in (absent := not_installed()):
+            raise ConfigError(f"{name} {absent[name]}")
+        if name not in known_methods():
+            raise ConfigError(unknown_name("method", name, dict.fromkeys(known_methods())))
+    if not 1 <= budget.tuning <= len(RATES) or budget.seeds < 1:
+        raise ConfigError(
+            f"tuning is {budget.tuning} and seeds {budget.seeds}: expected 1 to {len(RATES)}, and at least 1"
+        )
+    return [
+        trial for seed in range(budget.seeds) for name in names for trial in _of(name, seed, budget, config)
+    ]
+
+
+def _of(name: str, seed: int, budget: Budget, config: Mapping[str, Any]) -> Iterator[Trial]:
+    if name in REFERENCES:
+        # Its draws and its fit have no seed of ours.
+        yield from [Trial(name, seed, 0, {})] if seed == 0 else []
+        return
+    for number in range(1 if name in CLOSED_FORM else budget.tuning):
+        yield Trial(name, seed, number, budget.config(name, number, config))
+
+
+class _Store:
+    """One JSON file per finished trial, put down whole."""
+
+    def __init__(self, folder: str | Path | None, fingerprint: str) -> None:
+        self.folder, self.fingerprint = None if folder is None else Path(folder), fingerprint
+
+    def path(self, trial: Trial) -> Path | None:
+        if self.folder is None:
+            return None
+        name = f"{trial.method}-{trial.seed}-{trial.number}-{trial_key(self.fingerprint, trial)}.json"
+        return self.folder / name
+
+    def read(self, trial: Trial) -> dict[str, Any] | None:
+        path = self.path(trial)
+        if path is None or not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        # A ValueError is no JSON, or no UTF-8.
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            _log.warning("%s is not a finished trial: it is run again", path)
+            return None
+        return found
+
+    def write(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        path = self.path(trial)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            put(comparison_page.to_json(result), path)
+
+
+def _finished(world: World, trials: Mapping[int, Trial], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each trial's place and result, as they finish."""
+    if jobs <= 1 or len(trials) <= 1:
+        yield from ((place, _as_json(run_trial(world, trial))) for place, trial in trials.items())
+        return
+    others = set(multiprocessing.active_children())
+    threads = max(1, torch.get_num_threads() // jobs)
+    pool = ProcessPoolExecutor(
+        min(jobs, len(trials)), multiprocessing.get_context("spawn"), _start_worker, (world, threads)
+    )
+    finished = False
+    try:
+        running: dict[Future[dict[str, Any]], int] = {
+            pool.submit(_work, trial): place for place, trial in trials.items()
+        }
+        for future in as_completed(running):
+            yield running[future], future.result()
+        finished = True
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a process that ran trials died (killed, or out of memory). Finished trials are kept where there is a "
+            "folder for them: start again to go on, with --jobs 1 if memory is short."
+        ) from error
+    finally:
+        pool.shutdown(wait=finished, cancel_futures=True)
+        if not finished:
+            # Ctrl-C must not wait minutes for the trials under way.
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+
+
+_world: World | None = None
+
+
+def _start_worker(world: World, threads: int) -> None:
+    global _world  # a process has one world; it is sent once, not with every trial
+    _world = world
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # scikit-learn's, too: more threads than processors slow everybody down
+
+
+def _work(trial: Trial) -> dict[str, Any]:
+    if _world is None:
+        raise RuntimeError("this process was not started as a worker")
+    return _as_json(run_trial(_world, trial))
+
+
+def _as_json(result: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back: a resumed comparison equals an uninterrupted one."""
+    plain: dict[str, Any] = json.loads(comparison_page.to_json(result))
+    return plain
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
+    """Write ``compare.html``, ``compare.json`` and ``compare.md`` into `folder`; returns the first's path."""
+    return comparison_page.write_comparison(comparison.to_dict(), folder)

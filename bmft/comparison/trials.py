@@ -1,0 +1,310 @@
+"""One trial of a comparison: a method, a seed, a setting; run, measured, and put into plain values."""
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from bmft import fairness
+from bmft.auditing import AuditReport, Predictions, audit_predictions
+from bmft.comparison.references import REFERENCES, Case, missing_references
+from bmft.data import GroupedData
+from bmft.errors import BmftError
+from bmft.inference import predict
+from bmft.leakage import attribute_leakage, sides
+from bmft.methods import METHODS, debias, installed_methods, settings_for
+from bmft.models import tensors_of
+from bmft.training import gap_of
+
+SCHEMA = 1
+RATES = (1.0, 3.0, 0.3, 10.0, 0.1)  # what a tuning trial multiplies the learning rates by, the default first
+ONE_STEP = ("rw", "reg", "rwreg", "lora", "group_dro", "bias_gradient_descent")  # train the whole network only
+CLOSED_FORM = ("dfr", "fairprune", "threshold")  # offer their own candidates to select; no learning rate
+RESAMPLES = 200
+FIGURES = ("gap", "equalized_odds_difference", "roc_auc", "worst_group_roc_auc", "balanced_accuracy")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method may use.
+
+    Attributes:
+        epochs: of the extractor step and of the head step. Methods that train the whole network at once get as many
+            passes over the fit images as the two-step methods make in all: their epochs, one for the importance and
+            one per point of the path for the features.
+        path: how far along the extractor goes, see `bmft.methods.Settings`.
+        tuning: learning rates tried per method and seed, chosen on select.
+        seeds: repetitions.
+    """
+
+    epochs: tuple[int, int] = (3, 5)
+    path: tuple[float, ...] = (0.5, 1.0)
+    tuning: int = 2
+    seeds: int = 3
+
+    def config(self, method: str, number: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of tuning trial `number` of a method, over those that the user gave.
+
+        >>> Budget().config("rw", 1, {})["epochs"], Budget().config("bmft", 0, {"fraction": 0.1})["fraction"]
+        ((6, 0), 0.1)
+        """
+        step, head = self.epochs
+        epochs = (step + 1 + len(self.path), 0) if method in ONE_STEP else (step, head)
+        if method == "head":
+            # On cached features an epoch is no image-pass: as many heads' worth as the two-step methods train.
+            epochs = (0, head * len(self.path) * 2)
+        base = settings_for(method, given)
+        return {
+            **given,
+            "epochs": epochs,
+            "path": self.path,
+            "lr": tuple(rate * RATES[number] for rate in base.lr),
+            "trust": base.trust * RATES[number],
+        }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method with these settings from this seed; `number` counts a method's tuning trials from 0."""
+
+    method: str
+    seed: int
+    number: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """What all trials share: the model, the data, and the conditions."""
+
+    model: nn.Module
+    fit: GroupedData
+    select: GroupedData
+    test: GroupedData | None
+    sites: Mapping[str, GroupedData] = field(default_factory=dict)
+    threshold: float = 0.5
+    max_auc_drop: float = 0.01
+    max_group_auc_drop: float = 0.02
+    multi_label: bool = False
+    head: str | None = None
+    device: str = "cpu"
+
+    @property
+    def measured(self) -> GroupedData:
+        """The rows that trials are measured on: test, else select."""
+        return self.select if self.test is None else self.test
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """How `bmft.audit` is to run the model."""
+        return {"device": self.device, "multi_label": self.multi_label}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's weights, every set's content and the conditions: another world, another result."""
+        digest = hashlib.sha256()
+        for name, tensor in tensors_of(self.model).items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+        sets = {"fit": self.fit, "select": self.select, "test": self.test, **self.sites}
+        hashes = {name: data.content_hash for name, data in sets.items() if data is not None}
+        conditions = [
+            SCHEMA, self.threshold, self.max_auc_drop, self.max_group_auc_drop, self.multi_label, self.head,
+            [attribute.name for attribute in self.fit.attributes],
+        ]  # fmt: skip
+        digest.update(json.dumps([hashes, conditions], sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def trial_key(fingerprint: str, trial: Trial) -> str:
+    """What a trial's result is kept under: it changes with the model, the data, the conditions and the settings."""
+    settings = (
+        {} if trial.method in REFERENCES else settings_for(trial.method, trial.config).to_dict()
+    )
+    text = json.dumps([fingerprint, trial.method, trial.seed, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_trial(world: World, trial: Trial) -> dict[str, Any]:
+    """Run one trial; what comes back are plain values. A method that refuses says why under ``problem``."""
+    facts = {"method": trial.method, "seed": trial.seed, "trial": trial.number}
+    start = time.perf_counter()
+    try:
+        done = _reference(world, trial.method) if trial.method in REFERENCES else _method(world, trial)
+    except BmftError as error:
+        return {**facts, "problem": str(error)}
+    return {**facts, **done, "wall_seconds": time.perf_counter() - start}
+
+
+def _method(world: World, trial: Trial) -> dict[str, Any]:
+    model = copy.deepcopy(world.model)
+    with counted_passes(model) as passes:
+        outcome = debias(
+            model, world.fit, world.select, test=world.test, method=trial.method, config=trial.config,
+            seed=trial.seed, threshold=world.threshold, max_auc_drop=world.max_auc_drop,
+            max_group_auc_drop=world.max_group_auc_drop, device=world.device, head=world.head,
+            multi_label=world.multi_label, intervals=False,
+        )  # fmt: skip
+        used = passes()
+    chosen = next(entry for entry in outcome.history if entry["chosen"])
+    before, after = _predictions(outcome.before), _predictions(outcome.after)
+    probes = (
+        attribute_leakage(each, world.measured, head=world.head, seed=0)
+        for each in (world.model, outcome.model)
+    )
+    return {
+        "config": outcome.config,
+        "accepted": outcome.accepted,
+        "reason": outcome.reason,
+        "select": {name: chosen[name] for name in ("gap", "roc_auc", "worst_group_roc_auc")},
+        "evaluated_on": outcome.evaluated_on,
+        "n": len(before),
+        **compared(world, trial.method, trial.config, before, after),
+        "moved": outcome.patch.moved / sum(p.numel() for p in model.parameters()),
+        "image_passes": max(0, used - _audited(world)),
+        "seconds": outcome.seconds["total"] - outcome.seconds["audit"],
+        "leakage": sides(*probes),
+        "evaluations": _sites(world, trial, outcome.model),
+    }
+
+
+def _audited(world: World) -> int:
+    """Image-passes of measuring before and after, which are no part of a method's cost."""
+    return len(world.select) + 2 * len(world.measured)
+
+
+def _reference(world: World, name: str) -> dict[str, Any]:
+    """Decisions of another library made of the untouched model's scores; they are no checkpoint."""
+    model, reference = copy.deepcopy(world.model), REFERENCES[name]
+    with counted_passes(model) as passes:
+        select, before = (predict(model, data, **world.measuring) for data in (world.select, world.measured))
+        case = Case(model, world.head, world.fit, world.select, world.measured, select, before, world.threshold)
+        after = reference.decide(case)
+        used = passes()
+    found = compared(world, "bmft", {}, before, after)
+    # Its answers are decisions: a ranking it does not give.
+    for part in ("after", "change"):
+        for figure in ("roc_auc", "worst_group_roc_auc"):
+            found[part].pop(figure, None)
+    where = "select" if world.test is None else "test"
+    return {
+        "accepted": True, "reason": f"needs: {reference.needs}", "evaluated_on": where, "n": len(before), **found,
+        "moved": 0.0, "image_passes": used - len(world.measured), "leakage": {}, "evaluations": {},
+    }  # fmt: skip
+
+
+@contextmanager
+def counted_passes(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Inside, count the samples that go through the model, or through a copy made inside, forward.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> with counted_passes(layer) as passes:
+    ...     _ = layer(Tensor(5, 2))
+    ...     passes()
+    5
+    """
+    seen: list[int] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        seen.append(next(len(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)))
+
+    handle = model.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield lambda: sum(seen)
+    finally:
+        handle.remove()
+
+
+def compared(
+    world: World, method: str, config: Mapping[str, Any], before: Predictions, after: Predictions
+) -> dict[str, Any]:
+    """``before``, ``after`` and ``change``: figure -> ``value`` and ``interval``.
+
+    Intervals are of the cluster bootstrap, both models resampled alike.
+    """
+    settings = settings_for(method, config)
+    gap = gap_of(
+        fairness.over_attributes(settings.gap(), combine=settings.combine),
+        threshold=world.threshold,
+        on_decisions=settings.on_decisions,
+    )
+    rows = [None, *_resamples(before, RESAMPLES)]
+    old, new = (
+        np.array([_figures(predictions, gap, world.threshold, index) for index in rows])
+        for predictions in (before, after)
+    )
+    return {"before": _summed(old), "after": _summed(new), "change": _summed(new - old)}
+
+
+def _figures(
+    predictions: Predictions, gap: Callable[[Predictions], float], threshold: float, index: Any
+) -> list[float]:
+    part = predictions if index is None else _taken(predictions, index)
+    report = audit_predictions(part, threshold=threshold, intervals=False)
+    areas = [figures["roc_auc"] for groups in report.by_group.values() for figures in groups.values()]
+    return [
+        gap(part),
+        max((gaps["equalized_odds_difference"] for gaps in report.gaps.values()), default=np.nan),
+        report.overall["roc_auc"],
+        min((area for area in areas if np.isfinite(area)), default=np.nan),
+        report.overall["balanced_accuracy"],
+    ]
+
+
+def _taken(predictions: Predictions, index: Any) -> Predictions:
+    return replace(
+        predictions, scores=predictions.scores[index], targets=predictions.targets[index],
+        groups=predictions.groups[index], rows=predictions.rows[index],
+        clusters=None if predictions.clusters is None else predictions.clusters[index],
+    )  # fmt: skip
+
+
+def _resamples(predictions: Predictions, count: int) -> Iterator[Any]:
+    """Rows of each resample: whole patients drawn with replacement, the same on every call."""
+    ids = np.arange(len(predictions)) if predictions.clusters is None else predictions.clusters
+    inverse = np.unique(ids, return_inverse=True)[1]
+    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        yield np.concatenate([members[k] for k in random.integers(0, len(members), len(members))])
+
+
+def _summed(values: Any) -> dict[str, Any]:
+    """The first row is the value, the others are its resamples."""
+    found: dict[str, Any] = {}
+    for name, value, resampled in zip(FIGURES, values[0], values[1:].T, strict=True):
+        kept = resampled[np.isfinite(resampled)]
+        ends = np.quantile(kept, (0.025, 0.975)).tolist() if len(kept) > RESAMPLES / 2 else None
+        found[name] = {"value": float(value) if np.isfinite(value) else None, "interval": ends}
+    return found
+
+
+def _sites(world: World, trial: Trial, model: nn.Module) -> dict[str, Any]:
+    found = {}
+    for name, data in world.sites.items():
+        both = (predict(each, data, **world.measuring) for each in (world.model, model))
+        found[name] = compared(world, trial.method, trial.config, *both) | {"n": len(data)}
+    return found
+
+
+def _predictions(report: AuditReport) -> Predictions:
+    if report.predictions is None:
+        raise TypeError("this audit was read from a file: it has no predictions to resample")
+    return report.predictions
+
+
+def known_methods() -> tuple[str, ...]:
+    """Every method, then the references that are installed."""
+    # Plain fine-tuning of everything is rw already: without a choice of weights, selective is no method of its own.
+    return tuple(name for name in (*METHODS, *REFERENCES) if name != "selective" and name not in not_installed())
+
+
+def not_installed() -> dict[str, str]:
+    """Method or reference -> what it needs that is not installed."""
+    methods = {name: f"needs pip install 'bmft[{name}]'" for name in METHODS if name not in installed_methods()}
+    return methods | missing_references()

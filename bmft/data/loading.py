@@ -1,0 +1,259 @@
+"""Labelled samples with their groups: a manifest, arrays or a loader in, stratified batches out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bmft.data.arrays import (
+    Inputs,
+    as_inputs,
+    class_names,
+    concatenate,
+    leaves,
+    name_attributes,
+    whole_numbers,
+)
+from bmft.data.dataset import GroupBatch, GroupedData, Task
+from bmft.data.manifest import image_paths, open_npz, readable, table_beside
+from bmft.data.sampling import Balance, batch_rows
+from bmft.data.sources import ArraySource, Source, images_from_array, load_images
+from bmft.errors import ConfigError, DataError
+from bmft.tables import Attribute, column, read_manifest, read_table
+
+
+def from_arrays(
+    inputs: Inputs,
+    targets: npt.ArrayLike | Tensor,
+    groups: npt.ArrayLike | Tensor,
+    *,
+    attributes: Sequence[Attribute | str] | Mapping[str, Sequence[str]] | None = None,
+    clusters: npt.ArrayLike | Tensor | None = None,
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    normalize: str | None = None,
+) -> GroupedData:
+    """Data of any modality from tensors or arrays in memory.
+
+    Args:
+        inputs: ``(n, ...)``, or a dict or tuple of such; used as they are (float64 becomes float32).
+        targets: ``(n,)`` 0/1 or class numbers, or ``(n, labels)`` 0/1.
+        groups: ``(n,)`` or ``(n, attributes)`` group ids from 0; -1 is unknown.
+        attributes: `Attribute` objects, names, or name -> group names; default ``group``, ``group1``, ...
+        clusters: ``(n,)`` patient ids.
+        task: checked against the targets, where given.
+        classes: class names, where the targets do not tell (a sample without the highest class).
+        normalize: given, `inputs` are uint8 images ``(n, h, w[, c])``, normalized as in `load_manifest`.
+
+    Raises:
+        DataError: lengths differ, or targets are not class numbers.
+        GroupError: ids and attributes do not fit each other.
+
+    >>> from_arrays(torch.zeros(4, 2), [0, 1, 1, 0], [0, 0, 1, -1], attributes={"sex": ("f", "m")})
+    GroupedData(n=4, task='binary', classes=('0', '1'), attributes=(sex))
+    """
+    tensors, y, ids = as_inputs(inputs), whole_numbers(targets, "targets"), whole_numbers(groups, "groups")
+    own = (
+        None if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].astype(np.int64)
+    )
+    lengths = [len(y), len(ids), *map(len, leaves(tensors)), *([] if own is None else [len(own)])]
+    if len(set(lengths)) > 1 or not len(y):
+        raise DataError(
+            f"targets, groups, inputs (and clusters) have {lengths} rows; expected as many of each."
+        )
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    ids = ids[:, None] if ids.ndim == 1 else ids
+    found, names = class_names(y, classes, task)
+    source: Source = ArraySource(tensors)
+    if normalize is not None:
+        channels = tensors.shape[3] if tensors.ndim == 4 else 1
+        source = images_from_array(tensors.numpy(), size=None, channels=channels, normalize=normalize)
+    rows = torch.arange(len(y))
+    return GroupedData(
+        cast(Task, found), y, ids, name_attributes(ids, attributes), names,
+        None if own is None else torch.from_numpy(own), rows, 0, source, rows,
+    )  # fmt: skip
+
+
+def as_grouped(
+    data: Any,
+    *,
+    batch_fn: Callable[[Any], tuple[Inputs, Tensor, Tensor]] | None = None,
+    sensitive: str | Sequence[str] | None = None,
+    like: GroupedData | None = None,
+) -> GroupedData:
+    """`data` as `GroupedData`: itself, or a DataLoader, Dataset or iterable of batches read once into memory.
+
+    Args:
+        data: yields ``(inputs, targets, groups)``, or anything `batch_fn` turns into that. A loader that
+            shuffles or augments is read once, so every later pass sees the same samples.
+        batch_fn: one batch -> ``(inputs, targets, groups)``.
+        sensitive: for `GroupedData` the attributes to keep; for others the names of the columns of groups.
+        like: take class and group names from this set (a part may lack the highest class or group).
+
+    Raises:
+        DataError: no batches, or a batch that is no such triple.
+    """
+    names = (sensitive,) if isinstance(sensitive, str) else sensitive
+    if isinstance(data, GroupedData):
+        return data if names is None else data.with_attributes(*names)
+    if isinstance(data, Dataset) and not hasattr(data, "__iter__"):
+        data = DataLoader(data, batch_size=256)
+    if not isinstance(data, Iterable):
+        raise DataError(f"data is a {type(data).__name__}; expected GroupedData or an iterable of batches.")
+    if like is None and batch_fn is None and isinstance(getattr(data, "dataset", None), GroupedData):
+        like = cast(DataLoader[GroupBatch], data).dataset  # type: ignore[assignment]
+    triples = [
+        _triple(batch if batch_fn is None else batch_fn(batch), place) for place, batch in enumerate(data)
+    ]
+    if not triples:
+        raise DataError("the data yields no batches (an iterator that was read before yields nothing again).")
+    inputs, targets, groups = (concatenate(column) for column in zip(*triples, strict=True))
+    attributes, classes = (names, None) if like is None else (like.attributes, like.classes)
+    grouped = from_arrays(inputs, targets, groups, attributes=attributes, classes=classes)
+    return grouped if like is None or names is None else grouped.with_attributes(*names)
+
+
+def _triple(batch: Any, place: int) -> tuple[Inputs, Tensor, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 3:
+        kind = f"dict with keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise DataError(
+            f"batch {place} is a {kind}; expected (inputs, targets, groups). Give a batch_fn that makes that."
+        )
+    return as_inputs(batch[0]), torch.as_tensor(batch[1]).cpu(), torch.as_tensor(batch[2]).cpu()
+
+
+def load_manifest(
+    path: str | Path,
+    *,
+    target: str | Sequence[str],
+    sensitive: str | Sequence[str],
+    image: str = "path",
+    images: str | Path | None = None,
+    split_column: str | None = None,
+    split: str | None = None,
+    cluster: str | None = None,
+    image_size: int | None = None,
+    normalize: str = "imagenet",
+    channels: int = 3,
+    on_bad_image: Literal["fail", "skip"] = "fail",
+    cache_bytes: int = 4 << 30,
+    workers: int = 0,
+    classes: Sequence[str] | None = None,
+) -> GroupedData:
+    """Read a labelled image set: a CSV, TSV or Parquet file with one row per image, or an npz beside one.
+
+    Args:
+        path: the manifest; for an ``.npz`` with ``images`` the table of the same name beside it.
+        target: label column: 0/1, class numbers, or names; several columns are labels of 0/1 each.
+        sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. An empty value is unknown.
+        image: column of image paths.
+        images: folder the paths are relative to (default: the manifest's own), or an ``.npz`` in row order.
+        split_column: column that names each row's split.
+        split: load only the rows of this split.
+        cluster: column of patient ids; a patient in two splits is an error, an empty id stands alone.
+        image_size: resize the shorter side to this and cut out the centre.
+        normalize: ``imagenet``, ``none`` or ``MEAN/STD`` after scaling to [0, 1].
+        channels: 3 or 1.
+        on_bad_image: ``fail`` lists every unreadable image; ``skip`` leaves them out and counts them.
+        cache_bytes: decoded pixels are kept in memory up to this, else decoded on request.
+        workers: decoding threads; 0: one per processor, at most 8.
+        classes: class names in order, where the column does not hold or order all of them.
+
+    Raises:
+        DataError: the table, a label or an image cannot be used; every such row is named.
+        GroupError: an attribute does not have two groups.
+        ConfigError: an argument has a value it cannot have.
+    """
+    _check_options(image_size, channels, on_bad_image)
+    path, folder = Path(path), None if images is None else Path(images)
+    if path.suffix.lower() == ".npz":
+        path, folder = table_beside(path), path
+    manifest = read_manifest(
+        path, target, sensitive, classes=classes, cluster=cluster, split_column=split_column, split=split
+    )
+    pixels: dict[str, Any] = {"size": image_size, "channels": channels, "normalize": normalize}
+    source: Source
+    if folder is not None and folder.suffix.lower() == ".npz":
+        source, index = open_npz(folder, len(manifest.table), **pixels), manifest.rows
+        rows = index
+    else:
+        files = image_paths(manifest, image, folder)
+        source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, **pixels)
+        index = readable(manifest, files, bad, on_bad_image)
+        rows = manifest.rows[index]
+    return GroupedData(
+        task=cast(Task, manifest.task),
+        targets=torch.from_numpy(manifest.targets[rows]),
+        groups=torch.from_numpy(manifest.groups[rows]),
+        attributes=manifest.attributes,
+        classes=manifest.classes,
+        clusters=None if manifest.clusters is None else torch.from_numpy(manifest.clusters[rows]),
+        rows=torch.from_numpy(rows),
+        skipped=len(manifest.rows) - len(rows),
+        _source=source,
+        _index=torch.from_numpy(index),
+        _table=manifest.table,
+    )
+
+
+def _check_options(image_size: int | None, channels: int, on_bad_image: str) -> None:
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image size {image_size}: expected a positive number of pixels.")
+    if channels not in (1, 3):
+        raise ConfigError(f"channels {channels}: expected 1 or 3.")
+    if on_bad_image not in ("fail", "skip"):
+        raise ConfigError(f"on_bad_image {on_bad_image!r}: expected fail or skip.")
+
+
+def skipped_images(*parts: GroupedData) -> int:
+    """Unreadable images that were left out where these parts come from; parts of one load count once."""
+    return sum({id(part._source): part.skipped for part in parts}.values())
+
+
+def split_names(path: str | Path, split_column: str) -> tuple[str, ...]:
+    """The splits that a manifest's column names, in alphabetical order.
+
+    Raises:
+        DataError: the table cannot be read, or has no such column.
+    """
+    path = Path(path)
+    table = read_table(table_beside(path) if path.suffix.lower() == ".npz" else path)
+    return tuple(sorted(set(column(table, split_column, role="split")) - {""}))
+
+
+def stratified_batches(
+    data: GroupedData, batch_size: int, *, generator: torch.Generator, balance: Balance = "none"
+) -> Iterator[Tensor]:
+    """Row numbers of one epoch's batches, every batch with the same share of each group x label cell.
+
+    A batch of 64 drawn at random lacks positives of a 10 % minority with 15 % positives in 39 % of draws.
+    Here a cell of m rows is dealt out so that any two batches differ by at most one of them. With several
+    attributes the groups are their observed combinations; with several labels a row counts by its rarest
+    positive one.
+
+    Args:
+        data: where the targets and groups are.
+        batch_size: the most rows a batch has; batches differ in size by at most one.
+        generator: same state, same batches.
+        balance: ``none``: every row once. The others draw as many rows as there are, from each cell its own
+            rows only, each once before any comes again, and leave out rows of an unknown group. ``group``:
+            groups equal, labels within a group as they are. ``group_in_label``: labels as they are, groups
+            equal within each label. ``cell``: all cells equal.
+
+    Raises:
+        GroupError: a balance is asked for and no row has a known group.
+
+    >>> data = from_arrays(torch.zeros(8, 1), [0, 0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 0, 1])
+    >>> batches = stratified_batches(data, 4, generator=torch.Generator().manual_seed(0), balance="cell")
+    >>> [(data.targets[rows].sum().item(), data.groups[rows].sum().item()) for rows in batches]
+    [(2, 2), (2, 2)]
+    """
+    yield from batch_rows(data.targets, data.groups, batch_size, generator=generator, balance=balance)

@@ -1,0 +1,215 @@
+"""Where inputs come from: decoded images in memory, files decoded on request, arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bmft.data.arrays import Inputs, leaves, map_tensors
+from bmft.data.images import Pixels, decode_image, fit, log, read_image
+from bmft.data.transforms import Normalization, parse_normalization
+from bmft.errors import DataError
+
+
+class Source(Protocol):
+    """Where inputs come from: the batch of some rows, and one digest per row's content."""
+
+    def take(self, index: Tensor) -> Any:
+        """The inputs of these rows."""
+
+    def digests(self, index: Tensor) -> list[bytes]:
+        """32 bytes per row that stand for its content."""
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Pixels ``(n, channels, height, width)`` uint8 in memory; `take` normalizes."""
+
+    pixels: Tensor
+    normalization: Normalization
+    sha256: Pixels | None = None
+
+    def take(self, index: Tensor) -> Tensor:
+        """Float32 ``(len(index), c, h, w)``, where the pixels are."""
+        return self.normalization(self.pixels.index_select(0, index.to(self.pixels.device)))
+
+    def on(self, device: torch.device, index: Tensor) -> DecodedImages:
+        """These rows alone, with their pixels on `device`."""
+        digests = np.frombuffer(b"".join(self.digests(index)), np.uint8).reshape(len(index), 32)
+        pixels = self.pixels.index_select(0, index).to(device)
+        return DecodedImages(pixels, self.normalization.on(device), digests)
+
+    def digests(self, index: Tensor) -> list[bytes]:
+        """SHA-256 of each file, or of each image's pixels where there was no file."""
+        if self.sha256 is not None:
+            return [self.sha256[i].tobytes() for i in index.tolist()]
+        return [hashlib.sha256(self.pixels[i].numpy().tobytes()).digest() for i in index.tolist()]
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """Files decoded by a pool of threads each time they are asked for."""
+
+    paths: Sequence[Path]
+    size: int | None
+    channels: int
+    normalization: Normalization
+    sha256: Pixels
+    workers: int
+
+    def take(self, index: Tensor) -> Tensor:
+        """Float32 ``(len(index), c, h, w)``."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            images = list(pool.map(self._decode, index.tolist()))
+        return self.normalization(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous())
+
+    def _decode(self, row: int) -> Pixels:
+        try:
+            return decode_image(read_image(self.paths[row]), size=self.size, channels=self.channels)
+        except (OSError, DataError) as error:
+            raise DataError(f"{self.paths[row]}: could be read before and cannot now: {error}") from error
+
+    def digests(self, index: Tensor) -> list[bytes]:
+        """SHA-256 of each file as it was when the set was loaded."""
+        return [self.sha256[i].tobytes() for i in index.tolist()]
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """One unreadable file: its place in the list, and why."""
+
+    position: int
+    reason: str
+
+
+def load_images(
+    paths: Sequence[Path],
+    *,
+    size: int | None,
+    channels: int,
+    normalize: str,
+    cache_bytes: int,
+    workers: int = 0,
+) -> tuple[DecodedImages | StreamedImages, list[BadImage]]:
+    """Decode every file once, over threads: into memory where all fit in `cache_bytes`, else only to check.
+
+    `workers` 0 means one thread per processor, at most 8. Unreadable files come back in order; their place in
+    the source must not be asked for.
+
+    Raises:
+        DataError: the images have different sizes and no `size` was given.
+    """
+    normalization = parse_normalization(normalize, channels)
+    workers = workers or min(8, os.cpu_count() or 1)
+    shape = (size, size) if size else _first_shape(paths, channels)
+    fits = len(paths) * channels * shape[0] * shape[1] <= cache_bytes
+    pixels = np.zeros((len(paths), channels, *shape), np.uint8) if fits else None
+
+    digests = np.zeros((len(paths), 32), np.uint8)
+    bad: list[BadImage] = []
+    odd: list[tuple[int, tuple[int, int]]] = []
+
+    def load(row: int) -> None:
+        try:
+            data = read_image(paths[row])
+            image = decode_image(data, size=size, channels=channels)
+        except (OSError, ValueError, DataError) as error:
+            bad.append(BadImage(row, _reason(error)))
+            return
+        digests[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        if image.shape[:2] != shape:
+            odd.append((row, (image.shape[0], image.shape[1])))
+        elif pixels is not None:
+            pixels[row] = image.transpose(2, 0, 1)
+
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("always")
+        # In blocks, as the pool holds a record of every call that it was given: a kilobyte for each of a million rows.
+        for start in range(0, len(paths), _BLOCK):
+            deque(pool.map(load, range(start, min(start + _BLOCK, len(paths)))), maxlen=0)
+    if caught:
+        log.warning("decoding gave %d warnings; the first: %s", len(caught), caught[0].message)
+    if odd:
+        row, (height, width) = min(odd)
+        raise DataError(
+            f"{len(odd)} of {len(paths)} images are not {shape[1]}x{shape[0]} as the first: {paths[row]} "
+            f"is {width}x{height}. Give an image size (--image-size) to bring all to one."
+        )
+    bad.sort(key=lambda one: one.position)
+    if pixels is not None:
+        return DecodedImages(torch.from_numpy(pixels), normalization, digests), bad
+    return StreamedImages(paths, size, channels, normalization, digests, workers), bad
+
+
+_BLOCK = 4096
+
+
+def _first_shape(paths: Sequence[Path], channels: int) -> tuple[int, int]:
+    for path in paths:
+        try:
+            height, width, _ = decode_image(read_image(path), channels=channels).shape
+        except (OSError, ValueError, DataError):
+            continue  # listed with all the others by load_images
+        return height, width
+    return 1, 1
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return str(error.strerror or error) if isinstance(error, OSError) else str(error)
+
+
+def images_from_array(
+    array: npt.NDArray[Any], *, size: int | None, channels: int, normalize: str
+) -> DecodedImages:
+    """Pixels from one ``(n, h, w, c)`` or ``(n, h, w)`` uint8 array.
+
+    Raises:
+        DataError: another type or shape.
+    """
+    grey = array.ndim == 3
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 4 and array.shape[3] in (1, 3, 4))):
+        raise DataError(
+            f"images are {array.dtype} {array.shape}; expected uint8 (n, h, w) or (n, h, w, 1|3|4)"
+        )
+    normalization = parse_normalization(normalize, channels)
+    images = array[..., None] if grey else array
+    if images.shape[3] != channels or (size is not None and images.shape[1:3] != (size, size)):
+        mode = "RGB" if channels == 3 else "L"
+        single = images[..., 0] if images.shape[3] == 1 else images
+        fitted = [np.asarray(fit(Image.fromarray(image).convert(mode), size)) for image in single]
+        images = np.stack(fitted).reshape(len(fitted), *fitted[0].shape[:2], channels)
+    return DecodedImages(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), normalization)
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Inputs already in memory, used as they are."""
+
+    inputs: Inputs
+
+    def take(self, index: Tensor) -> Inputs:
+        """The inputs of these rows."""
+        return map_tensors(lambda tensor: tensor.index_select(0, index), self.inputs)
+
+    def digests(self, index: Tensor) -> list[bytes]:
+        """SHA-256 of each row's values."""
+        tensors = [tensor.contiguous() for tensor in leaves(self.inputs)]
+        return [
+            hashlib.sha256(b"".join(tensor[i].numpy().tobytes() for tensor in tensors)).digest()
+            for i in index.tolist()
+        ]

@@ -1,0 +1,123 @@
+"""What a search ends with: its winner, short and at full length, and the method by itself; the best is kept."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bmft.auditing import AuditReport, Goal
+from bmft.data import GroupedData
+from bmft.errors import ConfigError, NonFiniteError
+from bmft.methods import Outcome, Progress, Settings, debias, remeasured
+from bmft.models import Activations
+
+
+@dataclass(frozen=True)
+class Final:
+    """One of the runs at a search's end, measured on select.
+
+    Attributes:
+        name: whose settings these are.
+        method: of `bmft.METHODS`.
+        value: the search's goal on select.
+        harmless: whether it keeps the limits there.
+        image_passes: what it cost; 0 for a trial's run that was at hand.
+    """
+
+    name: str
+    method: str
+    settings: Settings
+    outcome: Outcome
+    value: float
+    harmless: bool
+    image_passes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the report."""
+        return {"name": self.name, "value": self.value, "harmless": self.harmless, "image_passes": self.image_passes}
+
+
+def run_finals(
+    named: Sequence[tuple[str, str, Settings]],
+    model: nn.Module,
+    fit: GroupedData,
+    select: GroupedData,
+    *,
+    goal: Goal,
+    limits: tuple[float, float],
+    known: Mapping[str, Outcome],
+    progress: Callable[[int, int, Progress], None],
+    activations: Activations,
+    **options: Any,
+) -> tuple[list[Final], dict[str, str]]:
+    """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
+
+    Gives the runs, and for each that came to nothing why: a rate that served a short run may be too high for a long
+    one, and LoRA finds no layer in some networks.
+
+    Args:
+        named: what to call it, the method, its settings.
+        limits: by how much the ROC AUC over everybody and that of a group may fall.
+        known: the outcomes of those that need not be run again, by their names.
+        progress: is told which run of how many this is, and where it is.
+        options: further arguments of `bmft.debias`.
+
+    Raises:
+        NonFiniteError: no run came to an end.
+    """
+    different = [
+        run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]
+    ]
+    finals: list[Final] = []
+    failed: dict[str, str] = {}
+    left = [name for name, _, _ in different if name not in known]
+    for name, method, settings in different:
+        try:
+            outcome = known.get(name) or debias(
+                model, fit, select, method=method, config=settings.to_dict(), activations=activations,
+                intervals=False, progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]
+                **options,
+            )  # fmt: skip
+        except (ConfigError, NonFiniteError) as error:
+            failed[name] = str(error)
+            continue
+        harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
+        cost = 0 if name in known else passes(outcome, fit)
+        finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, cost))
+    if not finals:
+        raise NonFiniteError(f"no run at the search's end came to an end: {'; '.join(failed.values())}")
+    return finals, failed
+
+
+def best_of(finals: Sequence[Final], goal: Goal) -> Final:
+    """The best by the goal among those that do no harm, or among all where each does some; of equals the first."""
+    return min(finals, key=lambda final: (not final.harmless, goal.sign * final.value))
+
+
+def measured_at_last(
+    final: Final, model: nn.Module, select: GroupedData, test: GroupedData | None, options: Mapping[str, Any]
+) -> Outcome:
+    """The outcome as `debias` gives it: with intervals, and on the test set where there is one, which only it sees."""
+    measuring = {name: options[name] for name in ("threshold", "seed", "device", "multi_label")}
+    if test is None:
+        return remeasured(final.outcome, model, select, "select", **measuring)
+    return remeasured(final.outcome, model, test, "test", **measuring)
+
+
+def broken(before: AuditReport, after: AuditReport, limits: tuple[float, float]) -> tuple[float, float]:
+    """By how much more than the limits the ROC AUC fell, over everybody and in the group where it fell most."""
+    drops = [
+        figures["roc_auc"] - after.by_group[attribute][group]["roc_auc"]
+        for attribute, groups in before.by_group.items()
+        for group, figures in groups.items()
+    ]
+    worst = max((drop for drop in drops if math.isfinite(drop)), default=0.0)
+    return before.overall["roc_auc"] - after.overall["roc_auc"] - limits[0], worst - limits[1]
+
+
+def passes(outcome: Outcome, fit: GroupedData) -> int:
+    """Images that a run looked at for training: importance, epochs of step 1, features per point of the path."""
+    epochs = sum(entry["step"] == 1 for entry in outcome.history)
+    return len(fit) * (2 + int(epochs) + len(list(outcome.config["path"])))

@@ -1,0 +1,568 @@
+"""FairTune: an outer search over what a method fine-tunes, on the select set (Dutt et al. 2024). Needs Optuna."""
+
+import hashlib
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from bmft._text import unknown_name
+from bmft.auditing import GOALS, AuditReport, Goal
+from bmft.data import GroupedData, as_grouped
+from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
+from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passes, run_finals
+from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
+from bmft.methods import Outcome, Progress, debias, installed_methods, settings_for
+from bmft.models import Activations, tensors_of
+
+try:
+    import optuna
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.exc import SQLAlchemyError
+except ModuleNotFoundError as error:
+    raise MissingExtraError("a search needs Optuna: pip install 'bmft[search]'") from error
+
+# An inner run is shorter than a debiasing by itself, unless `config` says otherwise.
+INNER: Mapping[str, Any] = {"epochs": (4, 3), "path": (0.5, 1.0)}
+PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
+    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+    "none": optuna.pruners.NopPruner,
+}
+_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+_SILENT_S = 900.0  # a worker on another machine that says nothing for so long is taken for dead
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """Where a search is: `done` of `total` trials, the best value so far, seconds left, and what the trial does.
+
+    `ending` names the run at the end where one is under way.
+    """
+
+    done: int
+    total: int
+    best: float | None
+    seconds_left: float | None
+    inner: Progress | None = None
+    ending: str = ""
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What `search` gives back.
+
+    Attributes:
+        outcome: of the run that was kept: all that `bmft.debias` gives.
+        options: that run as options of `bmft debias`; `settings` of its method.
+        summary: every trial, the front, what mattered; the report's search page.
+    """
+
+    outcome: Outcome
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any] = field(repr=False)
+
+    def to_toml(self) -> str:
+        """The file that repeats the final run: ``bmft debias model.pt --config best.toml``."""
+        lines = [f"{key} = {_toml(value)}" for key, value in self.options.items()]
+        return "\n".join([*lines, "", "[settings]", *(f"{k} = {_toml(v)}" for k, v in self.settings.items()), ""])
+
+
+@dataclass
+class _Search:
+    """One worker's part in a study; `leading` is the latest of its own trials that led the study, with its outcome."""
+
+    model: nn.Module
+    fit: GroupedData
+    select: GroupedData
+    space: Space
+    goals: tuple[Goal, ...]
+    config: Mapping[str, Any]
+    method: str
+    folds: int
+    options: Mapping[str, Any]
+    limits: tuple[float, float]
+    seed: int
+    study: optuna.Study
+    activations: Activations = field(default_factory=Activations)
+    leading: tuple[int, Outcome] | None = None
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The method's settings at a point of the space."""
+        return {**self.config, **self.space.settings(params, settings_for(self.method, self.config))}
+
+    def run(self, trial: optuna.Trial, progress: Callable[[Progress], None]) -> tuple[list[float], list[Outcome]]:
+        """One trial: a whole inner run per fold, reported after every epoch; its values and the runs' outcomes.
+
+        Raises:
+            optuna.TrialPruned: it is not worth going on.
+        """
+        config, found, steps, epochs, spent = self.values(_suggested(trial, self.space)), [], 0, 0, 0
+
+        def look(now: Progress) -> None:
+            nonlocal steps, epochs
+            steps, epochs = steps + 1, epochs + (now.phase == "step 1")
+            progress(now)
+            # Noted on the way, since a trial that is stopped has cost something too.
+            trial.set_user_attr("image_passes", spent + len(self.fit) * (2 + epochs))
+            trial.set_user_attr("alive", time.time())
+            if self.folds == 1 and len(self.goals) == 1 and now.kept is not None:
+                trial.report(_finite(self.goals[0].of(now.kept)), steps)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+        for fit, select, test in self._parts():
+            outcome = debias(
+                self.model, fit, select, test=test, method=self.method, config=config, seed=self.seed, progress=look,
+                activations=self.activations, intervals=False, **self.options,
+            )  # fmt: skip
+            found.append(outcome)
+            spent, epochs = spent + passes(outcome, fit), 0
+            trial.set_user_attr("image_passes", spent)
+        _note(trial, found, self.limits)
+        values = [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
+        return values, found
+
+    def note_leader(self, number: int, outcomes: list[Outcome]) -> None:
+        """Keep the outcome of the trial of that number if it leads, so that the winner need not be run again."""
+        if self.folds == 1 and _harmless(self.study) and _winner(self.study, self.goals).number == number:
+            self.leading = number, outcomes[0]
+
+    def finals(
+        self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
+    ) -> tuple[list[Final], dict[str, str]]:
+        """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run.
+
+        The winner's own trial is such a run, where it was this worker's.
+        """
+        alone, aimed = settings_for(self.method, config), {"choose": self.config["choose"], **config}
+        point = self.space.settings(best.params, settings_for(self.method, self.config))
+        tried = settings_for(self.method, self.values(best.params))
+        named = [
+            ("winner", self.method, tried),
+            ("winner at full length", self.method, settings_for(self.method, aimed).with_values(point)),
+            (f"{self.method} by itself", self.method, alone),
+        ]
+        if "lora" in installed_methods():
+            # Adapters are no switches, so LoRA is no point of the space.
+            named.append(("LoRA", "lora", settings_for("lora", aimed)))
+        done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
+        known = {"winner": self.leading[1]} if self.leading and self.leading[0] == best.number else {}
+
+        def look(number: int, of: int, inner: Progress) -> None:
+            progress(SearchProgress(done, done, value, None, inner, f"final run {number + 1} of {of}"))
+
+        return run_finals(
+            named, self.model, self.fit, self.select, goal=self.goals[0], limits=self.limits, known=known,
+            progress=look, activations=self.activations, seed=self.seed, **self.options,
+        )  # fmt: skip
+
+    def _parts(self) -> Iterator[tuple[GroupedData, GroupedData, GroupedData | None]]:
+        if self.folds == 1:
+            yield self.fit, self.select, None
+            return
+        parts = self.select.split(*[1 / self.folds] * self.folds, seed=self.seed)
+        rows = [torch.isin(self.select.rows, part.rows) for part in parts]
+        for inside in rows:
+            yield self.fit, self.select.subset(~inside), self.select.subset(inside)
+
+
+def search(
+    model: nn.Module,
+    fit: Any,
+    select: Any,
+    *,
+    test: Any = None,
+    method: str = "bmft",
+    sensitive: str | list[str] | None = None,
+    goal: str = "worst_group_auc",
+    second_goal: str | None = None,
+    trials: int = 20,
+    timeout: float | None = None,
+    storage: str | Path | None = None,
+    name: str | None = None,
+    pruner: str = "halving",
+    folds: int = 1,
+    also: Iterable[str] = (),
+    detail: Detail = "component",
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    threshold: float = 0.5,
+    max_auc_drop: float = 0.01,
+    max_group_auc_drop: float = 0.02,
+    keep: Literal["best", "last"] = "best",
+    device: str = "auto",
+    head: str | None = None,
+    multi_label: bool = False,
+    progress: Callable[[SearchProgress], None] = lambda progress: None,
+) -> SearchOutcome:
+    """Search which blocks and components a method may fine-tune, and at which learning rate, and run the winner.
+
+    1. The space is one switch per block and component of `model`, and the learning rate.
+    2. Fixed methods (everything, the head alone, one kind of component) are tried first, then Optuna's TPE suggests.
+    3. Every trial is a whole run of `method` on fit, judged on select after every epoch, stopped early if it lags.
+    4. The winner among the trials that do no harm is run once more at the method's full length, and the method by
+       itself as `debias` runs it; of these and of the winner as it was tried, what is best on select without harm is
+       kept and measured on `test`.
+
+    Args:
+        fit, select, test, sensitive: as for `bmft.debias`. No trial sees `test`.
+        method: any of `bmft.METHODS`; ``"selective"`` is plain fine-tuning of what is switched on, as published.
+        goal: what is looked for on select, a name in `bmft.auditing.GOALS`.
+        second_goal: a second one: the trials that none beats in both make a front, and the best by `goal` wins.
+        trials: finished trials in all, over every worker of the study.
+        timeout: seconds after which no new trial begins.
+        storage: an Optuna storage URL, or the path of a journal file; workers that name the same one share the study,
+            and what is there already counts. None keeps it in memory.
+        name: of the study in the storage; else made from the data, the weights and the settings.
+        pruner: ``halving``, ``hyperband``, ``median`` or ``none``.
+        folds: over which select is cross-validated: chosen on all but one, measured on that one.
+        also: other settings that are searched: ``fraction``, ``bias_weight``, ``epochs``, ``score``.
+        detail: see `bmft.fairtune.search_space`.
+        config: settings of the method that are not searched. Inner runs are short unless they say otherwise (`INNER`).
+
+    Raises:
+        ConfigError: an option is not known or not possible, or no trial was finished.
+        MissingExtraError: Optuna is not installed.
+    """
+    if unknown := {goal, second_goal or goal} - set(GOALS):
+        raise ConfigError(unknown_name("goal", unknown.pop(), GOALS))
+    if pruner not in PRUNERS:
+        raise ConfigError(unknown_name("pruner", pruner, PRUNERS))
+    if trials < 1 or folds < 1:
+        raise ConfigError(f"trials {trials}, folds {folds}: expected at least 1 of each")
+    fit, select = _prepared(fit, sensitive), _prepared(select, sensitive)
+    given = {"choose": goal, **INNER, **(config or {})}
+    base = settings_for(method, given)
+    space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=head)
+    goals = tuple(GOALS[key] for key in (goal, second_goal) if key)
+    options: dict[str, Any] = {
+        "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
+        "keep": keep, "device": device, "head": head, "multi_label": multi_label,
+    }  # fmt: skip
+    facts = [
+        method, sorted(given.items(), key=str), options, goal, second_goal, sorted(space.switches), space.also, folds,
+        seed,
+    ]  # fmt: skip
+    label = name or f"bmft-{_digest(model, [fit, select], facts)}"
+    with _quiet(), _storage(storage) as place:
+        study = _open(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
+        worker = _Search(
+            model, fit, select, space, goals, given, method, folds, options, (max_auc_drop, max_group_auc_drop),
+            seed, study,
+        )
+        _work(worker, trials, timeout, progress)
+        best = _winner(study, goals)
+        finals, failed = worker.finals(best, config or {}, progress)
+        kept = best_of(finals, goals[0])
+        outcome = measured_at_last(
+            kept, model, select, None if test is None else _prepared(test, sensitive), {"seed": seed, **options}
+        )
+        summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
+    shown = {
+        "method": kept.method, "seed": seed, "keep": keep, "threshold": threshold, "max-auc-drop": max_auc_drop,
+        "max-group-auc-drop": max_group_auc_drop,
+    }  # fmt: skip
+    return SearchOutcome(outcome, shown, kept.settings.to_dict(), summary)
+
+
+def _work(worker: _Search, trials: int, timeout: float | None, progress: Callable[[SearchProgress], None]) -> None:
+    """Run trials until the study has as many as asked for, whoever ran them."""
+    start, first = time.monotonic(), _count(worker.study, _DONE)
+    while (done := _count(worker.study, _DONE)) < trials:
+        spent = time.monotonic() - start
+        if timeout is not None and spent >= timeout:
+            return
+        _take_back_the_lost(worker.study)
+        if _count(worker.study, (*_DONE, TrialState.RUNNING)) >= trials:
+            # Others are at the last ones; should they die, these are taken back.
+            time.sleep(0.2)
+            continue
+        left = None if done == first else spent / (done - first) * (trials - done)
+        now = SearchProgress(done, trials, _best_value(worker.study, worker.goals), left)
+        progress(now)
+        _one(worker, trials, partial(_inside, progress, now))
+    progress(SearchProgress(done, trials, _best_value(worker.study, worker.goals), 0.0))
+
+
+def _inside(progress: Callable[[SearchProgress], None], now: SearchProgress, inner: Progress) -> None:
+    progress(replace(now, inner=inner))
+
+
+def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> None:
+    """Ask for a trial, run it and tell the study how it went; an interrupted one is given back."""
+    study = worker.study
+    trial = study.ask()
+    before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+    # TPE draws anew for every trial from the seed and the trial's place. A lost trial takes none, as it is run again: a
+    # resumed search goes on as it would have.
+    study.sampler = _sampler(worker.seed * 100_003 + sum(t.state != TrialState.FAIL for t in before))
+    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("alive", time.time())
+    if sum(t.state in (*_DONE, TrialState.RUNNING) for t in before) >= trials:
+        # Two workers asked at once for the last one.
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    finished = False
+    try:
+        values, outcomes = worker.run(trial, progress)
+        study.tell(trial, values)
+        finished = True
+        worker.note_leader(trial.number, outcomes)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        finished = True
+    except NonFiniteError as error:
+        trial.set_user_attr("failed", str(error))
+        study.tell(trial, state=TrialState.PRUNED)
+        finished = True
+    finally:
+        if not finished:
+            _give_back(study, study.get_trials(deepcopy=False)[trial.number])
+
+
+def _take_back_the_lost(study: optuna.Study) -> None:
+    """Trials whose worker is gone are failed, and their points put back into the queue, once."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, _, process = trial.user_attrs.get("worker", ":").rpartition(":")
+        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        silent = time.time() - trial.user_attrs.get("alive", began) > _SILENT_S
+        if silent or (host == socket.gethostname() and not _runs(int(process))):
+            _give_back(study, trial)
+
+
+def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        return  # another worker was quicker
+    named = {"fixed": trial.user_attrs["fixed"]} if "fixed" in trial.user_attrs else {}
+    study.enqueue_trial(point, user_attrs={"instead_of": _turn(trial), **named})
+
+
+def _turn(trial: FrozenTrial) -> int:
+    """The trial's number, or that of the lost one in whose place it is."""
+    return int(trial.user_attrs.get("instead_of", trial.number))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    name, low, high = space.rate
+    params: dict[str, Any] = {switch: trial.suggest_categorical(switch, [True, False]) for switch in space.switches}
+    params[name] = trial.suggest_float(name, low, high, log=True)
+    for key in space.also:
+        if key in CHOICES:
+            params[key] = trial.suggest_categorical(key, CHOICES[key])
+        elif key == "epochs":
+            params[key] = trial.suggest_int(key, int(RANGES[key][0]), int(RANGES[key][1]))
+        else:
+            params[key] = trial.suggest_float(key, *RANGES[key], log=True)
+    return params
+
+
+def _note(trial: optuna.Trial, outcomes: list[Outcome], limits: tuple[float, float]) -> None:
+    """Keep what the report shows, and by how much the trial breaks the limits (more than 0: it does)."""
+    overall, group = zip(*(broken(o.before, o.after, limits) for o in outcomes), strict=True)
+    trial.set_constraint("fall of ROC AUC", max(overall))
+    trial.set_constraint("fall of a group's ROC AUC", max(group))
+    trial.set_user_attr("gap", float(np.mean([_mean_gap(o.after) for o in outcomes])))
+    trial.set_user_attr("roc_auc", float(np.mean([o.after.overall["roc_auc"] for o in outcomes])))
+    trial.set_user_attr("accepted", all(o.accepted for o in outcomes))
+
+
+def _mean_gap(report: AuditReport) -> float:
+    return max(float(gaps["average_odds_difference"]) for gaps in report.gaps.values())
+
+
+def _finite(value: float) -> float:
+    # What cannot be measured must still be ordered: Optuna takes no infinity.
+    return max(min(value, 1e9), -1e9)
+
+
+def _open(
+    place: optuna.storages.BaseStorage,
+    name: str,
+    goals: tuple[Goal, ...],
+    pruner: Callable[[], Any],
+    fixed: Sequence[tuple[str, dict[str, Any]]],
+) -> optuna.Study:
+    """The study of that name with these fixed points at the head of its queue, made if it is not there.
+
+    No more of them wait than will run, so that a lost one, which waits behind the others, is run as well.
+    """
+    directions = [goal.direction for goal in goals]
+    try:
+        study = optuna.create_study(
+            storage=place, study_name=name, directions=directions, sampler=_sampler(0), pruner=pruner()
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=place, study_name=name, sampler=_sampler(0), pruner=pruner())
+        # Without the mark another worker is just putting them in.
+        there = study.user_attrs.get("fixed", len(fixed))
+    else:
+        there = 0
+    for label, point in fixed[there:]:
+        study.enqueue_trial(point, user_attrs={"fixed": label}, skip_if_exists=True)
+    if there < len(fixed):
+        study.set_user_attr("fixed", len(fixed))
+    return study
+
+
+@contextmanager
+def _storage(storage: str | Path | None) -> Iterator[optuna.storages.BaseStorage]:
+    if storage is None:
+        yield optuna.storages.InMemoryStorage()
+    elif "://" in str(storage):
+        try:
+            database = RDBStorage(str(storage))
+        except (ImportError, SQLAlchemyError) as error:
+            raise ConfigError(f"storage {storage}: {str(error).splitlines()[0]}") from error
+        try:
+            yield database
+        finally:
+            database.remove_session()
+            database.engine.dispose()
+    else:
+        path = Path(storage)
+        if not path.parent.is_dir():
+            raise ConfigError(f"storage {path}: there is no folder {path.parent}")
+        yield JournalStorage(JournalFileBackend(str(path)))
+
+
+def _sampler(seed: int) -> optuna.samplers.TPESampler:
+    return optuna.samplers.TPESampler(seed=seed % 2**32)
+
+
+def _count(study: optuna.Study, states: tuple[TrialState, ...]) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _harmless(study: optuna.Study) -> list[FrozenTrial]:
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in complete if max(trial.constraints.values()) <= 0]
+
+
+def _winner(study: optuna.Study, goals: tuple[Goal, ...]) -> FrozenTrial:
+    """The best trial by the first goal among those that do no harm; of equals the earliest."""
+    harmless = _harmless(study)
+    if not harmless:
+        raise ConfigError(
+            "no trial was finished that does no harm: give more --trials or more time, or a larger --max-auc-drop"
+        )
+    return min(harmless, key=lambda trial: (goals[0].sign * trial.values[0], _turn(trial)))
+
+
+def _best_value(study: optuna.Study, goals: tuple[Goal, ...]) -> float | None:
+    return float(_winner(study, goals).values[0]) if _harmless(study) else None
+
+
+def _summary(
+    worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome, finals: list[Final], kept: Final
+) -> dict[str, Any]:
+    """What the report's search page shows."""
+    trials = worker.study.get_trials(deepcopy=False, states=_DONE)
+    on_test = outcome.evaluated_on == "test"
+    return {
+        "objective": goal,
+        "direction": worker.goals[0].direction,
+        "trials": [
+            {"number": t.number, "value": t.values[0] if t.values else None, "state": t.state.name.lower(),
+             "fixed": t.user_attrs.get("fixed"), "failed": t.user_attrs.get("failed"),
+             "image_passes": t.user_attrs.get("image_passes", 0)}
+            for t in trials
+        ],
+        "pareto": _front(trials, best),
+        "importances": _importances(worker.study),
+        "mask": worker.space.switched(best.params),
+        "finals": [final.to_dict() | {"kept": final is kept} for final in finals],
+        "select": kept.value,
+        "test": worker.goals[0].of(outcome.after) if on_test else None,
+        "image_passes": sum(t.user_attrs.get("image_passes", 0) for t in trials)
+        + sum(final.image_passes for final in finals),
+        "study": worker.study.study_name,
+        "winner": best.number,
+    }  # fmt: skip
+
+
+def _front(trials: Iterable[FrozenTrial], best: FrozenTrial) -> list[dict[str, Any]]:
+    """The trials that no other beats in both gap and AUC."""
+    points = [(t.user_attrs["gap"], t.user_attrs["roc_auc"], t.number) for t in trials if "gap" in t.user_attrs]
+    return [
+        {"gap": gap, "roc_auc": auc, "number": number, "chosen": number == best.number}
+        for gap, auc, number in points
+        if number == best.number or not any(g <= gap and a >= auc and (g, a) != (gap, auc) for g, a, _ in points)
+    ]
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    """How much of the variation between trials each parameter accounts for; empty where that cannot be told."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len({trial.values[0] for trial in trials}) < 2:
+        return {}
+    found = optuna.importance.get_param_importances(
+        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
+    )
+    return {name: float(value) for name, value in found.items()}
+
+
+def _digest(model: nn.Module, data: list[GroupedData], facts: list[Any]) -> str:
+    found = hashlib.sha256(repr(facts).encode())
+    for part in data:
+        found.update(part.content_hash.encode())
+    for name, tensor in tensors_of(model).items():
+        found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _prepared(data: Any, sensitive: str | list[str] | None) -> GroupedData:
+    # Once for all trials: what is computed on a set is kept by the set.
+    return as_grouped(data, sensitive=sensitive) if sensitive else as_grouped(data)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna says nothing of its own inside, and does not warn of its experimental parts, which are tested here."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # JSON's escapes of a text are among TOML's.
+        return json.dumps(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)

@@ -1,0 +1,214 @@
+"""A model and data in, predictions or an audit out: the forward pass, in evaluation mode and full precision."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bmft import fairness
+from bmft.auditing import AuditReport, Predictions, audit_predictions
+from bmft.compute import Room, Share, choose_device
+from bmft.data import GroupedData, Inputs, as_grouped, map_tensors
+from bmft.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from bmft.models import check_values, copied, evaluating, forward_logits
+
+# Nodes of autograd's graph that pass values on as they are.
+_SAME_VALUES = tuple(
+    f"{name}Backward"
+    for name in ("Alias", "Clone", "Expand", "Permute", "Reshape", "Select", "Slice", "Squeeze", "T",
+    "ToCopy",
+                 "Transpose", "Unsqueeze", "UnsafeView", "View")
+)  # fmt: skip
+
+
+def predict(
+    model: nn.Module,
+    data: Any,
+    *,
+    batch_size: int | Literal["auto"] = 64,
+    device: str = "auto",
+    batch_fn: Callable[[Any], tuple[Inputs, Tensor, Tensor]] | None = None,
+    multi_label: bool = False,
+) -> Predictions:
+    """Probabilities of a model for every sample of `data`, in evaluation mode and full precision.
+
+    The model comes back as it was given: device, training flags and weights, also when something fails.
+
+    Args:
+        model: gives logits: one per sample (binary), two (two classes), or one per class or label.
+        data: `GroupedData`, or what yields ``(inputs, targets, groups)`` batches, possibly by `batch_fn`.
+        batch_size: samples at once; ``"auto"`` is 64, or as many of them as memory has room for.
+        device: where to run; ``"auto"`` is where the model is, or for one on the CPU a CUDA device if any.
+        batch_fn: one batch -> ``(inputs, targets, groups)``.
+        multi_label: every output is a label of its own; so taken where the data have several labels.
+
+    Raises:
+        CheckpointError: the model gives probabilities instead of logits.
+        NonFiniteError: a logit is not finite.
+        DataError: the model's outputs do not fit the data's classes.
+
+    >>> from bmft.data import from_arrays
+    >>> data = from_arrays(torch.eye(4), [0, 1, 0, 1], [0, 0, 1, 1])
+    >>> predict(nn.Linear(4, 1), data).scores.shape
+    (4, 1)
+    """
+    room, size = (Room(shrinks=True), 64) if batch_size == "auto" else (Room(), batch_size)
+    if size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
+    grouped = as_grouped(data, batch_fn=batch_fn)
+    several = multi_label or grouped.task == "multilabel"
+    with _borrowed(model, device) as network:
+        share = Share(len(grouped))
+        own = share.of(grouped)
+        logits = room(lambda n: torch.cat([network(b.inputs) for b in own.batches(n)]), size)
+        logits = share.gather(logits.to(network.device)).cpu()  # (n, outputs)
+        last = network.last_operation(grouped.inputs(slice(0, 2)))
+    _check_logits(logits, last, several, grouped)
+    scores = fairness.probabilities(logits.double(), multi_label=several).numpy()
+    return Predictions(
+        scores=scores,
+        targets=grouped.targets.numpy(),
+        groups=grouped.groups.numpy(),
+        attributes=grouped.attributes,
+        task=grouped.task,
+        classes=grouped.classes,
+        clusters=None if grouped.clusters is None else grouped.clusters.numpy(),
+        rows=grouped.rows.numpy(),
+        content_hash=grouped.content_hash,
+        skipped=grouped.skipped,
+    )
+
+
+def audit(
+    model_or_predictions: nn.Module | Predictions,
+    data: Any = None,
+    *,
+    threshold: float = 0.5,
+    level: float = 0.95,
+    intervals: bool = True,
+    resamples: int = 2000,
+    seed: int = 0,
+    **options: Any,
+) -> AuditReport:
+    """Measure how a model does for each group, and how far apart the groups are.
+
+    Args:
+        model_or_predictions: a model that gives logits, or the `Predictions` of any model.
+        data: for a model: `GroupedData`, or what yields ``(inputs, targets, groups)`` batches.
+        threshold, level, intervals, resamples, seed: see `bmft.auditing.audit_predictions`.
+        **options: for `predict`: `batch_size`, `device`, `batch_fn`, `multi_label`.
+
+    Raises:
+        ConfigError: `threshold` or `level` is not between 0 and 1, or data are missing or given twice.
+        DataError: there is no sample.
+        CheckpointError: the model gives probabilities instead of logits.
+
+    >>> from bmft.data import from_arrays
+    >>> data = from_arrays(torch.eye(4), [0, 1, 0, 1], [0, 0, 1, 1])
+    >>> audit(nn.Linear(4, 1), data, intervals=False).n
+    4
+    """
+    if isinstance(model_or_predictions, Predictions):
+        if data is not None or options:
+            raise ConfigError("predictions were given: data and the options of predict go with a model")
+        predictions = model_or_predictions
+    elif data is None:
+        raise ConfigError("a model was given without data to audit it on")
+    else:
+        predictions = predict(model_or_predictions, data, **options)
+    return audit_predictions(
+        predictions, threshold=threshold, level=level, intervals=intervals, resamples=resamples, seed=seed
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A model in evaluation mode on its device: inputs in, logits in full precision on the CPU out."""
+
+    model: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return forward_logits(self.model, map_tensors(self._placed, inputs)).detach().cpu()
+
+    def last_operation(self, inputs: Inputs) -> str:
+        """What made the logits, as autograd names it, views and copies aside; "" where it cannot be seen."""
+        with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
+            tracked = map_tensors(lambda tensor: _tracked(self._placed(tensor)), inputs)
+            node = forward_logits(self.model, tracked).grad_fn
+        while node is not None and node.name().startswith(_SAME_VALUES):
+            node = node.next_functions[0][0]
+        return "" if node is None else str(node.name())
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _tracked(tensor: Tensor) -> Tensor:
+    # A copy, since a model may change its input in place, which autograd forbids for a leaf.
+    return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def _borrowed(model: nn.Module, device: str) -> Iterator[_Network]:
+    """The model in evaluation mode on `device`, and afterwards exactly as it was."""
+    check_values(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    home = tensors[0].device if tensors else torch.device("cpu")
+    target = home if device == "auto" and home.type != "cpu" else choose_device(device)
+    data = [parameter.data for parameter in model.parameters()]
+    buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    try:
+        with evaluating(model):
+            if target != home:
+                model.to(target)
+            yield _full_precision(model, target)
+    finally:
+        if target != home:
+            for parameter, tensor in zip(model.parameters(), data, strict=True):
+                parameter.data = tensor
+            for module, name, tensor in buffers:
+                setattr(module, name, tensor)
+
+
+def _full_precision(model: nn.Module, device: torch.device) -> _Network:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes & {torch.float16, torch.bfloat16}:
+        model = copied(model).float()
+        dtypes = {torch.float32}
+    return _Network(model, device, torch.float64 if dtypes == {torch.float64} else torch.float32)
+
+
+def _check_logits(logits: Tensor, last: str, multi_label: bool, data: GroupedData) -> None:
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        rows = ", ".join(map(str, data.rows[bad][:5].tolist()))
+        raise NonFiniteError(
+            f"the logits of {int(bad.sum())} of {len(bad)} samples are not finite (first: rows {rows}); "
+            "check the weights and the inputs"
+        )
+    shares = not multi_label and logits.shape[1] > 1 and bool((logits >= 0).all())
+    sums_to_one = shares and bool(torch.isclose(logits.sum(1), torch.ones(()).to(logits), atol=1e-4).all())
+    if last.startswith(("SigmoidBackward", "SoftmaxBackward")) or sums_to_one:
+        raise CheckpointError(
+            "the model gives probabilities (its last step is a sigmoid or softmax): logits are expected: a "
+            "second sigmoid calls every sample positive. Remove the last step from the model."
+        )
+    expected = _outputs(data, multi_label)
+    if logits.shape[1] not in expected:
+        raise DataError(
+            f"the model has {logits.shape[1]} outputs, and the data's task is {data.task} with the classes "
+            f"{', '.join(data.classes)}: expected {' or '.join(map(str, expected))}"
+        )
+
+
+def _outputs(data: GroupedData, multi_label: bool) -> tuple[int, ...]:
+    """The numbers of outputs that fit the data."""
+    if data.task == "binary":
+        return (1,) if multi_label else (1, 2)
+    return (len(data.classes),)

@@ -1,0 +1,360 @@
+"""What a method works on: the model, the data, the two training steps, and who judges."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bmft.auditing import AuditReport, Predictions
+from bmft.compute import Room, Share
+from bmft.data import GroupedData
+from bmft.errors import ConfigError
+from bmft.inference import predict
+from bmft.masks import WeightMask
+from bmft.methods.settings import Settings
+from bmft.models import (
+    Activations,
+    Head,
+    Tail,
+    changes,
+    forward_logits,
+    penultimate_features,
+    put_back,
+    reset_head,
+    tail_above,
+    tensors_of,
+    upper,
+)
+from bmft.training import EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, tune
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures.
+
+    `kept` is the select audit of the epoch that would be kept if this were the last.
+    """
+
+    phase: str
+    done: int
+    total: int
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    kept: AuditReport | None = None
+
+
+@dataclass
+class Run:
+    """What a method works on. `model` is a copy that it changes; everything else is as given."""
+
+    model: nn.Module
+    head: Head
+    fit: GroupedData
+    select: GroupedData
+    settings: Settings
+    selection: Selection
+    generator: torch.Generator
+    seed: int
+    multi_label: bool
+    autocast: Callable[[], AbstractContextManager[Any]]
+    progress: Callable[[Progress], None]
+    positive: torch.Tensor | None = None
+    activations: Activations = field(default_factory=Activations)
+    tail: Tail | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
+    journal: Journal | None = None
+
+    @property
+    def body(self) -> list[str]:
+        """The extractor's parameters that may move: of the upper blocks, or those that the name patterns name."""
+        names = upper(self.model, self.head, 1.0 if self.settings.tune else self.settings.depth)
+        mask = WeightMask.by_name(self.model, *self.settings.tune)
+        mask = mask.excluding(*self.settings.freeze) if self.settings.freeze else mask
+        return [name for name in names if bool(mask.tensors[name].any())]
+
+    def head_mask(self) -> WeightMask:
+        """A mask of the whole head."""
+        return WeightMask.by_name(self.model, *self.head.parameters)
+
+    def body_mask(self) -> WeightMask:
+        """A mask of the whole extractor, as far as it may move."""
+        if not self.body:
+            return ~WeightMask.by_name(self.model)
+        return WeightMask.by_name(self.model, *self.body)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
+        """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
+        with self.timed("extractor"):
+            fit, select = self._entering(mask, step)
+            look = self._after_epoch(1, self.tail or self.model, select, step)
+
+            def train(keeper: EpochKeeper | None) -> None:
+                tune(
+                    self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                    tail=self.tail, autocast=self.autocast, after_epoch=look, room=self.room, keeper=keeper,
+                )  # fmt: skip
+
+            self._stage(train)
+
+    def tune_beside(
+        self, network: nn.Module, mask: WeightMask, merge: Callable[[], None], loss: Loss, step: Step
+    ) -> None:
+        """Train a network that stands for the model; after every epoch `merge` puts what it learned into the model."""
+        with self.timed("extractor"):
+            look = self._after_epoch(1, self.model, self.select, step)
+
+            def merged(epoch: int, value: float) -> bool:
+                merge()
+                return look(epoch, value)
+
+            self._stage(lambda _: tune(
+                network, self.fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                autocast=self.autocast, after_epoch=merged, room=self.room,
+            ))  # fmt: skip
+
+    def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
+        """Change the model as `train` does, or as it did in an earlier process."""
+        if self.journal is None:
+            train(None)
+            return
+        number = self.journal.begin_stage()
+        found = self.journal.stage_done(number, self.selection)
+        if found is not None:
+            self.generator.set_state(found.pop("generator"))
+            put_back(tensors_of(self.model), found)
+            return
+        before = {name: tensor.clone() for name, tensor in tensors_of(self.model).items()}
+        train(_Epochs(self.journal, number, self.selection))
+        changed = changes(before, tensors_of(self.model)) | {"generator": self.generator.get_state()}
+        self.journal.record_stage(number, self.selection, changed)
+
+    def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
+        """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
+        if step.augment or step.norm_stats != "frozen":
+            return self.fit, self.select
+        tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())])
+        if tail is None:
+            return self.fit, self.select
+        select = self.room(lambda size: self.activations.of(tail, self.select, batch_size=size), 64)
+        if select is None:
+            return self.fit, self.select
+        self.tail = tail
+        return fit, select
+
+    def above(self, names: Sequence[str]) -> tuple[Tail | None, GroupedData]:
+        """The part of the network above all that stays when only these move, and the fit set as it enters that part.
+
+        None, and the fit set as it is, where there is no such part or no room for what enters it.
+        """
+        sample = self.fit.take(slice(0, 4)).to(next(self.model.parameters()).device).inputs
+        tail = tail_above(self.model, names, sample, autocast=self.autocast)
+        if tail is None:
+            return None, self.fit
+        keep = self.activations.of
+        fit = self.room(lambda size: keep(tail, self.fit, autocast=self.autocast, batch_size=size), 64)
+        return (None, self.fit) if fit is None else (tail, fit)
+
+    def tune_head(self, reset: Callable[[], None]) -> None:
+        """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
+        with self.timed("head"):
+            self._stage(lambda _: self._train_heads(reset))
+
+    def _train_heads(self, reset: Callable[[], None]) -> None:
+        step = self.settings.step(1)
+        fit, select = (
+            self._features(self._precise(data), self.tail)
+            for data in (self.fit, self.select)
+        )
+        if fit is None or select is None:
+            model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
+        else:
+            model = self.model.get_submodule(self.head.name)
+            mask = WeightMask.by_name(model)
+        for loss in self.settings.head_losses():
+            reset()
+            look = self._after_epoch(2, model, select, step)
+            tune(
+                model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
+                after_epoch=self._at_the_operating_point(look, model, fit), room=self.room,
+            )  # fmt: skip
+
+    def _at_the_operating_point(
+        self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData
+    ) -> Callable[[int, float], bool]:
+        """`look` at two heads: as trained, and with its bias put where the original's share of the fit set is positive.
+
+        A gap also shrinks when fewer of everybody are called positive; then the second may do less harm.
+        """
+        head = model if model is not self.model else self.model.get_submodule(self.head.name)
+        bias = getattr(head, "bias", None)
+        if self.settings.operating_point == "free" or self.positive is None or not isinstance(bias, nn.Parameter):
+            return look
+
+        def both(epoch: int, loss: float) -> bool:
+            shift = _shift(self._logits(model, fit), self.positive, self.selection.threshold).to(bias)
+            trained = bias.detach().clone()
+            with torch.no_grad():
+                bias.add_(shift)
+                look(epoch, loss)
+                bias.copy_(trained)
+            return look(epoch, loss)
+
+        return both
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
+        device = next(model.parameters()).device
+        share = Share(len(data))
+
+        def work(size: int) -> torch.Tensor:
+            batches = share.of(data).batches(size)
+            return torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in batches])
+
+        return share.gather(self.room(work, 64))
+
+    def measure_operating_point(self) -> None:
+        """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
+        logits = self._logits(self.model, self.fit)
+        if self.multi_label or logits.shape[1] == 1:
+            self.positive = (torch.sigmoid(logits) >= self.selection.threshold).sum(0)
+
+    def _precise(self, data: GroupedData) -> GroupedData:
+        """What the tail takes for this set in full precision; the set itself without one."""
+        tail = self.tail
+        if tail is None:
+            return data
+        kept = self.room(lambda size: self.activations.of(tail, data, batch_size=size), 64)
+        if kept is None:
+            self.tail = None
+        return data if kept is None else kept
+
+    def along(self, moved: SelectedWeights) -> Iterator[float]:
+        """Change the model: its weights to each point of the settings' path from `moved`'s to where they are now."""
+        start, end = moved.vector.detach(), moved.values()
+        for fraction in self.settings.path:
+            # A weight that did not move stays as it is to the last bit: interpolating -0.0 would give 0.0.
+            moved.write_back(torch.where(start == end, start, torch.lerp(start, end, fraction)))
+            yield fraction
+
+    def features(self, data: GroupedData) -> GroupedData:
+        """The inputs of a linear head for every sample, computed once.
+
+        Raises:
+            ConfigError: the head is not one linear layer whose output is the logits.
+        """
+        with self.timed("features"):
+            found = self._features(data, None)
+        if found is None or not isinstance(self.model.get_submodule(self.head.name), nn.Linear):
+            raise ConfigError(
+                f"this method writes the weights of one linear layer that makes the logits, and {self.head.name!r} is "
+                "not one: take another --method, or name the layer (--head)"
+            )
+        return found
+
+    def _features(self, data: GroupedData, tail: Tail | None) -> GroupedData | None:
+        return self.room(
+            lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size), 64
+        )
+
+    def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
+        """Probabilities of `data` by any model, where this run's is."""
+        device = str(next(self.model.parameters()).device)
+        return self.room(
+            lambda size: predict(model, data, multi_label=self.multi_label, device=device, batch_size=size), 64
+        )
+
+    def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
+        """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""
+        with self.timed("selection"):
+            found = self.predict(self.model, self.select) if predictions is None else predictions
+            entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
+        self.progress(Progress("candidates", number, of, entry, self.selection.kept))
+
+    def _after_epoch(
+        self, number: int, model: nn.Module, select: GroupedData, step: Step
+    ) -> Callable[[int, float], bool]:
+        first = len(self.selection.history)
+
+        def look(epoch: int, loss: float) -> bool:
+            with self.timed("selection"):
+                predictions = self.predict(model, select)
+                entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
+            self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept))
+            patience = self.settings.patience if number == 1 else 0
+            ranks = [self.selection.rank(entry) for entry in self.selection.history[first:]]
+            return bool(patience) and no_better_for(patience, ranks)
+
+        return look
+
+
+def no_better_for(patience: int, ranks: Sequence[float]) -> bool:
+    """Whether none of the last epochs is as good as an earlier one; those that do harm rank infinitely bad.
+
+    The first steps often take the gap and the AUC down together, and the AUC comes back later.
+
+    >>> ranks = [0.1, 0.2, 0.3]
+    >>> no_better_for(1, ranks), no_better_for(1, ranks[::-1]), no_better_for(2, [math.inf, 0.2, 0.3])
+    (True, False, False)
+    """
+    return min(ranks[-patience:]) > min(ranks)
+
+
+@dataclass(frozen=True)
+class _Epochs:
+    """Keeps the epochs of one stage in the journal."""
+
+    journal: Journal
+    number: int
+    selection: Selection
+
+    def read(self) -> Mapping[str, torch.Tensor] | None:
+        return self.journal.epoch_done(self.number, self.selection)
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.journal.record_epoch(self.number, self.selection, tensors)
+
+
+def _shift(logits: torch.Tensor, positive: torch.Tensor | None, threshold: float) -> torch.Tensor:
+    """What to add to each column of ``(n, K)`` for `positive` of them to reach the threshold; 0 for none or all."""
+    if positive is None:
+        return torch.zeros(logits.shape[1])
+    descending = logits.sort(0, descending=True).values
+    inside = (positive > 0) & (positive < len(logits))
+    place = positive.clamp(1, len(logits) - 1)[None]
+    cut = (descending.gather(0, place - 1) + descending.gather(0, place))[0] / 2
+    return torch.where(inside, math.log(threshold / (1 - threshold)) - cut, torch.zeros_like(cut))
+
+
+def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
+    """What puts the head back to its original weights and then resets them as the settings say, for every try alike.
+
+    To be called before anything moves: it also notes the original's operating point.
+
+    With ``reset = "partial"`` only the weights that `where` marks become zero.
+    """
+    if run.settings.reset == "partial" and where is None:
+        raise ConfigError("reset = 'partial' needs a soft mask of the head, which only swift has: use zero or keep")
+    if run.settings.operating_point == "kept":
+        run.measure_operating_point()
+    original = {name: run.model.get_parameter(name).detach().clone() for name in run.head.parameters}
+
+    def reset() -> None:
+        with torch.no_grad():
+            for name, value in original.items():
+                run.model.get_parameter(name).copy_(value)
+        if run.settings.reset != "keep":
+            reset_head(run.model, run.head, where=where if run.settings.reset == "partial" else None)
+
+    return reset

@@ -1,0 +1,100 @@
+"""The named methods with their default and their published settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bmft._text import unknown_name
+from bmft.errors import ConfigError
+from bmft.masks import WeightMask
+from bmft.methods.full_network import bias_gradient_descent, full, group_dro, selective
+from bmft.methods.head_only import dfr, head_only
+from bmft.methods.lora import installed as peft_installed
+from bmft.methods.lora import lora
+from bmft.methods.pruning import fairprune
+from bmft.methods.run import Run
+from bmft.methods.settings import Settings
+from bmft.methods.threshold import threshold_shift
+from bmft.methods.two_step import bmft, swift
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method: what it does, its default settings and the published ones."""
+
+    run: Callable[[Run], WeightMask]
+    defaults: Settings
+    paper: Settings
+
+
+_PAPER = Settings(
+    objective="equalized_odds", epochs=(10, 10), patience=0, lr=(1e-4, 1e-3), optimizer="sgd", momentum=0.9,
+    weight_decay=5e-4, batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label",
+    balance=("none", "group_in_label"),
+    operating_point="free", whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10,
+    exact=False, depth=1.0, fraction=0.5,
+)  # fmt: skip
+
+
+_PAPER_SWIFT = replace(
+    _PAPER, bias_weight=(0.9, 0.1), task_weight=(0.1, 0.9), balance=("group", "group"), reset="partial"
+)
+
+
+_DEFAULTS = Settings()
+
+
+_FULL = replace(_DEFAULTS, depth=1.0)
+
+
+_HEAD = replace(_DEFAULTS, bias_weight=(0.0, 0.0), epochs=(0, 20))
+
+
+_RW = replace(_PAPER, task_weight=(1.0, 1.0), balance=("group_in_label", "group_in_label"), reset="keep")
+
+
+METHODS: Mapping[str, Method] = {
+    "bmft": Method(bmft, _DEFAULTS, _PAPER),
+    "swift": Method(swift, replace(_FULL, rank="ratio", reset="partial"), _PAPER_SWIFT),
+    "random_mask": Method(bmft, replace(_FULL, score="random"), replace(_PAPER, score="random")),
+    "head": Method(head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20))),
+    "rw": Method(full, replace(_FULL, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
+    "reg": Method(full, replace(_FULL, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
+    "rwreg": Method(full, _FULL, _RW),
+    "selective": Method(
+        selective,
+        replace(_FULL, bias_weight=(0.0, 0.0)),
+        replace(_PAPER, task_weight=(1.0, 1.0), bias_weight=(0.0, 0.0), balance=("none", "none"), reset="keep"),
+    ),
+    "lora": Method(lora, _FULL, replace(_RW, bias_weight=(0.0, 0.0), balance=("none", "none"))),
+    "group_dro": Method(group_dro, _FULL, replace(_PAPER, balance=("cell", "cell"))),
+    "bias_gradient_descent": Method(
+        bias_gradient_descent, replace(_FULL, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
+    ),
+    "dfr": Method(dfr, _DEFAULTS, _PAPER),
+    "fairprune": Method(fairprune, _FULL, _PAPER),
+    "threshold": Method(threshold_shift, _DEFAULTS, _PAPER),
+}
+
+
+def installed_methods() -> tuple[str, ...]:
+    """Names in `METHODS` of those that can run here: ``lora`` needs peft."""
+    return tuple(name for name in METHODS if name != "lora" or peft_installed())
+
+
+def settings_for(method: str, config: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a named method with these values; ``preset = "paper"`` starts from the published ones.
+
+    Raises:
+        ConfigError: the method, the preset or a value is not known.
+
+    >>> settings_for("bmft", {"preset": "paper"}).fraction
+    0.5
+    """
+    if method not in METHODS:
+        raise ConfigError(unknown_name("method", method, METHODS))
+    values = dict(config or {})
+    preset = values.pop("preset", "default")
+    if preset not in ("default", "paper"):
+        raise ConfigError(f"preset is {preset!r}: expected 'default' or 'paper'")
+    return (METHODS[method].paper if preset == "paper" else METHODS[method].defaults).with_values(values)

@@ -1,0 +1,95 @@
+"""BMFT and SWiFT: importance, a mask, the extractor under it, then the head."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from bmft import fairness
+from bmft.masks import WeightMask, relative, weight_importances
+from bmft.methods.run import Run, from_original_head
+from bmft.models import blocks
+from bmft.training import SelectedWeights
+
+
+def bmft(run: Run) -> WeightMask:
+    """Bias gradient-based masked fine-tuning (Xue et al. 2024).
+
+    1. Score every extractor weight by its importance for the gap (and for the task, when ranked by their ratio).
+    2. The top fraction is the mask.
+    3. Move the masked weights against the gap.
+    4. At each point of the path from the original to the moved extractor, train a new head on its features.
+    """
+    mask = importance_mask(run)
+    two_steps(run, mask, reset=from_original_head(run))
+    return mask | run.head_mask()
+
+
+def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
+    """Change the model: the extractor under `mask`, then the head from `reset` along the path.
+
+    Where no weight of the extractor may move, the head is all there is to train.
+    """
+    if not run.body:
+        run.tune_head(reset)
+        return
+    moved = SelectedWeights(run.model, mask)
+    run.tune_extractor(mask, run.settings.extractor_loss(), run.settings.step(0))
+    for _ in run.along(moved):
+        run.tune_head(reset)
+
+
+def swift(run: Run) -> WeightMask:
+    """Soft-mask weight fine-tuning (Yan et al. 2025).
+
+    1. Score every weight, the head's too, by the ratio of its importance for the gap to that for the task.
+    2. The soft mask is the hyperbolic tangent of the ratio; the extractor's updates are scaled by it.
+    3. Only head weights whose mask exceeds their tensor's mean are reset; then the head is trained alone.
+    """
+    mask = WeightMask({name: torch.tanh(scores) for name, scores in run_ratio(run).items()})
+    marked = {name: mask.tensors[name] > mask.tensors[name].mean() for name in run.head.parameters}
+    body = mask & run.body_mask()
+    two_steps(run, body, from_original_head(run, marked))
+    return body | run.head_mask()
+
+
+def run_ratio(run: Run) -> dict[str, torch.Tensor]:
+    """Relative importance of every weight: for the gap, by that for the task."""
+    with run.timed("importance"):
+        bias, task = _importances(run, [run.settings.gap(), fairness.cross_entropy])
+    return relative(bias, to=task, scale=run.settings.scale, floor=run.settings.floor)
+
+
+def importance_mask(run: Run) -> WeightMask:
+    """The mask of `bmft`: the top fraction of the extractor's weights."""
+    settings, body = run.settings, run.body
+    if settings.score == "ones" or not body:
+        return run.body_mask()
+    if settings.rank == "ratio" and settings.score != "random":
+        scores: Mapping[str, torch.Tensor] = run_ratio(run)
+    else:
+        with run.timed("importance"):
+            (scores,) = _importances(run, [settings.gap()])
+    owner = {name: block for block, names in blocks(run.model, run.head).items() for name in names}
+    return WeightMask.top_fraction(
+        scores, settings.fraction, granularity=settings.granularity, within=body, unit_of=owner.__getitem__
+    )
+
+
+def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[str, torch.Tensor]]:
+    """Scores of every weight that may move, and of the head's; of all others 0."""
+    settings = run.settings
+    wanted = [*run.body, *run.head.parameters]
+    tail, fit = run.above(wanted)
+    inside = "" if tail is None else "model."
+
+    def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
+        return weight_importances(
+            tail or run.model, objectives, fit, score=settings.score, exact=settings.exact, seed=run.seed,
+            only=[inside + name for name in wanted], batch_size=size, combine=settings.combine,
+            multi_label=run.multi_label, autocast=run.autocast,
+        )  # fmt: skip
+
+    # The published form depends on the batches: no smaller ones in their place.
+    found = run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
+    nothing = {name: torch.zeros(parameter.shape) for name, parameter in run.model.named_parameters()}
+    return [{name: scores.get(inside + name, zeros) for name, zeros in nothing.items()} for scores in found]

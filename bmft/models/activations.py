@@ -1,0 +1,295 @@
+"""What stays the same while the upper part of a network trains: the activations that enter it, computed once."""
+
+import hashlib
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft.compute import Share
+from bmft.data import GroupedData
+from bmft.errors import ArchitectureError
+from bmft.models.answers import forward_logits
+from bmft.models.weights import tensors_of
+
+_log = logging.getLogger(__name__)
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class Tail(nn.Module):
+    """The part of `model` that runs from one of its modules on: activations in, the model's answer out.
+
+    The model itself runs, with `entry` given the activations, and with what runs before it (`below`) answering at once
+    with uninitialised memory of the right shape. It shares the model's weights. Made by `tail_above`.
+    """
+
+    def __init__(
+        self, model: nn.Module, entry: str, below: Mapping[str, torch.Size], fixed: Sequence[str], inputs: Tensor,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model, self.entry, self.below, self.fixed = model, entry, below, fixed
+        self.input_shape, self.input_dtype, self.dtype = inputs.shape[1:], inputs.dtype, dtype
+        self._poisoned = False
+
+    def forward(self, activations: Tensor) -> Any:
+        """The answer for activations ``(n, ...)`` that enter the entry."""
+        n = len(activations)
+        # Under autocast a block may expect what it was given in training: half precision.
+        given = (
+            activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
+        )
+        with self._standing_in(given, n):
+            return self.model(self._blank(activations, (n, *self.input_shape), self.input_dtype))
+
+    def _blank(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """What nothing may depend on: uninitialised, or NaN, which shows in whatever it reaches."""
+        if self._poisoned and dtype.is_floating_point:
+            return like.new_full(shape, math.nan, dtype=dtype)
+        return like.new_empty(shape, dtype=dtype)
+
+    @contextmanager
+    def over_nan(self) -> Iterator[None]:
+        """Inside, all below the entry answers NaN."""
+        self._poisoned = True
+        try:
+            yield
+        finally:
+            self._poisoned = False
+
+    @contextmanager
+    def _standing_in(self, given: Tensor, n: int) -> Iterator[None]:
+        handle = self.model.get_submodule(self.entry).register_forward_pre_hook(lambda *_: (given,))
+        stubs = {self.model.get_submodule(name): shape for name, shape in self.below.items()}
+        try:
+            for module, shape in stubs.items():
+                # An attribute of the instance comes before the class's method, and is gone with `del`.
+                module.forward = lambda *_, shape=shape, **__: self._blank(given, (n, *shape), given.dtype)
+            yield
+        finally:
+            handle.remove()
+            for module in stubs:
+                module.__dict__.pop("forward", None)
+
+    def entering(self, inputs: Any) -> Tensor:
+        """The activations that enter for these inputs of the whole model, of which only what lies below runs.
+
+        Raises:
+            ArchitectureError: for these inputs the model does not come to the entry.
+        """
+
+        def stop(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            raise _ReachedError(arguments[0])
+
+        handle = self.model.get_submodule(self.entry).register_forward_pre_hook(stop)
+        try:
+            with torch.no_grad():
+                self.model(inputs)
+        except _ReachedError as reached:
+            return reached.activations
+        finally:
+            handle.remove()
+        raise ArchitectureError(f"the model runs {self.entry!r} for some inputs only: let every block move (depth 1)")
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass where the activations that it was for are known."""
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__()
+        self.activations = activations
+
+
+@dataclass
+class _Recording:
+    """Records in which order modules begin and end, what enters them and what they give."""
+
+    model: nn.Module
+    entered: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    left: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    _time: int = 0
+    _handles: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> "_Recording":
+        for name, module in self.model.named_modules():
+            if name:
+                self._handles += [
+                    module.register_forward_pre_hook(self._note(self.entered, name), with_kwargs=True),
+                    module.register_forward_hook(self._note(self.left, name), with_kwargs=True),
+                ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, book: dict[str, list[tuple[int, Any]]], name: str) -> Callable[..., None]:
+        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], *result: Any) -> None:
+            self._time += 1
+            alone = len(arguments) == 1 and not keywords and isinstance(arguments[0], Tensor)
+            # A copy: a module that works in place would change what was noted.
+            value = result[0] if result else arguments[0].clone() if alone else None
+            book.setdefault(name, []).append((self._time, value))
+
+        return note
+
+
+def tail_above(
+    model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast: Context = nullcontext
+) -> Tail | None:
+    """The longest part of the network below which none of the parameters `moving` acts; None when there is none.
+
+    Which modules run before which is seen by running the model on a few `inputs` ``(n >= 3, ...)``; that nothing but
+    the activations of the entry passes upwards (a skip connection would) is checked on them to the last bit.
+
+    >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> tail = tail_above(net, ["2.weight"], torch.ones(3, 2))
+    >>> tail.entry, torch.equal(tail(tail.entering(torch.ones(3, 2))), net(torch.ones(3, 2)))
+    ('2', True)
+    """
+    if not isinstance(inputs, Tensor) or len(inputs) < 3:
+        return None
+    with torch.no_grad(), autocast(), _Recording(model) as seen:
+        logits = forward_logits(model, inputs)
+    begins = _first_use(model, set(moving), seen)
+    entries = [
+        (calls[0][0], name)
+        for name, calls in seen.entered.items()
+        if len(calls) == 1 and calls[0][0] <= begins and _per_sample(calls[0][1], len(inputs))
+    ]
+    for moment, name in sorted(entries, reverse=True):
+        below = _before(model, moment, seen, len(inputs))
+        if not any(next(model.get_submodule(done).parameters(), None) is not None for done in below):
+            return None
+        activations = seen.entered[name][0][1]
+        tail = Tail(model, name, below, _fixed(model, moment, below, seen), inputs, activations.dtype)
+        if _agrees(tail, activations, logits, autocast) and _agrees(
+            tail, activations[:2], logits[:2], autocast
+        ):
+            return tail
+    return None
+
+
+def _first_use(model: nn.Module, moving: set[str], seen: _Recording) -> int:
+    """When the first module begins that holds one of the parameters itself; 0 if that cannot be told."""
+    owners = {name.rpartition(".")[0] for name in moving}
+    moments = [seen.entered[name][0][0] if name in seen.entered else 0 for name in owners]
+    return min(moments, default=0)
+
+
+def _before(model: nn.Module, moment: int, seen: _Recording, n: int) -> dict[str, torch.Size]:
+    """The outermost modules that are done at that moment, and the shape of what one sample gives there."""
+    found: dict[str, torch.Size] = {}
+    for name, _ in model.named_modules():
+        calls = seen.left.get(name, [])
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if inside or not calls or calls[-1][0] > moment:
+            continue
+        if all(_per_sample(value, n) for _, value in calls) and len({value.shape for _, value in calls}) == 1:
+            found[name] = calls[0][1].shape[1:]
+    return found
+
+
+def _per_sample(value: Any, n: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == n
+
+
+def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording) -> list[str]:
+    """The names in the state dict on which the activations at that moment may depend."""
+    running = {"", *(name for name, calls in seen.entered.items() if calls[0][0] < moment)}
+    inside = tuple(f"{name}." for name in below)
+    return [key for key in tensors_of(model) if key.rpartition(".")[0] in running or key.startswith(inside)]
+
+
+def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
+    # A product with weights of zero would hide what comes from below, if that were a number.
+    with tail.over_nan(), torch.no_grad(), autocast():
+        found = forward_logits(tail, activations)
+    # A smaller batch may be summed in another order.
+    return torch.equal(found, logits) or (
+        len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
+    )
+
+
+@dataclass
+class Activations:
+    """Keeps what enters the tails of a network, per set; one may serve several runs.
+
+    Runs from the same weights share them: a search computes what its trials leave alone once.
+
+    Attributes:
+        limit: bytes kept in memory, in all.
+        on_disk: bytes kept beyond that in memory-mapped files, which have no name and are gone with the process.
+    """
+
+    limit: int = 2 << 30
+    on_disk: int = 16 << 30
+    _kept: dict[tuple[Any, ...], tuple[GroupedData, GroupedData]] = field(default_factory=dict)
+    _bytes: int = 0
+    _bytes_on_disk: int = 0
+
+    def of(
+        self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = 64
+    ) -> GroupedData | None:
+        """`data` with the activations in place of the inputs; None when they would take too much room."""
+        device = next(tail.parameters()).device
+        with autocast():
+            half = torch.is_autocast_enabled(device.type)
+        key = (id(data), tail.entry, half, _digest(tail))
+        if key not in self._kept:
+            with autocast():
+                sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)
+            inputs, on_disk = self._room((len(data), *sample.shape[1:]))
+            if inputs is None:
+                return None
+            share, start = Share(len(data)), 0
+            mine = inputs[share.rows]
+            for batch in share.of(data).batches(batch_size):
+                with autocast():
+                    entering = tail.entering(batch.to(device).inputs)
+                mine[start : start + len(entering)] = entering
+                start += len(entering)
+            if not share.whole:
+                inputs.copy_(share.gather(mine.to(device)))
+            # Counted when it is filled: a batch that found no room is tried again in pieces.
+            if on_disk:
+                self._bytes_on_disk += inputs.nbytes
+            else:
+                self._bytes += inputs.nbytes
+            # The set itself is kept too, so that its id stays its own.
+            self._kept[key] = data, data.with_inputs(inputs)
+        return self._kept[key][1]
+
+    def _room(self, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]:
+        """A float32 tensor of that shape in memory, else in a file, else None; and whether it is in a file."""
+        size = 4 * math.prod(shape)
+        if self._bytes + size <= self.limit:
+            return torch.empty(shape), False
+        return (_mapped(shape, size) if self._bytes_on_disk + size <= self.on_disk else None), True
+
+
+def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:
+    """Memory backed by a file that nothing names any more; None where the disk has no room for it."""
+    with tempfile.NamedTemporaryFile(prefix="bmft-") as file:
+        try:
+            # Reserved now: a page that finds no room when it is written ends the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            _log.info("activations are not kept in a file: %s", error)
+            return None
+        return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+
+
+def _digest(tail: Tail) -> str:
+    found, state = hashlib.sha256(), tensors_of(tail.model)
+    for name in tail.fixed:
+        found.update(name.encode())
+        found.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

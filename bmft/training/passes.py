@@ -1,0 +1,107 @@
+"""Forward and backward passes of a batch, in pieces where memory is short, shared between processes."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft.compute import AutocastMaker, Room, Share
+from bmft.data import GroupedData, map_tensors
+from bmft.errors import ConfigError, NonFiniteError
+from bmft.models import forward_logits
+from bmft.training.loss import PooledLoss
+from bmft.training.masked_step import SelectedWeights
+from bmft.training.settings import FLIPS
+
+
+def take_gradient(
+    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, inputs: Any, index: Tensor, autocast: AutocastMaker,
+    room: Room, epoch: int,
+) -> float:  # fmt: skip
+    """Give the chosen weights the gradient of one batch's loss; returns the loss.
+
+    The loss of all logits gives each logit's share of the gradient, which the passes of the pieces, and those of the
+    other processes, carry on to the weights. `inputs` are this process's rows of the batch. What does not fit at once
+    is run twice: without gradients for its logits, then piece by piece.
+    """
+    share = Share(len(index))
+    length = share.rows.stop - share.rows.start
+
+    def work(size: int) -> float:
+        for parameter in chosen.parameters:
+            parameter.grad = None
+        pieces = _pieces(inputs, length, size)
+        with torch.set_grad_enabled(len(pieces) == 1), autocast():
+            logits = [forward_logits(model, piece) for piece in pieces]
+        known = share.gather(torch.cat(logits)).requires_grad_()
+        value = pooled(known, index)
+        found = finite(value, epoch)
+        (wanted,) = torch.autograd.grad(value, known)
+        for piece, first, part in zip(pieces, logits, torch.split(wanted[share.rows], size), strict=True):
+            with autocast():
+                again = first if first.requires_grad else forward_logits(model, piece)
+            torch.autograd.backward(again, part)
+        return found
+
+    loss = room(work, length)
+    chosen.collect_gradients()
+    if chosen.vector.grad is not None:
+        share.total(chosen.vector.grad)
+    return loss
+
+
+def _pieces(inputs: Any, length: int, size: int) -> list[Any]:
+    def piece(rows: slice) -> Any:
+        return map_tensors(lambda tensor: tensor[rows], inputs)
+
+    return [piece(slice(start, start + size)) for start in range(0, length, size)]
+
+
+def in_pieces(model: nn.Module, inputs: Any, length: int, size: int) -> Tensor:
+    """Logits of a batch, `size` samples at once."""
+    return torch.cat([forward_logits(model, piece) for piece in _pieces(inputs, length, size)])
+
+
+def finite(loss: Tensor, epoch: int) -> float:
+    """The loss as a number.
+
+    Raises:
+        NonFiniteError: it is none.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"the loss is {value} in epoch {epoch}: lower the learning rate, or check the inputs and weights for NaN"
+        )
+    return value
+
+
+def augmented(inputs: Any, augment: Sequence[str], share: Share, generator: torch.Generator) -> Any:
+    """The images, each flipped at random as `augment` names."""
+    if not augment:
+        return inputs
+    if (
+        not isinstance(inputs, Tensor)
+        or inputs.dim() != 4
+        or ("transpose" in augment and inputs.shape[-1] != inputs.shape[-2])
+    ):
+        raise ConfigError("augment needs square images of shape (n, c, h, w): turn it off for other inputs")
+    for name in augment:
+        # Drawn for the whole batch, so that it does not matter how many processes share it.
+        chosen = (torch.rand(share.n, generator=generator) < 0.5)[share.rows].to(inputs.device)
+        inputs = torch.where(chosen[:, None, None, None], FLIPS[name](inputs), inputs)
+    return inputs
+
+
+@torch.no_grad()
+def logits_of(
+    model: nn.Module, data: GroupedData, batch_size: int, device: torch.device, autocast: Callable[[], Any]
+) -> Tensor:
+    """Logits of every sample, without gradients."""
+    share = Share(len(data))
+    with autocast():
+        batches = share.of(data).batches(batch_size)
+        parts = [forward_logits(model, batch.to(device).inputs).float() for batch in batches]
+    return share.gather(torch.cat(parts))

@@ -1,0 +1,211 @@
+"""Which epoch is kept: the smallest gap, or the best by a goal, on the select set among those that do no harm."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions
+from bmft.errors import ConfigError, ConstantPredictorError
+from bmft.models import changes, put_back, tensors_of
+
+_NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an epoch may not cost, compared with the untouched model on the select set.
+
+    Attributes:
+        max_auc_drop: of the ROC AUC over everybody, and of the balanced accuracy at the threshold: a gap also shrinks
+            when fewer of everybody are called positive, which is no help.
+        max_group_auc_drop: of the ROC AUC of any group.
+    """
+
+    max_auc_drop: float = 0.01
+    max_group_auc_drop: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("max_auc_drop", "max_group_auc_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
+
+
+@dataclass
+class Selection:
+    """Sees the select set's predictions after every epoch and keeps what the best one changed.
+
+    An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, nor does
+    the balanced accuracy, and the model is not constant. The untouched model takes part.
+
+    Attributes:
+        original: the untouched model's weights, in the precision and on the device of their own.
+        choose: ``"gap"``, or a name in `bmft.auditing.GOALS` of what is best among the eligible.
+        history: one entry per epoch, the untouched model first.
+        untouched: the audit of the untouched model.
+        kept: the audit of what would be kept if this were the end; None where an earlier process chose.
+        state: what differs from the original in that choice, as `bmft.models.changes` has it.
+        chosen: its place in the history.
+    """
+
+    model: nn.Module
+    gap: Callable[[Predictions], float]
+    limits: Limits
+    threshold: float
+    keep: Literal["best", "last"]
+    original: Mapping[str, Tensor]
+    choose: str = "gap"
+    history: list[dict[str, Any]] = field(default_factory=list)
+    untouched: AuditReport | None = None
+    kept: AuditReport | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    chosen: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ConfigError(f"keep is {self.keep!r}: expected 'best' or 'last'")
+
+    def start(self, predictions: Predictions) -> None:
+        """The untouched model.
+
+        Raises:
+            ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
+        """
+        report = self._add(predictions, step=0, epoch=0, loss=math.nan)
+        self.kept = report
+        if CONSTANT in report.flags:
+            raise ConstantPredictorError(
+                f"the model is a constant predictor on the select set at threshold {self.threshold:g}: every gap is 0 "
+                "whatever its bias. Check the preprocessing (--normalize, --image-size) and the threshold."
+            )
+        self.history[0]["eligible"] = True
+
+    def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> dict[str, Any]:
+        """Record an epoch and keep what it changed if it is now the best; returns its history entry."""
+        report = self._add(predictions, step=step, epoch=epoch, loss=loss)
+        entry, best = self.history[-1], self.history[self.chosen]
+        if self.keep == "last" or self.rank(entry) < self.rank(best):
+            self.chosen, self.kept = len(self.history) - 1, report
+            self.state = changes(self.original, tensors_of(self.model))
+        return entry
+
+    def rank(self, entry: Mapping[str, Any]) -> float:
+        """How good an epoch is, less being better: its figure; infinite where it does harm."""
+        if not entry["eligible"]:
+            return math.inf
+        return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
+
+    def go_on(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
+        """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
+        self.history, self.chosen, self.state = history, chosen, state
+        self.kept = None if chosen else self.untouched
+
+    def finish(self) -> bool:
+        """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
+        self.history[self.chosen]["chosen"] = True
+        if self.chosen:
+            weights = tensors_of(self.model)
+            for name, tensor in self.original.items():
+                weights[name].copy_(tensor)
+            put_back(weights, self.state)
+        return self.chosen > 0
+
+    def reason(self) -> str:
+        """Why this epoch was chosen, or why none was, in one sentence."""
+        first, entry = self.history[0], self.history[self.chosen]
+        named = _NAMED if self.choose == "gap" else {self._words: self.choose, **_NAMED}
+        change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in named.items())
+        if self.keep == "last" and self.chosen:
+            return f"the last epoch was kept as asked (select: {change})"
+        if self.chosen:
+            count = sum(e["eligible"] for e in self.history[1:])
+            return (
+                f"step {entry['step']}, epoch {entry['epoch']} has the {self._better('est')} of the {count} of "
+                f"{len(self.history) - 1} epochs that do no harm (select: {change})"
+            )
+        return self._why_none()
+
+    @property
+    def _words(self) -> str:
+        return self.choose.replace("_", " ").replace("auc", "AUC")
+
+    def _better(self, degree: Literal["er", "est"]) -> str:
+        """As "smaller gap" or "highest worst group AUC"."""
+        if self.choose == "gap":
+            return f"small{degree} gap"
+        return f"{'low' if GOALS[self.choose].sign > 0 else 'high'}{degree} {self._words}"
+
+    def _why_none(self) -> str:
+        tried = self.history[1:]
+        if not tried:
+            return "no epoch was trained; the original is kept"
+        better = [e for e in tried if self.rank({**e, "eligible": True}) < self.rank(self.history[0])]
+        wanted = self._better("er")
+        if not better:
+            return f"none of {len(tried)} epochs had a {wanted} than the original on select; the original is kept"
+        nearest = max(better, key=lambda e: e["roc_auc"])
+        return (
+            f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each lowered the ROC AUC or the "
+            f"balanced accuracy by more than {self.limits.max_auc_drop:g}, or a group's ROC AUC by more than "
+            f"{self.limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
+            f"against {self.history[0]['roc_auc']:.3f}); the original is kept"
+        )
+
+    def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
+        report = audit_predictions(predictions, threshold=self.threshold, intervals=False)
+        self.untouched = self.untouched or report
+        entry = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "gap": self.gap(predictions),
+            "roc_auc": report.overall["roc_auc"],
+            "worst_group_roc_auc": _worst(report),
+            "balanced_accuracy": report.overall["balanced_accuracy"],
+            "eligible": self._harmless(report),
+            "chosen": False,
+        }
+        if self.choose != "gap":
+            entry[self.choose] = GOALS[self.choose].of(report)
+        self.history.append(entry)
+        return report
+
+    def _harmless(self, report: AuditReport) -> bool:
+        before = report if self.untouched is None else self.untouched
+        if CONSTANT in report.flags:
+            return False
+        # Written so that a NaN is not harmless.
+        if not report.overall["roc_auc"] >= before.overall["roc_auc"] - self.limits.max_auc_drop:
+            return False
+        point = before.overall["balanced_accuracy"]
+        if math.isfinite(point) and not report.overall["balanced_accuracy"] >= point - self.limits.max_auc_drop:
+            return False
+        for attribute, groups in before.by_group.items():
+            for group, metrics in groups.items():
+                now = report.by_group[attribute][group]["roc_auc"]
+                if (
+                    math.isfinite(metrics["roc_auc"])
+                    and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop
+                ):
+                    return False
+        return True
+
+
+def _worst(report: AuditReport) -> float:
+    values = [metrics["roc_auc"] for groups in report.by_group.values() for metrics in groups.values()]
+    return min((value for value in values if math.isfinite(value)), default=math.nan)
+
+
+def gap_of(objective: Objective, *, threshold: float, on_decisions: bool) -> Callable[[Predictions], float]:
+    """The objective as a measure of predictions: of 0/1 decisions at `threshold`, or of the probabilities."""
+
+    def gap(predictions: Predictions) -> float:
+        values = predictions.decisions(threshold) if on_decisions else predictions.scores
+        scores, targets = torch.as_tensor(values, dtype=torch.float64), torch.from_numpy(predictions.targets)
+        return float(objective(scores, targets, torch.from_numpy(predictions.groups)))
+
+    return gap

@@ -1,0 +1,73 @@
+"""How far a training is: what the next step depends on, beside the weights it may not move."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bmft.training.loss import PooledLoss
+from bmft.training.masked_step import SelectedWeights
+
+
+class EpochKeeper(Protocol):
+    """Keeps a training's latest epoch elsewhere, so that it can go on from there."""
+
+    def read(self) -> Mapping[str, Tensor] | None:
+        """What was written last; None for nothing."""
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep this in the place of what was written before."""
+
+
+@dataclass
+class Course:
+    """A training under way: the optimizer and its learning rate, the average of the weights, how much is done."""
+
+    chosen: SelectedWeights
+    optimizer: torch.optim.Optimizer
+    pooled: PooledLoss
+    generator: torch.Generator
+    rate: float
+    average: Tensor = field(init=False)
+    taken: int = 0
+    epoch: int = 0
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.average = self.chosen.vector.detach().clone()
+
+    def step(self, decay: float) -> None:
+        """Take a step along the gradient that the chosen weights have."""
+        self.chosen.step(self.optimizer)
+        self.taken += 1
+        # The decay grows to its value, so that the first steps are not held back by the start.
+        self.average.lerp_(self.chosen.vector.detach(), 1 - min(decay, self.taken / (self.taken + 10)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        numbers = [self.rate, self.taken, self.epoch, self.stopped]
+        kept = self.optimizer.state[self.chosen.vector]
+        return {
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+            "vector": self.chosen.vector.detach(),
+            "average": self.average,
+            "logits": self.pooled.logits,
+            "generator": self.generator.get_state(),
+            **{f"optimizer {name}": torch.as_tensor(value) for name, value in kept.items()},
+        }
+
+    def go_on(self, tensors: Mapping[str, Tensor]) -> None:
+        """Be where the training was that gave these `tensors`; the model's weights, too."""
+        _, taken, epoch, stopped = tensors["numbers"].tolist()
+        self.taken, self.epoch, self.stopped = int(taken), int(epoch), bool(stopped)
+        with torch.no_grad():
+            self.chosen.vector.copy_(tensors["vector"])
+        self.average.copy_(tensors["average"])
+        self.pooled.logits.copy_(tensors["logits"])
+        self.generator.set_state(tensors["generator"])
+        state = {k.split(" ", 1)[1]: t for k, t in tensors.items() if k.startswith("optimizer ")}
+        # The optimizer knows what of it belongs on the device.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: state}})
+        self.chosen.write_back()

@@ -1,0 +1,222 @@
+"""`bmft debias`: the main job."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import REJECTED, Progress, settings, table
+from ..method import How, method_options
+from ..options import Command, Common, common_options, option
+from ..distributed import part_company, several
+from ..sites import Sites, sites_option, sites_table
+from ..tables import audit_table
+
+if TYPE_CHECKING:
+    from bmft.data import GroupedData
+    from bmft.masks import WeightMask
+    from bmft.methods import Outcome
+
+    from ..job import Job
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@option(
+    "--out",
+    metavar="FILE",
+    help="Where to write the new checkpoint. [default: fair, with CHECKPOINT's suffix]",
+)
+@option(
+    "--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here."
+)
+@sites_option
+@option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
+@option("--resume", is_flag=True, help="Go on where a run with the same options was killed, to the same bytes.")
+@option("--dry-run", is_flag=True, help="Show what would be tuned, layer by layer; change and write nothing.")
+@common_options()
+@method_options
+def debias(
+    checkpoint: str, common: Common, how: How, out: str | None, report: str | None, sites: Sites, leakage: bool,
+    resume: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Reduce CHECKPOINT's gap between groups by moving only the weights that carry it.
+
+    Weights are moved on the fit rows, the epoch is chosen on select, and before and after are measured on
+    test where there is one. The result has the container and keys that came in; a patch file is written
+    beside it. If no epoch does no harm, nothing is written but the report, and the exit code is 1.
+
+    How far it got is kept beside --out in a folder of that name that ends in .resume, until all is written.
+
+    \b
+    Example:
+      bmft debias model.pt --data isic.csv --label malignant --sensitive sex --report report
+    """
+    target = output_path(checkpoint, out)
+    from ..job import load_job
+
+    job = load_job(common, checkpoint)
+    if dry_run:
+        click.echo(_plan(run_method(job, replace(how, config={**how.config, "epochs": 0})).mask))
+        return
+    elsewhere = {name: job.site(path) for name, path in sites}
+    journal = _journal(target, resume)
+    outcome = run_method(job, how, journal, resume)
+    extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
+    part_company()
+    click.echo(outcome_table(job, outcome))
+    click.echo(outcome.reason)
+    written = [
+        *(write_outcome(job, outcome, target) if outcome.accepted else []),
+        *write_report_of(job, outcome, report, extra),
+    ]
+    if journal and journal.exists():
+        shutil.rmtree(journal)
+    for path in written:
+        click.echo(path)
+    if not outcome.accepted:
+        click.get_current_context().exit(REJECTED)
+
+
+def output_path(checkpoint: str, out: str | None) -> Path:
+    """Where the new checkpoint goes: never over the one it is made from.
+
+    Raises:
+        click.UsageError: it would, or there is no such folder.
+    """
+    target = Path(out) if out else Path(f"fair{Path(checkpoint).suffix}")
+    if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
+        raise click.UsageError(f"{target} is the checkpoint that is read; name another file with --out.")
+    if target.is_dir() or not target.parent.is_dir():
+        raise click.UsageError(f"--out {target}: expected a file in a folder that is there.")
+    return target
+
+
+def _journal(target: Path, resume: bool) -> Path | None:
+    """Where a run that makes `target` keeps how far it got; several processes together do not keep it."""
+    if several():
+        if resume:
+            raise click.UsageError("--resume is for one process: under torchrun, leave it out to start over.")
+        return None
+    folder = target.with_name(f"{target.stem}.resume")
+    if resume and not folder.exists():
+        settings().say(f"there is no {folder}: nothing to resume, so this run starts from the beginning")
+    if folder.exists() and not resume:
+        settings().say(f"{folder} holds an unfinished run, which --resume would have gone on with: starting over")
+    return folder
+
+
+def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = False) -> Outcome:
+    """Debias the job's model, with a progress bar."""
+    from bmft.methods import debias as run
+
+    with Progress() as bar:
+        return run(
+            job.model, job.fit, job.select, test=job.test, method=how.method, config=how.config,
+            keep=how.keep, max_auc_drop=how.max_auc_drop, max_group_auc_drop=how.max_group_auc_drop,
+            journal=journal, resume=resume, threshold=job.threshold,
+            seed=job.common.seed, device=job.common.device, head=job.common.head,
+            multi_label=job.common.multi_label, progress=lambda now: bar(now.done, now.total, now.phase),
+        )  # fmt: skip
+
+
+def outcome_table(job: Job, outcome: Outcome) -> str:
+    """Before and after, where they were measured, and how much moved."""
+    moved, total = outcome.patch.moved, sum(p.numel() for p in job.model.parameters())
+    where = f"{outcome.evaluated_on} rows (n = {outcome.before.n:,})"
+    if outcome.evaluated_on == "select":
+        where += "; they also chose the epoch: expect somewhat less on new data"
+    return "\n".join(
+        [
+            f"measured on the {where}",
+            audit_table({"before": outcome.before, "after": outcome.after}),
+            f"moved {moved:,} of {total:,} weights ({moved / total:.1%})",
+        ]
+    )
+
+
+def write_outcome(job: Job, outcome: Outcome, target: Path) -> list[Path]:
+    from bmft.checkpoints import WeightPatch, as_stored, write_checkpoint
+
+    # In the file's own order and precision: what the patch must turn into what, bit for bit.
+    state = as_stored(job.checkpoint, outcome.model.state_dict())
+    patch = target.with_name(f"{target.stem}.patch.safetensors")
+    write_checkpoint(job.checkpoint, state, target)
+    WeightPatch.between(job.checkpoint.state, state, outcome.patch.recipe).save(patch)
+    return [target, patch]
+
+
+def _elsewhere(job: Job, outcome: Outcome, elsewhere: Mapping[str, GroupedData]) -> dict[str, Any]:
+    """Both models audited on other sites' rows, and shown."""
+    from bmft.inference import audit
+
+    measuring = {"threshold": job.threshold, "seed": job.common.seed, **job.measuring}
+    audits = {
+        name: {
+            "before": audit(job.model, data, **measuring),
+            "after": audit(outcome.model, data, **measuring),
+        }
+        for name, data in elsewhere.items()
+    }
+    if audits:
+        click.echo(sites_table(audits))
+    return {"evaluations": audits} if audits else {}
+
+
+def _leakage(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """How well a linear probe reads each attribute from both models' features, and a line about each."""
+    from bmft.leakage import attribute_leakage, sides
+
+    measured = job.select if outcome.evaluated_on == "select" else job.data
+    options = {"head": job.common.head, "seed": job.common.seed}
+    found = sides(*(attribute_leakage(model, measured, **options) for model in (job.model, outcome.model)))
+    for name, side in found.items():
+        click.echo(
+            f"leakage of {name}, a linear probe's ROC AUC: {side['before']:.3f} -> {side['after']:.3f}"
+        )
+    return {"leakage": found}
+
+
+def write_report_of(job: Job, outcome: Outcome, folder: str | None, extra: Mapping[str, Any]) -> list[Path]:
+    from bmft.report import write_report
+
+    if folder is None:
+        return []
+    report = outcome.report
+    common = job.common
+    page = write_report(
+        replace(
+            report,
+            config={**report.config, "checkpoint": str(job.checkpoint.path), "data": str(common.data)},
+            hashes={**report.hashes, "checkpoint": job.checkpoint.content_hash},
+            extra={**report.extra, **extra, **_pixels(job, outcome)},
+        ),
+        folder,
+    )
+    outcome.mask.save(page.with_name("mask.safetensors"), outcome.patch.recipe)
+    return [page]
+
+
+def _pixels(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Where both models look, for the cases whose decision changed most in each group."""
+    from bmft.pixels import changed_cases, explain_cases
+
+    before, after = outcome.before.predictions, outcome.after.predictions
+    if before is None or after is None or not outcome.accepted:
+        return {}
+    measured = job.select if outcome.evaluated_on == "select" else job.data
+    cases = changed_cases(before, after, threshold=job.threshold)
+    return {"pixels": explain_cases(job.model, outcome.model, measured, cases)} if cases else {}
+
+
+def _plan(mask: WeightMask) -> str:
+    rows = [["layer", "may move", "of", "share"]]
+    for name, layer in mask.by_layer().items():
+        rows.append([name, f"{layer['selected']:,}", f"{layer['total']:,}", f"{layer['fraction']:.1%}"])
+    rows.append(["all", f"{mask.selected:,}", f"{mask.total:,}", f"{mask.density:.1%}"])
+    return f"{table(rows)}\nNothing was changed or written."

@@ -1,0 +1,90 @@
+"""`bmft inspect`: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..console import put, table
+from ..options import Command, import_from_here, option, talking_options
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@option("--arch", metavar="NAME", help="The network, where it is neither said nor inferred; see bmft debias.")
+@option("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
+@option("--head", metavar="NAME", help="Module that makes the logits. [default: found]")
+@option("--json", "json_file", metavar="FILE", help="Write all of it here; - is standard output.")
+@option("--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust.")
+@talking_options
+def inspect(
+    checkpoint: str,
+    arch: str | None,
+    num_classes: int | None,
+    head: str | None,
+    json_file: str | None,
+    trust_pickle: bool,
+) -> None:
+    """Say what CHECKPOINT holds: container, architecture, head, blocks, and what a debiasing would tune.
+
+    \b
+    Example:
+      bmft inspect model.pt
+    """
+    from bmft.checkpoints import build_from, describe, read_checkpoint
+    from bmft.methods import settings_for
+    from bmft.models import find_head, upper
+    from bmft.report import to_json
+
+    opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
+    import_from_here()
+    model = build_from(opened, arch=arch, num_classes=num_classes)
+    found = describe(opened, model, arch=arch, head=head)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    movable = upper(model, find_head(model, name=head), settings_for("bmft").depth)
+    found["upper"] = sum(sizes[name] for name in movable)
+    click.echo(_text(found), err=json_file == "-")
+    if json_file:
+        put(to_json(found), json_file)
+
+
+def _text(found: dict[str, Any]) -> str:
+    head = found["head"]
+    facts = {
+        "container": f"{found['container']}{_where(found)}",
+        "architecture": found["arch"],
+        "weights": f"{found['parameters']:,} in {found['tensors']} tensors, {', '.join(found['dtypes'])}",
+        "head": f"{head['name']}: {head['num_outputs']} outputs, {head['parameters']:,} weights",
+        "beside it": ", ".join(f"{key} = {value}" for key, value in found["beside"].items()) or "nothing",
+        "SHA-256": found["content_hash"],
+    }
+    return f"{table([[f'{key}:', value] for key, value in facts.items()], left=2)}\n\n{_blocks(found)}"
+
+
+def _where(found: dict[str, Any]) -> str:
+    entry = f", weights under {found['entry']!r}" if found["entry"] else ""
+    prefix = f", names prefixed {found['prefix']!r}" if found["prefix"] else ""
+    return entry + prefix
+
+
+def _blocks(found: dict[str, Any]) -> str:
+    rows = [["block", "weights", "of which"]]
+    for name, block in found["blocks"].items():
+        parts = ", ".join(f"{kind} {count:,}" for kind, count in block["components"].items())
+        rows.append([name, f"{block['parameters']:,}", parts])
+    names = max(len(row[0]) for row in rows)
+    counts = max(len(row[1]) for row in rows)
+    lines = [f"{name.ljust(names)}  {count.rjust(counts)}  {parts}" for name, count, parts in rows]
+    return "\n".join([*lines, "", _tuned(found)])
+
+
+def _tuned(found: dict[str, Any]) -> str:
+    from bmft.methods import settings_for
+
+    inner = found["parameters"] - found["head"]["parameters"]
+    where = "" if found["upper"] == inner else " in the upper blocks"
+    return (
+        f"bmft debias would move at most {settings_for('bmft').fraction:.0%} of the {found['upper']:,} weights{where} "
+        "outside the head, and the head; with data, --dry-run shows which."
+    )
