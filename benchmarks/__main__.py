@@ -6,10 +6,24 @@ import sys
 from benchmarks.common import HERE
 
 NAMES = (
-    "demo", "speed", "scale", "ham10000", "mask_study", "search", "search_speed", "vit_search", "compare_ham10000",
-    "many_groups", "limit", "precision", "gpu", "report_speed", "interval_coverage", "gate_simulation",
+    "demo",
+    "speed",
+    "scale",
+    "ham10000",
+    "mask_study",
+    "search",
+    "search_speed",
+    "vit_search",
+    "compare_ham10000",
+    "many_groups",
+    "limit",
+    "precision",
+    "gpu",
+    "report_speed",
+    "interval_coverage",
+    "gate_simulation",
     "bootstrap_speed",
-)  # fmt: skip
+)
 
 
 def main() -> int:

@@ -89,8 +89,16 @@ def main() -> None:
     )
     print(f"\n{ratio:.0f} times faster per resample ({rows:,} rows, {GROUPS} groups, 6 metrics)")
     print(footer(seed=args.seed))
-    result = {"rows": rows, "resamples": resamples, "seconds": own, "fairlearn_resamples": few,
-              "fairlearn_seconds": other, "ratio": ratio, "seed": args.seed, **facts()}  # fmt: skip
+    result = {
+        "rows": rows,
+        "resamples": resamples,
+        "seconds": own,
+        "fairlearn_resamples": few,
+        "fairlearn_seconds": other,
+        "ratio": ratio,
+        "seed": args.seed,
+        **facts(),
+    }
     print(json.dumps({"benchmark": "bootstrap_speed", **result}))
 
 

@@ -24,9 +24,7 @@ torch.set_num_threads(THREADS)
 
 def facts() -> dict[str, Any]:
     """Commit, device, threads and versions: what a figure means nothing without."""
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     return {
         "commit": git.stdout.strip() or "unknown",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads",

@@ -14,20 +14,29 @@ from bmft.comparison import Budget, Comparison, World, compare, write_comparison
 from bmft.data import load_manifest
 
 FIGURES = {
-    "gap": "mean gap", "equalized_odds_difference": "larger gap", "roc_auc": "AUC",
-    "worst_group_roc_auc": "worst group's AUC", "balanced_accuracy": "balanced accuracy",
-}  # fmt: skip
+    "gap": "mean gap",
+    "equalized_odds_difference": "larger gap",
+    "roc_auc": "AUC",
+    "worst_group_roc_auc": "worst group's AUC",
+    "balanced_accuracy": "balanced accuracy",
+}
 
 
 def world(attribute: str) -> World:
     folder = SHARED / "data/ham10000-64"
     fit, select = (
         load_manifest(
-            folder / "metadata.csv", target="label", sensitive=attribute, split_column="split", split=split,
-            cluster="lesion_id", image_size=64, normalize="0.76,0.55,0.57/0.14,0.15,0.17",
+            folder / "metadata.csv",
+            target="label",
+            sensitive=attribute,
+            split_column="split",
+            split=split,
+            cluster="lesion_id",
+            image_size=64,
+            normalize="0.76,0.55,0.57/0.14,0.15,0.17",
         )
         for split in ("fit", "select")
-    )  # fmt: skip
+    )
     return World(load_checkpoint(SHARED / "models/ham10000_resnet18.pt"), fit, select, None)
 
 

@@ -28,12 +28,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     rows = []
     for seed in range(parser.parse_args().seeds):
-        result = cached("demo", {"seed": seed}, lambda: measure(seed))  # noqa: B023
+        result = cached("demo", {"seed": seed}, lambda: measure(seed))
         before, after = result["before"], result["after"]
-        rows.append([
-            seed, f"{before['gap']:.3f}", f"{after['gap']:.3f}", f"{after['gap'] / before['gap']:.2f}",
-            f"{before['auc']:.3f}", f"{after['auc']:.3f}", f"{result['seconds']:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                seed,
+                f"{before['gap']:.3f}",
+                f"{after['gap']:.3f}",
+                f"{after['gap'] / before['gap']:.2f}",
+                f"{before['auc']:.3f}",
+                f"{after['auc']:.3f}",
+                f"{result['seconds']:.0f}",
+            ]
+        )
     header = ["seed", "equalized-odds gap before", "after", "ratio", "AUC before", "after", "seconds"]
     print(f"{table(header, rows)}\n\n{footer(data='generated, test split')}")
 

@@ -105,21 +105,69 @@ class World:
 
     def options(self, checkpoint: Path | None = None, manifest: Path | None = None) -> list[str]:
         return [
-            str(checkpoint or self.folder / "biased.pt"), "--data", str(manifest or self.manifest), "--label", "label",
-            "--sensitive", "skin", "--split-column", "split", "--arch", "bmft.datasets.demo:build_model",
-            "--images", str(self.folder), "--device", "cpu",
-        ]  # fmt: skip
+            str(checkpoint or self.folder / "biased.pt"),
+            "--data",
+            str(manifest or self.manifest),
+            "--label",
+            "label",
+            "--sensitive",
+            "skin",
+            "--split-column",
+            "split",
+            "--arch",
+            "bmft.datasets.demo:build_model",
+            "--images",
+            str(self.folder),
+            "--device",
+            "cpu",
+        ]
 
     def commands(self) -> dict[str, list[str]]:
         """The long jobs, each with what it needs to go on after a kill."""
         return {
-            "debias": ["debias", *self.options(), "--out", "fair.pt", "--report", "report", "--keep", "last",
-                       "--epochs", "4,2", "--set", "path=[0.5, 1.0]"],
-            "search": ["search", *self.options(), "--out", "fair.pt", "--report", "report", "--trials", "4",
-                       "--epochs", "1,1", "--seed", "0"],
-            "compare": ["compare", *self.options(), "--report", "report", "--methods", "bmft,head,dfr", "--seeds", "1",
-                        "--epochs", "1,1", "--jobs", "1"],
-        }  # fmt: skip
+            "debias": [
+                "debias",
+                *self.options(),
+                "--out",
+                "fair.pt",
+                "--report",
+                "report",
+                "--keep",
+                "last",
+                "--epochs",
+                "4,2",
+                "--set",
+                "path=[0.5, 1.0]",
+            ],
+            "search": [
+                "search",
+                *self.options(),
+                "--out",
+                "fair.pt",
+                "--report",
+                "report",
+                "--trials",
+                "4",
+                "--epochs",
+                "1,1",
+                "--seed",
+                "0",
+            ],
+            "compare": [
+                "compare",
+                *self.options(),
+                "--report",
+                "report",
+                "--methods",
+                "bmft,head,dfr",
+                "--seeds",
+                "1",
+                "--epochs",
+                "1,1",
+                "--jobs",
+                "1",
+            ],
+        }
 
 
 def outputs(folder: Path, command: str) -> dict[str, Any]:
@@ -179,7 +227,7 @@ def kills(world: World, command: str, times: int, draw: random.Random) -> Row:
             forked(lambda: bmft(arguments), folder, kill_after=draw.uniform(0, undisturbed.seconds))
             half += half_written(folder, whole, command)
             again = [*arguments, *(["--resume"] if command == "debias" else [])]
-            done = forked(lambda: bmft(again), folder)  # noqa: B023
+            done = forked(lambda: bmft(again), folder)
             unclear += done.code != undisturbed.code
             same += outputs(folder, command) == whole
     return f"{command} killed (SIGKILL) at a random moment", times, half, unclear, f"{same} of {times}"
@@ -213,7 +261,7 @@ def bad_images(world: World, damage: Callable[[Path], None]) -> Iterator[tuple[P
             options = [str(copy) if value == str(world.folder) else value for value in world.commands()["debias"]]
             if pd.read_csv(world.manifest)["split"][row] == "train":  # no row of a debiasing: measure it
                 options = ["audit", *options[1 : options.index("--device") + 2], "--test", "train"]
-            yield folder, forked(lambda: bmft(options), folder)  # noqa: B023
+            yield folder, forked(lambda: bmft(options), folder)
 
 
 def cut(path: Path) -> None:
@@ -239,7 +287,7 @@ def nan_weights(world: World) -> Iterator[tuple[Path, Done]]:
             state[name if name in state else next(iter(state))].flatten()[0] = float("nan")
             torch.save(content, folder / "nan.pt")
             options = ["debias", *world.options(folder / "nan.pt"), "--out", "fair.pt"]
-            yield folder, forked(lambda: bmft(options), folder)  # noqa: B023
+            yield folder, forked(lambda: bmft(options), folder)
 
 
 def bad_labels(world: World) -> Iterator[tuple[Path, Done]]:
@@ -250,7 +298,7 @@ def bad_labels(world: World) -> Iterator[tuple[Path, Done]]:
             rows.loc[rows["split"] == "fit", "label"] = [value, *rows.loc[rows["split"] == "fit", "label"][1:]]
             rows.to_csv(folder / "set.csv", index=False)
             options = ["debias", *world.options(manifest=folder / "set.csv"), "--out", "fair.pt"]
-            yield folder, forked(lambda: bmft(options), folder)  # noqa: B023
+            yield folder, forked(lambda: bmft(options), folder)
 
 
 def cut_checkpoints(world: World, every: int) -> Iterator[tuple[Path, Done]]:
@@ -261,7 +309,7 @@ def cut_checkpoints(world: World, every: int) -> Iterator[tuple[Path, Done]]:
         for end in sorted(ends):
             (folder / "cut.ckpt").write_bytes(whole[:end])
             options = ["audit", *world.options(folder / "cut.ckpt")]
-            yield folder, forked(lambda: bmft(options), folder)  # noqa: B023
+            yield folder, forked(lambda: bmft(options), folder)
 
 
 def dead_worker(world: World) -> Iterator[tuple[Path, Done]]:

@@ -33,8 +33,20 @@ from bmft.gate import parse_policy
 
 INPUTS = {"policy": 500_000, "mask": 250_000, "patch": 250_000, "checkpoint": 100_000}
 # What a reader of data has no business to raise: running programs or code, writing, deleting, connecting.
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.remove", "os.rename", "shutil.",
-             "socket.connect", "ctypes.dlopen", "exec", "os.mkdir", "os.fork")  # fmt: skip
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "os.remove",
+    "os.rename",
+    "shutil.",
+    "socket.connect",
+    "ctypes.dlopen",
+    "exec",
+    "os.mkdir",
+    "os.fork",
+)
 # What torch itself imports when a file first names such a tensor.
 LAZY = ("torch.nested._internal.ops", "torch.nested._internal.sdpa", "torch._subclasses.schema_check_mode")
 POLICY = b"""[gate]
@@ -94,9 +106,11 @@ def readers(path: Path) -> dict[str, Callable[[bytes], Any]]:
         return parse_policy(content.decode("utf-8", "replace"))
 
     return {
-        "policy": policy, "mask": from_file(WeightMask.load), "patch": from_file(WeightPatch.load),
+        "policy": policy,
+        "mask": from_file(WeightMask.load),
+        "patch": from_file(WeightPatch.load),
         "checkpoint": from_file(read_checkpoint),
-    }  # fmt: skip
+    }
 
 
 watching = [False]
@@ -224,8 +238,18 @@ def main() -> None:
     for reader in options.readers:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "result.json")
-            command = [sys.executable, "-m", "benchmarks.fuzz", "--one", reader, str(path), "--share",
-                       str(options.share), "--seed", str(options.seed)]  # fmt: skip
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.fuzz",
+                "--one",
+                reader,
+                str(path),
+                "--share",
+                str(options.share),
+                "--seed",
+                str(options.seed),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if not path.exists():
                 print(f"{reader}: the process ended early ({done.returncode}): {done.stderr[-2000:]}")
@@ -235,8 +259,15 @@ def main() -> None:
         files = [name for name in found["files"] if name != "corpus"]
         counts = [f"{found['read'] + found['refused']:,}", f"{found['read']:,}", len(found["crashes"])]
         rows.append([reader, *counts, len(found["events"]), len(files), f"{found['seconds']:.0f}"])
-    header = ["reader", "inputs", "read", "outside bmft's errors", "code run or files opened to write", "files left",
-              "seconds"]  # fmt: skip
+    header = [
+        "reader",
+        "inputs",
+        "read",
+        "outside bmft's errors",
+        "code run or files opened to write",
+        "files left",
+        "seconds",
+    ]
     print(f"\n{table(header, rows)}\n\n{footer(seed=options.seed)}")
 
 

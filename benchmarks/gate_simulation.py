@@ -34,9 +34,7 @@ def policy(metric: str, resamples: int) -> Any:
     )
 
 
-def rates(
-    rng: np.random.Generator, n: int, groups: int, icc: float, gap: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def rates(rng: np.random.Generator, n: int, groups: int, icc: float, gap: bool) -> tuple[np.ndarray, np.ndarray]:
     """`n` positives per group, right with a mean rate, patients beta-distributed around it."""
     found = []
     for g in range(groups):
@@ -48,9 +46,7 @@ def rates(
     return np.concatenate(found), np.ones(groups * n, dtype=int)
 
 
-def areas(
-    rng: np.random.Generator, n: int, groups: int, icc: float, gap: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def areas(rng: np.random.Generator, n: int, groups: int, icc: float, gap: bool) -> tuple[np.ndarray, np.ndarray]:
     """`n` positives and as many negatives per group, of patients whose scores are alike."""
     scores, targets = [], []
     for g in range(groups):
@@ -80,30 +76,36 @@ def fairlearn_passes(metric: str, drawn: Predictions, resamples: int) -> bool:
     """Whether fairlearn's own upper bound of the difference is within the tolerance."""
     scored = drawn.scores[:, 0] >= 0.5 if metric == "true_positive_rate" else drawn.scores[:, 0]
     frame = MetricFrame(
-        metrics=METRICS[metric], y_true=drawn.targets[:, 0], y_pred=scored.astype(float),
-        sensitive_features=drawn.groups[:, 0], n_boot=resamples, ci_quantiles=[1 - ALPHA], random_state=0,
-    )  # fmt: skip
+        metrics=METRICS[metric],
+        y_true=drawn.targets[:, 0],
+        y_pred=scored.astype(float),
+        sensitive_features=drawn.groups[:, 0],
+        n_boot=resamples,
+        ci_quantiles=[1 - ALPHA],
+        random_state=0,
+    )
     return bool(frame.difference_ci()[0] <= TOLERANCE)
 
 
 def cell(metric: str, groups: int, n: int, icc: float, args: argparse.Namespace) -> dict[str, Any]:
-    rng, rules = (
-        np.random.default_rng([args.seed, groups, n, round(10 * icc)]),
-        policy(metric, args.resamples),
-    )
+    rng, rules = (np.random.default_rng([args.seed, groups, n, round(10 * icc)]), policy(metric, args.resamples))
     drawn = [passes(metric, rng, n, groups, icc, True, rules) for _ in range(args.sims)]
     power = [passes(metric, rng, n, groups, icc, False, rules)[0] for _ in range(max(args.sims // 2, 1))]
-    fair = [
-        fairlearn_passes(metric, one[2], args.fairlearn_resamples) for one in drawn[: args.fairlearn_sims]
-    ]
+    fair = [fairlearn_passes(metric, one[2], args.fairlearn_resamples) for one in drawn[: args.fairlearn_sims]]
     limit = ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / args.sims)
     return {
-        "metric": metric, "groups": groups, "n": n, "icc": icc, "sims": args.sims,
-        "gate": float(np.mean([one[0] for one in drawn])), "limit": float(limit),
+        "metric": metric,
+        "groups": groups,
+        "n": n,
+        "icc": icc,
+        "sims": args.sims,
+        "gate": float(np.mean([one[0] for one in drawn])),
+        "limit": float(limit),
         "point": float(np.mean([one[1] for one in drawn])),
-        "fairlearn": float(np.mean(fair)) if fair else None, "fairlearn_sims": len(fair),
+        "fairlearn": float(np.mean(fair)) if fair else None,
+        "fairlearn_sims": len(fair),
         "power": float(np.mean(power)),
-    }  # fmt: skip
+    }
 
 
 def exact(n: int, levels: tuple[float, float] = RATES) -> float:
@@ -118,8 +120,17 @@ def exact(n: int, levels: tuple[float, float] = RATES) -> float:
 def row(one: dict[str, Any]) -> list[str]:
     fair = "–" if one["fairlearn"] is None else f"{one['fairlearn']:.1%} ({one['fairlearn_sims']})"
     kind = f"{IMAGES} per patient, ICC {one['icc']}" if one["icc"] else "single"
-    return [one["metric"], str(one["groups"]), f"{one['n']:,}", kind, f"{one['gate']:.1%}", f"{one['limit']:.1%}",
-            f"{one['point']:.1%}", fair, f"{one['power']:.1%}"]  # fmt: skip
+    return [
+        one["metric"],
+        str(one["groups"]),
+        f"{one['n']:,}",
+        kind,
+        f"{one['gate']:.1%}",
+        f"{one['limit']:.1%}",
+        f"{one['point']:.1%}",
+        fair,
+        f"{one['power']:.1%}",
+    ]
 
 
 def main() -> None:
@@ -145,10 +156,7 @@ def main() -> None:
             left += 1
             continue
         found.append(cell(metric, groups, n, icc, args))
-        print(
-            json.dumps({"benchmark": "gate_simulation", **found[-1], "seed": args.seed, **facts()}),
-            flush=True,
-        )
+        print(json.dumps({"benchmark": "gate_simulation", **found[-1], "seed": args.seed, **facts()}), flush=True)
     header = [
         "metric",
         "groups",
@@ -162,10 +170,7 @@ def main() -> None:
     ]
     print("\n" + table(header, map(row, found)))
     sums = [[f"{n:,}", f"{exact(n):.2%}", f"{exact(n, (0.95, 0.85)):.2%}"] for n in args.sizes]
-    print(
-        "\n"
-        + table(["positives per group", "false passes at 0.85 and 0.75, exact", "at 0.95 and 0.85"], sums)
-    )
+    print("\n" + table(["positives per group", "false passes at 0.85 and 0.75, exact", "at 0.95 and 0.85"], sums))
     print(f"\n{args.sims} draws a cell, tolerance {TOLERANCE}, alpha {ALPHA}; {left} cells left out for time")
     print(footer(seed=args.seed, resamples=args.resamples))
 

@@ -32,13 +32,25 @@ def ours(model: nn.Module, data: GroupedData, epochs: int, batch_size: int, devi
     moments: list[float] = []
     few = data.subset(torch.arange(8))
     config = {
-        "epochs": (epochs + 1, 0), "patience": 0, "lr": (1e-6, 1e-2), "depth": 1.0, "score": "ones", "path": [1.0],
-        "bias_weight": [1.0, 1.0], "batch_size": batch_size,
-    }  # fmt: skip
+        "epochs": (epochs + 1, 0),
+        "patience": 0,
+        "lr": (1e-6, 1e-2),
+        "depth": 1.0,
+        "score": "ones",
+        "path": [1.0],
+        "bias_weight": [1.0, 1.0],
+        "batch_size": batch_size,
+    }
     debias(
-        model, data, few, config=config, keep="last", device=str(device), intervals=False,
+        model,
+        data,
+        few,
+        config=config,
+        keep="last",
+        device=str(device),
+        intervals=False,
         progress=lambda progress: moments.append(now(device)) if progress.phase == "step 1" else None,
-    )  # fmt: skip
+    )
     return len(data) * epochs / (moments[-1] - moments[0])
 
 

@@ -31,11 +31,17 @@ def measure(attribute: str, method: str, config: dict[str, Any], seed: int) -> d
     folder = SHARED / "data/ham10000-64"
     fit, select = (
         load_manifest(
-            folder / "metadata.csv", target="label", sensitive=attribute, split_column="split", split=split,
-            cluster="lesion_id", image_size=64, normalize="0.76,0.55,0.57/0.14,0.15,0.17",
+            folder / "metadata.csv",
+            target="label",
+            sensitive=attribute,
+            split_column="split",
+            split=split,
+            cluster="lesion_id",
+            image_size=64,
+            normalize="0.76,0.55,0.57/0.14,0.15,0.17",
         )
         for split in ("fit", "select")
-    )  # fmt: skip
+    )
     model = load_checkpoint(SHARED / "models/ham10000_resnet18.pt")
     keep = config.get("keep", "best")
     config = {name: value for name, value in config.items() if name != "keep"}
@@ -70,20 +76,19 @@ def main() -> None:
         for name in options.runs:
             method, config = RUNS[name]
             results = [
-                cached("ham10000", {"attribute": attribute, "run": name, "seed": seed},
-                       lambda: measure(attribute, method, config, seed))  # noqa: B023
-                for seed in range(options.seeds)
-            ]  # fmt: skip
-            if not rows:
-                rows.append(
-                    ["untouched", "", *(f"{value:.3f}" for value in results[0]["before"].values()), "0 %", ""]
+                cached(
+                    "ham10000",
+                    {"attribute": attribute, "run": name, "seed": seed},
+                    lambda: measure(attribute, method, config, seed),
                 )
+                for seed in range(options.seeds)
+            ]
+            if not rows:
+                rows.append(["untouched", "", *(f"{value:.3f}" for value in results[0]["before"].values()), "0 %", ""])
             accepted = f"{sum(r['accepted'] for r in results)}/{len(results)}"
             figures = [mean_and_spread(r["after"][k] for r in results) for k in results[0]["after"]]
             moved = f"{100 * sum(r['moved'] for r in results) / len(results):.1f} %"
-            rows.append(
-                [name, accepted, *figures, moved, f"{sum(r['seconds'] for r in results) / len(results):.0f}"]
-            )
+            rows.append([name, accepted, *figures, moved, f"{sum(r['seconds'] for r in results) / len(results):.0f}"])
         header = ["by " + attribute, "accepted", *results[0]["before"], "weights moved", "seconds"]
         print(f"\n{table(header, rows)}\n\n{footer(seeds=options.seeds, data='ham10000-64, select split')}")
 

@@ -21,9 +21,17 @@ from bmft.tables import Attribute
 
 SHIFT, POSITIVE, CONFIDENCE, THRESHOLD, IMAGES, LEVEL = 1.5, 0.3, 1.6, 0.3, 4, 0.95
 METRICS = (
-    "true_positive_rate", "false_positive_rate", "selection_rate", "accuracy", "balanced_accuracy", "f1",
-    "roc_auc", "average_precision", "brier_score", "expected_calibration_error",
-)  # fmt: skip
+    "true_positive_rate",
+    "false_positive_rate",
+    "selection_rate",
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "roc_auc",
+    "average_precision",
+    "brier_score",
+    "expected_calibration_error",
+)
 GROUPS = Attribute("group", ("a", "b"))
 
 
@@ -71,9 +79,7 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
     rng = np.random.default_rng([args.seed, n])
     size = np.maximum(rng.binomial(n, 0.7, (2, 20 * args.sims)), 1)
     x, y = rng.binomial(size, [[0.85], [0.75]])
-    cells = rng.multinomial(
-        n, [0.70, 0.10, 0.05, 0.15], 20 * args.sims
-    ).T  # both, first only, second only, none
+    cells = rng.multinomial(n, [0.70, 0.10, 0.05, 0.15], 20 * args.sims).T  # both, first only, second only, none
     found = {
         "Wilson": (intervals.wilson(x, size[0]), 0.85),
         "Newcombe": (intervals.newcombe(x, size[0], y, size[1]), 0.1),
@@ -93,11 +99,7 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
         area, second = intervals.delong(one, targets), intervals.delong(apart, targets)
         unpaired, paired = intervals.delong_unpaired(area, second), intervals.delong_paired(one, two, targets)
         truth = norm.cdf(SHIFT / np.sqrt(2))
-        held += [
-            area.low <= truth <= area.high,
-            unpaired.low <= 0 <= unpaired.high,
-            paired.low <= 0 <= paired.high,
-        ]
+        held += [area.low <= truth <= area.high, unpaired.low <= 0 <= unpaired.high, paired.low <= 0 <= paired.high]
     names = ("DeLong", "DeLong unpaired", "DeLong paired")
     return {**rates, **dict(zip(names, held / many, strict=True))}
 
@@ -125,12 +127,20 @@ def main() -> None:
                 name = f"n {n}, {f'ICC {icc}' if icc else 'single'}"
                 found[name] = resampled(n, icc, args)
                 print(json.dumps({**say, "cell": name, "coverage": found[name]}), flush=True)
-    print("\n" + table(["closed form", *(f"n {n}" for n in forms)], [
-        [name, *(f"{forms[n][name]:.1%}" for n in forms)] for name in next(iter(forms.values()))
-    ]))  # fmt: skip
-    print("\n" + table(["group / difference", *found], [
-        [name, *(" / ".join(f"{share:.1%}" for share in found[one][name]) for one in found)] for name in METRICS
-    ]))  # fmt: skip
+    print(
+        "\n"
+        + table(
+            ["closed form", *(f"n {n}" for n in forms)],
+            [[name, *(f"{forms[n][name]:.1%}" for n in forms)] for name in next(iter(forms.values()))],
+        )
+    )
+    print(
+        "\n"
+        + table(
+            ["group / difference", *found],
+            [[name, *(" / ".join(f"{share:.1%}" for share in found[one][name]) for one in found)] for name in METRICS],
+        )
+    )
     error = 3 * np.sqrt(LEVEL * (1 - LEVEL) / args.sims)
     forms_drawn = f"closed forms: {20 * args.sims:,} draws of rates, {10 * args.sims:,} of areas"
     print(f"\n{args.sims} draws a cell: three standard errors are {error:.1%} ({forms_drawn})")

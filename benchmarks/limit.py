@@ -72,9 +72,7 @@ def untrained(images: int) -> tuple[nn.Module, GroupedData, GroupedData]:
     with tempfile.TemporaryDirectory() as name:
         manifest = make_images(Path(name), images + images // 4)
         data = load_manifest(manifest, target="label", sensitive="group", normalize=NORMALIZE)
-    with (
-        torch.no_grad()
-    ):  # an untrained network says the same of everyone: move its threshold among the answers
+    with torch.no_grad():  # an untrained network says the same of everyone: move its threshold among the answers
         model.fc.bias -= model(data.inputs(slice(0, 64))).median()
     return model, data.subset(torch.arange(images)), data.subset(torch.arange(images, len(data)))
 
@@ -83,9 +81,7 @@ def whole(images: int, rounds: int) -> tuple[float, float, float]:
     """Seconds of the default `debias` at all its epochs, of its passes alone, and the ratio."""
     model, fit, select = untrained(images)
     config = {"epochs": EPOCHS, "patience": 0, "precision": "float32"}
-    return ratio(
-        lambda: debias(model, fit, select, config=config, device="cpu"), bare(model, fit, select), rounds
-    )
+    return ratio(lambda: debias(model, fit, select, config=config, device="cpu"), bare(model, fit, select), rounds)
 
 
 @dataclass(frozen=True)
@@ -101,10 +97,14 @@ class Part:
 PARTS = {
     "as it is": Part(),
     "in float32": Part({"precision": "float32"}),
-    "channels not last": Part(without=lambda: patch.object(sys.modules["bmft.methods.debias"], "laid_out_for_speed", lambda model: model)),
+    "channels not last": Part(
+        without=lambda: patch.object(sys.modules["bmft.methods.debias"], "laid_out_for_speed", lambda model: model)
+    ),
     "what stays below is computed again": Part(keywords={"activations": Activations(limit=0, on_disk=0)}),
     "weights of every block move": Part({"depth": 1.0}),
-    "step 2 runs the whole network": Part(without=lambda: patch("bmft.methods.run.penultimate_features", return_value=None)),
+    "step 2 runs the whole network": Part(
+        without=lambda: patch("bmft.methods.run.penultimate_features", return_value=None)
+    ),
     "all weights of the upper blocks move": Part({"fraction": 1.0}),
     "one thread": Part(threads=1),
 }
@@ -192,13 +192,7 @@ def soon(seed: int, plain_epochs: int) -> list[list[Any]]:
             took, reached = published(model, files, select, there, (1e-4 * times, 1e-3 * times), plain_epochs)
             name = f"plain published, learning rates times {times}"
             rows.append(
-                [
-                    seed,
-                    name,
-                    "yes" if reached else "no",
-                    f"{took:.1f}",
-                    f"{took / seconds:.1f}" if seconds else "",
-                ]
+                [seed, name, "yes" if reached else "no", f"{took:.1f}", f"{took / seconds:.1f}" if seconds else ""]
             )
     return rows
 
@@ -207,9 +201,7 @@ def _gap(report: Any) -> float:
     return float(report.gaps["skin"]["average_odds_difference"])
 
 
-def ours(
-    model: nn.Module, fit: GroupedData, select: GroupedData, seed: int, there: Callable[[Any], bool]
-) -> float:
+def ours(model: nn.Module, fit: GroupedData, select: GroupedData, seed: int, there: Callable[[Any], bool]) -> float:
     """Seconds until what `debias` would keep is there; its own looks at the select set count. 0: it never was."""
     start = time.perf_counter()
     arrived = 0.0
@@ -220,9 +212,16 @@ def ours(
             arrived = time.perf_counter() - start
 
     debias(
-        model, fit, select, sensitive="skin", seed=seed, config={"precision": "float32"}, device="cpu",
-        intervals=False, progress=look,
-    )  # fmt: skip
+        model,
+        fit,
+        select,
+        sensitive="skin",
+        seed=seed,
+        config={"precision": "float32"},
+        device="cpu",
+        intervals=False,
+        progress=look,
+    )
     return arrived
 
 

@@ -44,9 +44,16 @@ def manifest() -> str:
 
 def read(target: str | list[str], attribute: str, split: str, limit: int | None) -> GroupedData:
     data = load_manifest(
-        manifest(), target=target, sensitive=attribute, images=SHARED / "data/ham10000-64", split_column="split",
-        split=split, cluster="lesion_id", image_size=64, normalize="0.76,0.55,0.57/0.14,0.15,0.17",
-    )  # fmt: skip
+        manifest(),
+        target=target,
+        sensitive=attribute,
+        images=SHARED / "data/ham10000-64",
+        split_column="split",
+        split=split,
+        cluster="lesion_id",
+        image_size=64,
+        normalize="0.76,0.55,0.57/0.14,0.15,0.17",
+    )
     return data if limit is None else data.subset(torch.arange(min(limit, len(data))))
 
 
@@ -113,11 +120,13 @@ def main() -> None:
     for task in options.tasks:
         for method in options.methods:
             results = [
-                cached("many_groups",
-                       {"task": task, "method": method, "seed": seed, "epochs": options.epochs, "limit": options.limit},
-                       lambda: measure(task, method, seed, tuple(options.epochs), options.limit))  # noqa: B023
+                cached(
+                    "many_groups",
+                    {"task": task, "method": method, "seed": seed, "epochs": options.epochs, "limit": options.limit},
+                    lambda: measure(task, method, seed, tuple(options.epochs), options.limit),
+                )
                 for seed in range(options.seeds)
-            ]  # fmt: skip
+            ]
             names = [name for name in results[0]["before"] if name != "groups"]
             if method == options.methods[0]:
                 before = results[0]["before"]

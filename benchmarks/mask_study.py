@@ -17,16 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from benchmarks.common import SHARED, cached, footer, table
-from bmft import (
-    WeightMask,
-    audit,
-    fairness,
-    load_checkpoint,
-    load_manifest,
-    predict,
-    relative,
-    weight_importances,
-)
+from bmft import WeightMask, audit, fairness, load_checkpoint, load_manifest, predict, relative, weight_importances
 from bmft.compute import autocast_for, laid_out_for_speed
 from bmft.data import GroupedData, from_arrays
 from bmft.datasets import make_demo, train_demo_model
@@ -132,11 +123,17 @@ MASKS: dict[str, tuple[Callable[[Gradients], Scores], dict[str, Any]]] = {
 def ham(attribute: str, seed: int) -> tuple[nn.Module, GroupedData, GroupedData]:
     fit, select = (
         load_manifest(
-            SHARED / "data/ham10000-64/metadata.csv", target="label", sensitive=attribute, split_column="split",
-            split=split, cluster="lesion_id", image_size=64, normalize="0.76,0.55,0.57/0.14,0.15,0.17",
+            SHARED / "data/ham10000-64/metadata.csv",
+            target="label",
+            sensitive=attribute,
+            split_column="split",
+            split=split,
+            cluster="lesion_id",
+            image_size=64,
+            normalize="0.76,0.55,0.57/0.14,0.15,0.17",
         )
         for split in ("fit", "select")
-    )  # fmt: skip
+    )
     return load_checkpoint(SHARED / "models/ham10000_resnet18.pt"), fit, select
 
 
@@ -170,11 +167,20 @@ def digits(seed: int) -> tuple[nn.Module, GroupedData, GroupedData]:
     }
     torch.manual_seed(seed)
     model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1),
-    )  # fmt: skip
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 1),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
     train, generator = data["train"], torch.Generator().manual_seed(seed)
     for _ in range(15):
@@ -201,9 +207,15 @@ def measure(setting: str, mask: str, fraction: float, seed: int, epochs: int, op
 
 
 def trade_off(
-    model: nn.Module, fit: GroupedData, select: GroupedData, mask: str, fraction: float, seed: int, epochs: int,
+    model: nn.Module,
+    fit: GroupedData,
+    select: GroupedData,
+    mask: str,
+    fraction: float,
+    seed: int,
+    epochs: int,
     optimizer: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The points ``(AUC, mean gap)`` of the way, the untouched model first, and the share of weights moved."""
     tuned = laid_out_for_speed(copy.deepcopy(model).eval())
     head = find_head(tuned, fit.inputs(slice(0, 2)))
@@ -218,9 +230,14 @@ def trade_off(
         chosen = select_weights(tuned, fit, body, mask, fraction, seed)
         moved = moved | chosen
         tune(
-            tuned, fit, loss, chosen, Step(epochs // turns, 0.0, optimizer, balance="cell", average=0.95),
-            generator=generator, autocast=autocast_for(torch.device("cpu"), "auto", tuned),
-        )  # fmt: skip
+            tuned,
+            fit,
+            loss,
+            chosen,
+            Step(epochs // turns, 0.0, optimizer, balance="cell", average=0.95),
+            generator=generator,
+            autocast=autocast_for(torch.device("cpu"), "auto", tuned),
+        )
     end = {name: parameters[name].detach().clone() for name in body}
     curve = []
     for point in (0.0, *POINTS):
@@ -284,12 +301,17 @@ def tabulate(setting: str, options: argparse.Namespace) -> str:
     for seed in range(options.seeds):
         for fraction in options.fractions:
             for mask in options.masks:
-                key = {"set": setting, "mask": mask, "fraction": 1.0 if mask == "full" else fraction, "seed": seed,
-                       "epochs": options.epochs, "optimizer": options.optimizer}  # fmt: skip
+                key = {
+                    "set": setting,
+                    "mask": mask,
+                    "fraction": 1.0 if mask == "full" else fraction,
+                    "seed": seed,
+                    "epochs": options.epochs,
+                    "optimizer": options.optimizer,
+                }
                 result = cached(
-                    "mask_study", key,
-                    lambda: measure(setting, mask, fraction, seed, options.epochs, options.optimizer),  # noqa: B023
-                )  # fmt: skip
+                    "mask_study", key, lambda: measure(setting, mask, fraction, seed, options.epochs, options.optimizer)
+                )
                 found.setdefault((mask, fraction), []).append(result)
     rows = []
     for (mask, fraction), results in found.items():

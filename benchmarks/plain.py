@@ -21,11 +21,7 @@ class Files(torch.utils.data.Dataset):
     """Images decoded when asked for."""
 
     def __init__(self, rows: Rows, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.rows, self.mean, self.std = (
-            rows,
-            torch.tensor(mean)[:, None, None],
-            torch.tensor(std)[:, None, None],
-        )
+        self.rows, self.mean, self.std = (rows, torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,9 +33,7 @@ class Files(torch.utils.data.Dataset):
 
 
 def loader(data: Files, batch_size: int, generator: torch.Generator | None) -> Iterator[GroupBatch]:
-    return iter(
-        torch.utils.data.DataLoader(data, batch_size, shuffle=generator is not None, generator=generator)
-    )
+    return iter(torch.utils.data.DataLoader(data, batch_size, shuffle=generator is not None, generator=generator))
 
 
 def bias(logits: Tensor, batch: GroupBatch) -> Tensor:

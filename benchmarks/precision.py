@@ -19,10 +19,21 @@ from bmft.datasets import build_model
 
 CPU = torch.device("cpu")
 TORCHVISION = (
-    "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "squeezenet1_1", "googlenet", "regnet_y_400mf",
-    "convnext_tiny", "swin_t", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "mnasnet1_0",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "densenet121",
+    "squeezenet1_1",
+    "googlenet",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "mnasnet1_0",
     "shufflenet_v2_x1_0",
-)  # fmt: skip
+)
 
 
 def vit(width: int, depth: int) -> nn.Module:

@@ -34,20 +34,10 @@ def report(before: AuditReport, after: AuditReport) -> DebiasReport:
     """A run of 20 epochs with a mask over 60 layers, as ResNet-18 has."""
     epochs = [(step, epoch) for step in (1, 2) for epoch in range(1, 11)]
     history = [
-        {
-            "step": step,
-            "epoch": epoch,
-            "gap": 0.3 / (step + epoch),
-            "roc_auc": 0.9,
-            "eligible": True,
-            "chosen": False,
-        }
+        {"step": step, "epoch": epoch, "gap": 0.3 / (step + epoch), "roc_auc": 0.9, "eligible": True, "chosen": False}
         for step, epoch in epochs
     ]
-    layers = {
-        f"layer{i // 15}.{i % 15}.weight": {"selected": i, "total": 100, "fraction": i / 100}
-        for i in range(60)
-    }
+    layers = {f"layer{i // 15}.{i % 15}.weight": {"selected": i, "total": 100, "fraction": i / 100} for i in range(60)}
     return DebiasReport(
         method="bmft",
         accepted=True,

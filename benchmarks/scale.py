@@ -54,9 +54,14 @@ def network() -> nn.Sequential:
     """Two convolutions and a head."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 1),
+    )
 
 
 def measure(manifest: Path, streamed: bool, load_only: bool) -> dict[str, float]:
@@ -144,14 +149,26 @@ def show_models(names: list[str]) -> None:
     rows = []
     for name in names:
         found = _run(["--measure-model", name])
-        rows.append([
-            name, f"{found['weights']:.0f}", f"{found['bare'] / FEW:.2f}", f"{found['seconds'] / FEW:.2f}",
-            f"{found['seconds'] / found['bare']:.1f}", f"{found['before']:.0f}", f"{found['peak']:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{found['weights']:.0f}",
+                f"{found['bare'] / FEW:.2f}",
+                f"{found['seconds'] / FEW:.2f}",
+                f"{found['seconds'] / found['bare']:.1f}",
+                f"{found['before']:.0f}",
+                f"{found['peak']:.0f}",
+            ]
+        )
     header = [
-        "model", "weights, MiB", "a pass forward and backward, s per image", "debias, s per image", "debias / pass",
-        "peak of a plain pass, MiB", "peak of all, MiB",
-    ]  # fmt: skip
+        "model",
+        "weights, MiB",
+        "a pass forward and backward, s per image",
+        "debias, s per image",
+        "debias / pass",
+        "peak of a plain pass, MiB",
+        "peak of all, MiB",
+    ]
     print(table(header, rows))
     print(f"\n{footer(seed=0, images=f'{FEW} of {SIDE}x{SIDE}', batch_size=8, precision='float32')}")
 
@@ -172,9 +189,7 @@ def in_own_process(rows: int, streamed: bool, load_only: bool) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[1_000, 10_000, 100_000])
-    parser.add_argument(
-        "--rows", type=int, nargs="*", default=[1_000_000], help="manifests that are only loaded"
-    )
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000], help="manifests that are only loaded")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--streamed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--load-only", action="store_true", help=argparse.SUPPRESS)
@@ -193,9 +208,7 @@ def main() -> None:
         for streamed in (False, True):
             found = in_own_process(rows, streamed, load_only)
             each = [f"{1e6 * found[part] / rows:.0f}" if part in found else "–" for part in PARTS]
-            printed.append(
-                [f"{rows:,}", "streamed" if streamed else "in memory", *each, f"{found['MiB']:.0f}"]
-            )
+            printed.append([f"{rows:,}", "streamed" if streamed else "in memory", *each, f"{found['MiB']:.0f}"])
     if printed:
         show_sets(printed)
     show_models(options.models)

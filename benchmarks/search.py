@@ -13,11 +13,17 @@ from bmft import debias, load_checkpoint, load_manifest, search
 def measure(attribute: str, goal: str, seed: int, trials: int) -> dict[str, Any]:
     fit, select = (
         load_manifest(
-            SHARED / "data/ham10000-64/metadata.csv", target="label", sensitive=attribute, split_column="split",
-            split=split, cluster="lesion_id", image_size=64, normalize="0.76,0.55,0.57/0.14,0.15,0.17",
+            SHARED / "data/ham10000-64/metadata.csv",
+            target="label",
+            sensitive=attribute,
+            split_column="split",
+            split=split,
+            cluster="lesion_id",
+            image_size=64,
+            normalize="0.76,0.55,0.57/0.14,0.15,0.17",
         )
         for split in ("fit", "select")
-    )  # fmt: skip
+    )
     model = load_checkpoint(SHARED / "models/ham10000_resnet18.pt")
     single = debias(model, fit, select, seed=seed, device="cpu")
     found = search(model, fit, select, goal=goal, trials=trials, seed=seed, device="cpu")
@@ -25,13 +31,16 @@ def measure(attribute: str, goal: str, seed: int, trials: int) -> dict[str, Any]
     passes = len(fit) * (2 + sum(e["step"] == 1 for e in single.history) + len(single.config["path"]))
     return {
         "single": {
-            "gap": single.after.gaps[attribute][figure], "passes": passes, "auc": single.after.overall["roc_auc"],
+            "gap": single.after.gaps[attribute][figure],
+            "passes": passes,
+            "auc": single.after.overall["roc_auc"],
         },
         "search": {
-            "gap": found.outcome.after.gaps[attribute][figure], "passes": found.summary["image_passes"],
+            "gap": found.outcome.after.gaps[attribute][figure],
+            "passes": found.summary["image_passes"],
             "auc": found.outcome.after.overall["roc_auc"],
         },
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -46,10 +55,13 @@ def main() -> None:
     rows = []
     for attribute in options.attributes:
         results = [
-            cached("search", {"attribute": attribute, "seed": seed, "trials": options.trials},
-                   lambda: measure(attribute, "average_odds", seed, options.trials))  # noqa: B023
+            cached(
+                "search",
+                {"attribute": attribute, "seed": seed, "trials": options.trials},
+                lambda: measure(attribute, "average_odds", seed, options.trials),
+            )
             for seed in range(options.seeds)
-        ]  # fmt: skip
+        ]
         for side in ("single", "search"):
             figures = [mean_and_spread(r[side][key] for r in results) for key in ("gap", "auc")]
             rows.append([attribute, side, *figures, f"{sum(r[side]['passes'] for r in results) / len(results):,.0f}"])

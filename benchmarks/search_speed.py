@@ -39,8 +39,7 @@ NETWORKS = {
 
 def sets(manifest: Path, *splits: str) -> list[GroupedData]:
     return [
-        load_manifest(manifest, target="label", sensitive="skin", split_column="split", split=split)
-        for split in splits
+        load_manifest(manifest, target="label", sensitive="skin", split_column="split", split=split) for split in splits
     ]
 
 
@@ -48,9 +47,18 @@ def ours(model: nn.Module, manifest: Path, trials: int, epochs: int, seed: int) 
     fit, select = sets(manifest, "fit", "select")
     config = {"epochs": [epochs, 0], "path": [1.0], "lr": [RATE, RATE], "optimizer": "adamw"}
     found = search(
-        model, fit, select, method="selective", goal="worst_group_auc", trials=trials, config=config, seed=seed,
-        device="cpu", max_auc_drop=1.0, max_group_auc_drop=1.0,
-    )  # fmt: skip
+        model,
+        fit,
+        select,
+        method="selective",
+        goal="worst_group_auc",
+        trials=trials,
+        config=config,
+        seed=seed,
+        device="cpu",
+        max_auc_drop=1.0,
+        max_group_auc_drop=1.0,
+    )
     return float(found.summary["select"])
 
 
@@ -74,9 +82,7 @@ def published(model: nn.Module, manifest: Path, trials: int, epochs: int, seed: 
     return trial_value(optuna.trial.FixedTrial(study.best_params))
 
 
-def fine_tuned(
-    model: nn.Module, fit: GroupedData, names: set[str], rate: float, epochs: int, seed: int
-) -> nn.Module:
+def fine_tuned(model: nn.Module, fit: GroupedData, names: set[str], rate: float, epochs: int, seed: int) -> nn.Module:
     network, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in names)
@@ -127,12 +133,19 @@ def main() -> None:
     for network in args.networks:
         for seed in range(args.seeds):
             key = {**vars(args), "network": network, "seed": seed, "networks": None, "seeds": None}
-            one = cached("search_speed", key, lambda: measure(network, seed, args))  # noqa: B023
+            one = cached("search_speed", key, lambda: measure(network, seed, args))
             mine, theirs = one["ours"], one["published"]
-            rows.append([
-                network, seed, f"{theirs['seconds']:.0f}", f"{mine['seconds']:.0f}",
-                f"{theirs['seconds'] / mine['seconds']:.1f}", f"{theirs['value']:.3f}", f"{mine['value']:.3f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    network,
+                    seed,
+                    f"{theirs['seconds']:.0f}",
+                    f"{mine['seconds']:.0f}",
+                    f"{theirs['seconds'] / mine['seconds']:.1f}",
+                    f"{theirs['value']:.3f}",
+                    f"{mine['value']:.3f}",
+                ]
+            )
     header = ["network", "seed", "published, seconds", "ours", "ratio", "published, best value", "ours"]
     facts = footer(trials=args.trials, epochs=args.epochs, images=args.images, side=args.side)
     print(f"{table(header, rows)}\n\n{facts}")

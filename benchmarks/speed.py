@@ -45,9 +45,7 @@ def make_images(folder: Path, n: int, seed: int = 0) -> Path:
     return folder / "manifest.csv"
 
 
-def ratio(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
-) -> tuple[float, float, float]:
+def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, float]:
     """Median seconds of both and the median of the ratios, first to second."""
     pairs = []
     for _ in range(rounds + 1):
@@ -58,11 +56,7 @@ def ratio(
             pair.append(time.perf_counter() - start)
         pairs.append(pair)
     times = np.array(pairs[1:])  # the first round warms up
-    return (
-        float(np.median(times[:, 0])),
-        float(np.median(times[:, 1])),
-        float(np.median(times[:, 0] / times[:, 1])),
-    )
+    return (float(np.median(times[:, 0])), float(np.median(times[:, 1])), float(np.median(times[:, 0] / times[:, 1])))
 
 
 def main() -> None:
@@ -80,9 +74,7 @@ def main() -> None:
         files = plain.Files(
             [(manifest.parent / f"{i}.jpg", i % 2, i // 2 % 2) for i in range(options.images)], MEAN, STD
         )
-        with (
-            torch.no_grad()
-        ):  # an untrained network says the same of everyone: move its threshold among the answers
+        with torch.no_grad():  # an untrained network says the same of everyone: move its threshold among the answers
             model.fc.bias -= model(load().inputs(slice(0, 64))).median()
         whole = {
             "ours": lambda: ours(model, load(), PUBLISHED),
@@ -98,13 +90,7 @@ def main() -> None:
         rows += compared(whole)
     peaks = {side: peak(side, options.images) for side in ("ours", "plain")}
     rows.append(
-        [
-            "peak memory, MiB (ours / plain)",
-            peaks["ours"],
-            peaks["plain"],
-            peaks["ours"] / peaks["plain"],
-            "about 1",
-        ]
+        ["peak memory, MiB (ours / plain)", peaks["ours"], peaks["plain"], peaks["ours"] / peaks["plain"], "about 1"]
     )
     printed = [[name, f"{a:.3g}", f"{b:.3g}", f"{r:.2f}", aim] for name, a, b, r, aim in rows]
     print(table(["what (A / B)", "A", "B", "A / B", "aim"], printed))
@@ -136,11 +122,7 @@ def measured(model, data, rounds):
     few, every = WeightMask.top_fraction(scores, 0.05, within=body), WeightMask.by_name(model, *body)
     for name in ("sgd", "adamw"):
         epochs = [lambda m=m, o=name: one_epoch(model, data, loss, m, o) for m in (few, every)]
-        yield [
-            f"an epoch of step 1, {name}: 5 % selected / every weight",
-            *ratio(*epochs, rounds),
-            "at most 1",
-        ]
+        yield [f"an epoch of step 1, {name}: 5 % selected / every weight", *ratio(*epochs, rounds), "at most 1"]
         steps = [step_alone(model, mask, name) for mask in (few, every)]
         yield [f"{name} step alone: 5 % selected / every weight", *ratio(*steps, rounds), "at most 1"]
     found = ratio(lambda: head_epochs(model, data, loss, 10), lambda: passes(model, data, 0), rounds)

@@ -58,13 +58,21 @@ def main() -> None:
     fit, select, test = (parts[name] for name in ("fit", "select", "test"))
     single = debias(model, fit, select, test=test, seed=args.seed, device="cpu")
     found = search(
-        model, fit, select, test=test, goal="average_odds", trials=args.trials, detail=args.detail, seed=args.seed,
+        model,
+        fit,
+        select,
+        test=test,
+        goal="average_odds",
+        trials=args.trials,
+        detail=args.detail,
+        seed=args.seed,
         device="cpu",
-    )  # fmt: skip
+    )
     reports = {
-        "untouched": audit(model, test, intervals=False, device="cpu"), "debias": single.after,
+        "untouched": audit(model, test, intervals=False, device="cpu"),
+        "debias": single.after,
         f"search, {args.trials} trials": found.outcome.after,
-    }  # fmt: skip
+    }
     keys = ("average_odds_difference", "equalized_odds_difference")
     rows = [
         [name, *(f"{report.gaps['skin'][key]:.3f}" for key in keys), f"{report.overall['roc_auc']:.3f}"]

@@ -8,16 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bmft import fairness
+    import bmft.fairness as fairness
     from bmft.auditing import AuditReport, Predictions
     from bmft.checkpoints import WeightPatch, load_checkpoint, read_checkpoint, write_checkpoint
     from bmft.data import GroupBatch, GroupedData, from_arrays, load_manifest
     from bmft.errors import BmftError
-    from bmft.fairtune import search
+    from bmft.fairtune import search  # type: ignore[no-redef]
     from bmft.gate import check, load_policy
     from bmft.inference import audit, predict
     from bmft.masks import Importance, WeightMask, relative, weight_importance, weight_importances
-    from bmft.methods import METHODS, Outcome, Progress, Settings, debias
+    from bmft.methods import METHODS, Outcome, Progress, Settings, debias  # type: ignore[no-redef]
     from bmft.report import write_report
     from bmft.tables import Attribute
     from bmft.testing import assert_fair

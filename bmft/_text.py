@@ -20,9 +20,7 @@ def one_line(value: object) -> str:
     >>> one_line("a\nb\x1b[31mc")
     'a b�[31mc'
     """
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value)
-    )
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
 def short(value: object, limit: int = 120) -> str:

@@ -18,10 +18,23 @@ from bmft.models import check_values, copied, evaluating, forward_logits
 # Nodes of autograd's graph that pass values on as they are.
 _SAME_VALUES = tuple(
     f"{name}Backward"
-    for name in ("Alias", "Clone", "Expand", "Permute", "Reshape", "Select", "Slice", "Squeeze", "T",
-    "ToCopy",
-                 "Transpose", "Unsqueeze", "UnsafeView", "View")
-)  # fmt: skip
+    for name in (
+        "Alias",
+        "Clone",
+        "Expand",
+        "Permute",
+        "Reshape",
+        "Select",
+        "Slice",
+        "Squeeze",
+        "T",
+        "ToCopy",
+        "Transpose",
+        "Unsqueeze",
+        "UnsafeView",
+        "View",
+    )
+)
 
 
 def predict(

@@ -63,9 +63,7 @@ def attribute_leakage(
     1.0
     """
     device = next(model.parameters()).device
-    cached = penultimate_features(
-        model, find_head(model, data.take(slice(0, 2)).to(device).inputs, name=head), data
-    )
+    cached = penultimate_features(model, find_head(model, data.take(slice(0, 2)).to(device).inputs, name=head), data)
     if cached is None:
         return {attribute.name: Leakage(float("nan")) for attribute in data.attributes}
     features = np.asarray(cached.inputs(slice(None)), np.float64).reshape(len(data), -1)
@@ -80,16 +78,16 @@ def sides(before: dict[str, Leakage], after: dict[str, Leakage]) -> dict[str, di
     """Both as plain values, as reports have them: attribute -> ``before``, ``after`` and their intervals."""
     return {
         name: {
-            "before": before[name].roc_auc, "after": after[name].roc_auc,
-            "before_interval": before[name].interval, "after_interval": after[name].interval,
+            "before": before[name].roc_auc,
+            "after": after[name].roc_auc,
+            "before_interval": before[name].interval,
+            "after_interval": after[name].interval,
         }
         for name in before
-    }  # fmt: skip
+    }
 
 
-def _probe(
-    features: NDArray[np.float64], ids: NDArray[np.int64], clusters: NDArray[Any], seed: int
-) -> Leakage:
+def _probe(features: NDArray[np.float64], ids: NDArray[np.int64], clusters: NDArray[Any], seed: int) -> Leakage:
     large = [group for group in np.unique(ids[ids >= 0]) if len(np.unique(clusters[ids == group])) >= FOLDS]
     if len(large) < 2:
         return Leakage(float("nan"))

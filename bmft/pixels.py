@@ -76,9 +76,7 @@ class Explanation:
         )
 
 
-def changed_cases(
-    before: Predictions, after: Predictions, *, threshold: float = 0.5, per_group: int = 2
-) -> list[Case]:
+def changed_cases(before: Predictions, after: Predictions, *, threshold: float = 0.5, per_group: int = 2) -> list[Case]:
     """Per attribute and group, the samples whose decision changed and whose score moved most.
 
     Both must be of the same rows. A group without a changed decision has no case.
@@ -87,9 +85,7 @@ def changed_cases(
         DataError: the two are of different rows or columns.
     """
     if before.scores.shape != after.scores.shape or not np.array_equal(before.rows, after.rows):
-        raise DataError(
-            "before and after are predictions of different rows: predict the same data with both models."
-        )
+        raise DataError("before and after are predictions of different rows: predict the same data with both models.")
     changed = before.decisions(threshold) != after.decisions(threshold)  # (n, K)
     moved = np.where(changed, np.abs(after.scores - before.scores), 0)
     found = []
@@ -97,15 +93,11 @@ def changed_cases(
         for group, name in enumerate(attribute.groups):
             members = np.flatnonzero((before.groups[:, place] == group) & changed.any(1))
             most = members[np.argsort(-moved[members].max(1, initial=0), kind="stable")[:per_group]]
-            found += [
-                _case(before, after, int(i), int(moved[i].argmax()), attribute.name, name) for i in most
-            ]
+            found += [_case(before, after, int(i), int(moved[i].argmax()), attribute.name, name) for i in most]
     return found
 
 
-def _case(
-    before: Predictions, after: Predictions, index: int, column: int, attribute: str, group: str
-) -> Case:
+def _case(before: Predictions, after: Predictions, index: int, column: int, attribute: str, group: str) -> Case:
     columns = before.scores.shape[1]
     return Case(
         index=index,
@@ -152,16 +144,13 @@ def explain_cases(
     """
     if method not in ("integrated_gradients", "gradcam"):
         raise ConfigError(f"pixel method {method!r}: expected 'integrated_gradients' or 'gradcam'.")
-    return [
-        _explain(model_before, model_after, _image(data, case), case, method, steps, layer) for case in cases
-    ]
+    return [_explain(model_before, model_after, _image(data, case), case, method, steps, layer) for case in cases]
 
 
 def _image(data: GroupedData, case: Case) -> Tensor:
     if case.index >= len(data) or int(data.rows[case.index]) != case.row:
         raise DataError(
-            f"case of row {case.row} is not at place {case.index} of this data: give the data it was found "
-            "on."
+            f"case of row {case.row} is not at place {case.index} of this data: give the data it was found on."
         )
     inputs = data.inputs(slice(case.index, case.index + 1))
     if not isinstance(inputs, Tensor) or inputs.ndim != 4:
@@ -170,13 +159,7 @@ def _image(data: GroupedData, case: Case) -> Tensor:
 
 
 def _explain(
-    before: nn.Module,
-    after: nn.Module,
-    image: Tensor,
-    case: Case,
-    method: Method,
-    steps: int,
-    layer: str | None,
+    before: nn.Module, after: nn.Module, image: Tensor, case: Case, method: Method, steps: int, layer: str | None
 ) -> Explanation:
     maps = []
     for model in (before, after):
@@ -217,9 +200,7 @@ def _placed(model: nn.Module, image: Tensor) -> Tensor:
     return image.to(weight.device, weight.dtype).requires_grad_()
 
 
-def _integrated_gradients(
-    model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, steps: int
-) -> Map:
+def _integrated_gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, steps: int) -> Map:
     placed = _placed(model, image)
     found = IntegratedGradients(forward).attribute(placed, n_steps=steps, internal_batch_size=32)
     raw = found.detach().sum(1)[0].float().cpu().numpy()  # (height, width)
@@ -231,14 +212,10 @@ def _gradcam(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tenso
     name = _last_map(model, placed) if layer is None else layer
     modules = dict(model.named_modules())
     if name not in modules:
-        raise ConfigError(
-            f"no layer {name!r} in this model; its modules are named like {list(modules)[-1]!r}."
-        )
+        raise ConfigError(f"no layer {name!r} in this model; its modules are named like {list(modules)[-1]!r}.")
     found = LayerGradCam(forward, modules[name]).attribute(placed, relu_attributions=False)
     size = tuple(image.shape[2:])
-    return np.asarray(
-        LayerAttribution.interpolate(found, size, "bilinear")[0, 0].detach().float().cpu().numpy()
-    )
+    return np.asarray(LayerAttribution.interpolate(found, size, "bilinear")[0, 0].detach().float().cpu().numpy())
 
 
 def _last_map(model: nn.Module, image: Tensor) -> str:
@@ -260,9 +237,7 @@ def _last_map(model: nn.Module, image: Tensor) -> str:
         for hook in hooks:
             hook.remove()
     if not seen:
-        raise ConfigError(
-            "Grad-CAM needs a layer with feature maps; this model has none. Use 'integrated_gradients'."
-        )
+        raise ConfigError("Grad-CAM needs a layer with feature maps; this model has none. Use 'integrated_gradients'.")
     return seen[-1]
 
 

@@ -57,9 +57,7 @@ def assert_fair(
     return verdict
 
 
-def _audited(
-    given: nn.Module | Predictions, data: Any, policy: Policy, options: Mapping[str, Any]
-) -> AuditReport:
+def _audited(given: nn.Module | Predictions, data: Any, policy: Policy, options: Mapping[str, Any]) -> AuditReport:
     threshold = 0.5 if policy.threshold is None else policy.threshold
     if isinstance(given, Predictions):
         return audit(given, threshold=threshold, intervals=False)

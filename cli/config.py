@@ -23,11 +23,15 @@ def config_option(command: Any) -> Any:
     holds for that command only; the table ``[settings]`` goes to the method as it is (`method_settings`).
     """
     return click.option(
-        "--config", type=click.Path(exists=True, dir_okay=False), metavar="FILE", is_eager=True,
-        expose_value=False, callback=_layer,
+        "--config",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_layer,
         help="Options from a TOML file; flags win. [default: bmft.toml, or [tool.bmft] in pyproject.toml, "
         "of the current folder]",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def config_file() -> Path | None:
@@ -118,9 +122,7 @@ def _as_typed(where: str, value: Any, option: click.Parameter) -> Any:
 def _text(where: str, value: Any) -> str:
     large = isinstance(value, int) and abs(value) >= 2**64
     if isinstance(value, bool) or large or not isinstance(value, str | int | float):
-        raise click.UsageError(
-            f"{where} is {_shown(value)}; expected a text or a number, as on the command line."
-        )
+        raise click.UsageError(f"{where} is {_shown(value)}; expected a text or a number, as on the command line.")
     return str(value)
 
 

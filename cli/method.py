@@ -52,52 +52,109 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 _method = partial(option, section="Method")
 _LIMITS = [
     _method("--method", default="bmft", metavar="NAME", help="bmft, swift, or a baseline such as head."),
-    _method("--keep", type=click.Choice(["best", "last"]), default="best",
-            help="best: chosen on select, do no harm; last: the final epoch, whatever it is."),
-    _method("--max-auc-drop", type=click.FloatRange(0, 1), default=0.01, metavar="D",
-            help="How far ROC AUC, and balanced accuracy, may fall on select."),
-    _method("--max-group-auc-drop", type=click.FloatRange(0, 1), default=0.02, metavar="D",
-            help="How far any group's ROC AUC may fall on select."),
-]  # fmt: skip
+    _method(
+        "--keep",
+        type=click.Choice(["best", "last"]),
+        default="best",
+        help="best: chosen on select, do no harm; last: the final epoch, whatever it is.",
+    ),
+    _method(
+        "--max-auc-drop",
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        metavar="D",
+        help="How far ROC AUC, and balanced accuracy, may fall on select.",
+    ),
+    _method(
+        "--max-group-auc-drop",
+        type=click.FloatRange(0, 1),
+        default=0.02,
+        metavar="D",
+        help="How far any group's ROC AUC may fall on select.",
+    ),
+]
 _SETTINGS = [
     _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
     _method("--epochs", type=Pair(int), help="Epochs of step 1, step 2; one number is for both."),
     _method("--lr", type=Pair(float), help="Learning rate of step 1, step 2; 0: found by a line search."),
     _method("--optimizer", metavar="NAME", help="sgd, adam, adamw, ..."),
-    _method("--depth", type=float, metavar="D",
-            help="Share of the blocks, counted from the head down, in which weights may move; 1 for all."),
-    _method("--fraction", type=float, metavar="F",
-            help="Share of those blocks' weights that may move, such as 0.05."),
-    _method("--score", metavar="NAME",
-            help="Importance of a weight: fisher, saliency, input_x_gradient, integrated_gradients, "
-                 "random, ones, or package.module:name."),
-    _method("--objective", metavar="NAME",
-            help="The gap: equalized_odds, equal_opportunity, demographic_parity, false_positive_rate, "
-                 "false_negative_rate, accuracy, worst_group_loss, or package.module:name."),
-    _method("--scale", type=click.Choice(["tensor", "global"]),
-            help="Compare importances within each tensor, or over all."),
-    _method("--granularity", type=click.Choice(["weight", "channel", "layer", "block"]),
-            help="What is chosen as a whole."),
+    _method(
+        "--depth",
+        type=float,
+        metavar="D",
+        help="Share of the blocks, counted from the head down, in which weights may move; 1 for all.",
+    ),
+    _method("--fraction", type=float, metavar="F", help="Share of those blocks' weights that may move, such as 0.05."),
+    _method(
+        "--score",
+        metavar="NAME",
+        help="Importance of a weight: fisher, saliency, input_x_gradient, integrated_gradients, "
+        "random, ones, or package.module:name.",
+    ),
+    _method(
+        "--objective",
+        metavar="NAME",
+        help="The gap: equalized_odds, equal_opportunity, demographic_parity, false_positive_rate, "
+        "false_negative_rate, accuracy, worst_group_loss, or package.module:name.",
+    ),
+    _method(
+        "--scale", type=click.Choice(["tensor", "global"]), help="Compare importances within each tensor, or over all."
+    ),
+    _method(
+        "--granularity", type=click.Choice(["weight", "channel", "layer", "block"]), help="What is chosen as a whole."
+    ),
     _method("--bias-weight", type=Pair(float), help="Weight of the gap in the loss."),
-    _method("--norm-stats", type=click.Choice(["frozen", "update"]),
-            help="What becomes of normalization statistics."),
-    _method("--precision", type=click.Choice(["auto", "float32", "bf16"]),
-            help="Of the training passes; what is measured is float32."),
-    _method("--combine", type=click.Choice(["mean", "worst"]),
-            help="What several attributes' gaps count as."),
-    _method("--tune", multiple=True, metavar="PATTERN",
-            help="Only parameters whose names match may move in step 1. Repeatable."),
-    _method("--freeze", multiple=True, metavar="PATTERN",
-            help="Parameters whose names match stay in step 1. Repeatable."),
-]  # fmt: skip
-_NAMES = ("preset", "epochs", "lr", "optimizer", "depth", "fraction", "score", "objective", "scale", "granularity",
-          "bias_weight", "norm_stats", "precision", "combine", "tune", "freeze")  # fmt: skip
+    _method("--norm-stats", type=click.Choice(["frozen", "update"]), help="What becomes of normalization statistics."),
+    _method(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bf16"]),
+        help="Of the training passes; what is measured is float32.",
+    ),
+    _method("--combine", type=click.Choice(["mean", "worst"]), help="What several attributes' gaps count as."),
+    _method(
+        "--tune",
+        multiple=True,
+        metavar="PATTERN",
+        help="Only parameters whose names match may move in step 1. Repeatable.",
+    ),
+    _method(
+        "--freeze", multiple=True, metavar="PATTERN", help="Parameters whose names match stay in step 1. Repeatable."
+    ),
+]
+_NAMES = (
+    "preset",
+    "epochs",
+    "lr",
+    "optimizer",
+    "depth",
+    "fraction",
+    "score",
+    "objective",
+    "scale",
+    "granularity",
+    "bias_weight",
+    "norm_stats",
+    "precision",
+    "combine",
+    "tune",
+    "freeze",
+)
 _MORE = [
-    _method("--beta", type=click.FloatRange(0, 1), metavar="B",
-            help="Step 1 minimises B x task + (1 - B) x gap, step 2 the reverse."),
-    _method("--set", "more", type=Setting(), multiple=True, metavar="NAME=VALUE",
-            help="Any other setting of the method. Repeatable."),
-]  # fmt: skip
+    _method(
+        "--beta",
+        type=click.FloatRange(0, 1),
+        metavar="B",
+        help="Step 1 minimises B x task + (1 - B) x gap, step 2 the reverse.",
+    ),
+    _method(
+        "--set",
+        "more",
+        type=Setting(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any other setting of the method. Repeatable.",
+    ),
+]
 
 
 def method_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -145,45 +145,83 @@ def _switch(*declarations: str, help: str) -> Decorator:
 def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
     data = partial(option, section="Data")
     return [
-        data("--data", required=data_required, metavar="FILE",
-             help="Manifest: CSV, TSV, Parquet, or an npz of images with a CSV beside it."),
-        data("--label", required=data_required, multiple=True, metavar="COL",
-             help="Label column; several make it multi-label."),
-        data("--sensitive", required=sensitive_required, multiple=True, metavar="COL",
-             help="Attribute: sex, age:40,60 (cut into groups), sex*age:60 (intersection). Repeatable."),
-        data("--images", metavar="DIR",
-             help="Folder that image paths are relative to. [default: the manifest's]"),
+        data(
+            "--data",
+            required=data_required,
+            metavar="FILE",
+            help="Manifest: CSV, TSV, Parquet, or an npz of images with a CSV beside it.",
+        ),
+        data(
+            "--label",
+            required=data_required,
+            multiple=True,
+            metavar="COL",
+            help="Label column; several make it multi-label.",
+        ),
+        data(
+            "--sensitive",
+            required=sensitive_required,
+            multiple=True,
+            metavar="COL",
+            help="Attribute: sex, age:40,60 (cut into groups), sex*age:60 (intersection). Repeatable.",
+        ),
+        data("--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"),
         data("--path-column", default="path", metavar="COL", help="Column of image paths."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
         data("--fit", default="fit", metavar="NAME", help="Split that weights are moved on."),
         data("--select", default="select", metavar="NAME", help="Split that the result is chosen on."),
         data("--test", default="test", metavar="NAME", help="Split that is only measured on."),
-        data("--cluster", metavar="COL",
-             help="Column of patient (lesion, ...) ids; a patient stays on one side of every split."),
-        data("--on-bad-image", type=click.Choice(["fail", "skip"]), default="fail",
-             help="What to do when images cannot be read."),
-        data("--image-size", type=click.IntRange(1), metavar="N",
-             help="Resize the shorter side to this and cut out the centre."),
-        data("--normalize", default="imagenet", metavar="NAME",
-             help="imagenet, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1]."),
-    ]  # fmt: skip
+        data(
+            "--cluster",
+            metavar="COL",
+            help="Column of patient (lesion, ...) ids; a patient stays on one side of every split.",
+        ),
+        data(
+            "--on-bad-image",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            help="What to do when images cannot be read.",
+        ),
+        data(
+            "--image-size",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Resize the shorter side to this and cut out the centre.",
+        ),
+        data(
+            "--normalize",
+            default="imagenet",
+            metavar="NAME",
+            help="imagenet, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1].",
+        ),
+    ]
 
 
 _model = partial(option, section="Model")
 _MODEL = [
-    _model("--arch", metavar="NAME",
-           help="torchvision:resnet18, timm:vit_tiny_patch16_224 or package.module:factory. "
-                "[default: what the checkpoint says, else inferred from its weights]"),
+    _model(
+        "--arch",
+        metavar="NAME",
+        help="torchvision:resnet18, timm:vit_tiny_patch16_224 or package.module:factory. "
+        "[default: what the checkpoint says, else inferred from its weights]",
+    ),
     _model("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head."),
     _model("--head", metavar="NAME", help="Module that makes the logits. [default: found]"),
     _model("--multi-label", is_flag=True, help="The outputs are labels of yes or no each, not classes."),
-    _model("--threshold", type=click.FloatRange(0, 1), metavar="P",
-           help="Probability from which a case counts as positive. [default: 0.5]"),
-    _model("--threshold-from", type=click.Choice(["select"]), metavar="select",
-           help="Pick the threshold of best balanced accuracy on the select split."),
-    _model("--trust-pickle", is_flag=True,
-           help="Read a checkpoint that can run code; only for files you trust."),
-]  # fmt: skip
+    _model(
+        "--threshold",
+        type=click.FloatRange(0, 1),
+        metavar="P",
+        help="Probability from which a case counts as positive. [default: 0.5]",
+    ),
+    _model(
+        "--threshold-from",
+        type=click.Choice(["select"]),
+        metavar="select",
+        help="Pick the threshold of best balanced accuracy on the select split.",
+    ),
+    _model("--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."),
+]
 
 
 class BatchSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -198,11 +236,19 @@ class BatchSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 _run = partial(option, section="Run")
 _RUN = [
-    _run("--seed", type=click.IntRange(0), default=0, metavar="N",
-         help="Same seed, same machine: the same bytes."),
+    _run("--seed", type=click.IntRange(0), default=0, metavar="N", help="Same seed, same machine: the same bytes."),
     _run("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."),
-    _run("--batch-size", type=BatchSize(), metavar="N|auto",
-         help="Images per step; auto: the method's, computed in smaller pieces where memory runs out."),
-    _run("--workers", type=click.IntRange(0), default=0, metavar="N",
-         help="Threads that decode images; 0: one per processor, at most 8."),
-]  # fmt: skip
+    _run(
+        "--batch-size",
+        type=BatchSize(),
+        metavar="N|auto",
+        help="Images per step; auto: the method's, computed in smaller pieces where memory runs out.",
+    ),
+    _run(
+        "--workers",
+        type=click.IntRange(0),
+        default=0,
+        metavar="N",
+        help="Threads that decode images; 0: one per processor, at most 8.",
+    ),
+]

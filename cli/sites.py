@@ -40,15 +40,19 @@ def _once(ctx: click.Context, param: click.Parameter, value: Sites) -> Sites:
 
 
 sites_option = option(
-    "--eval", "sites", type=Site(), multiple=True, metavar="NAME=CSV", callback=_once,
+    "--eval",
+    "sites",
+    type=Site(),
+    multiple=True,
+    metavar="NAME=CSV",
+    callback=_once,
     help="Measure before and after on another site's manifest too: the same options, every row, image paths "
     "relative to that manifest. Repeatable.",
-)  # fmt: skip
+)
 
 
 def sites_table(audits: Mapping[str, Mapping[str, AuditReport]]) -> str:
     """Before and after on every site."""
     return "\n".join(
-        f"\nmeasured on {name} (n = {sides['before'].n:,})\n{audit_table(sides)}"
-        for name, sides in audits.items()
+        f"\nmeasured on {name} (n = {sides['before'].n:,})\n{audit_table(sides)}" for name, sides in audits.items()
     )

@@ -53,9 +53,7 @@ def biased_model(seed: int = 0) -> nn.Module:
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         for _ in range(6):
             for rows in torch.randperm(len(labels)).split(64):
-                loss = nn.functional.binary_cross_entropy_with_logits(
-                    model(inputs[rows])[:, 0], targets[rows]
-                )
+                loss = nn.functional.binary_cross_entropy_with_logits(model(inputs[rows])[:, 0], targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -92,9 +90,19 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_options(study: Path) -> list[str]:
     """The command line's options for the study's data."""
     return [
-        "--data", str(study / "isic.csv"), "--label", "malignant", "--sensitive", "sex",
-        "--cluster", "patient_id", "--split-column", "split", "--image-size", "32",
-    ]  # fmt: skip
+        "--data",
+        str(study / "isic.csv"),
+        "--label",
+        "malignant",
+        "--sensitive",
+        "sex",
+        "--cluster",
+        "patient_id",
+        "--split-column",
+        "split",
+        "--image-size",
+        "32",
+    ]
 
 
 @pytest.fixture

@@ -53,9 +53,7 @@ def runner(tmp_path):
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **ci, **variables}
         command = ["bash", "-eo", "pipefail", "-c", lines]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     return run
 
@@ -70,8 +68,7 @@ def action_variables(given):
 
 
 @pytest.mark.parametrize(
-    ("drop", "limit", "code", "decision"),
-    [(0, 0.1, 0, "pass"), (0.4, 0.1, 1, "fail"), (0, 0.001, 3, "inconclusive")],
+    ("drop", "limit", "code", "decision"), [(0, 0.1, 0, "pass"), (0.4, 0.1, 1, "fail"), (0, 0.001, 3, "inconclusive")]
 )
 def test_the_action_hands_on_what_the_gate_decides(runner, tmp_path, drop, limit, code, decision):
     predictions(tmp_path / "predictions.csv", drop)
@@ -88,9 +85,7 @@ def test_the_action_hands_on_what_the_gate_decides(runner, tmp_path, drop, limit
 
 
 def test_the_actions_inputs_cannot_become_commands(runner, tmp_path):
-    lines, variables = action_variables(
-        {"predictions": "$(touch broken).csv", "args": "--cluster=`touch broken`"}
-    )
+    lines, variables = action_variables({"predictions": "$(touch broken).csv", "args": "--cluster=`touch broken`"})
     assert runner(lines, **variables).returncode in (2, 4)
     assert not (tmp_path / "broken").exists()
     assert "${{" not in lines
@@ -110,12 +105,8 @@ def test_the_debiasing_workflow_runs_step_by_step(runner, study, tmp_path):
     for name in ("model.pt", "isic.csv", "img"):
         (shutil.copytree if name == "img" else shutil.copy)(study / name, tmp_path / name)
     more = '[[non_inferiority]]\nmetric = "roc_auc"\nmargin = 0.5\n'
-    (tmp_path / "fairness.toml").write_text(
-        POLICY.format(0.99).replace("true_positive", "false_positive") + more
-    )
-    (tmp_path / "bmft.toml").write_text(
-        'image-size = 32\n[debias]\nmethod = "head"\nepochs = 1\nkeep = "last"\n'
-    )
+    (tmp_path / "fairness.toml").write_text(POLICY.format(0.99).replace("true_positive", "false_positive") + more)
+    (tmp_path / "bmft.toml").write_text('image-size = 32\n[debias]\nmethod = "head"\nepochs = 1\nkeep = "last"\n')
     steps = {one["name"]: one["run"] for one in workflows()[1]["jobs"]["debias"]["steps"] if "name" in one}
     assert list(steps) == ["Install", "Debias", "Fairness gate"]
     for name in ("Debias", "Fairness gate"):

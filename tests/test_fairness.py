@@ -95,10 +95,7 @@ def test_gaps_of_decisions_between_two_groups_agree_with_fairlearn(name, data):
         assert math.isnan(gap)
         return
     frame = fairlearn.MetricFrame(
-        metrics=FAIRLEARN[name],
-        y_true=targets.numpy(),
-        y_pred=decisions.numpy(),
-        sensitive_features=groups.numpy(),
+        metrics=FAIRLEARN[name], y_true=targets.numpy(), y_pred=decisions.numpy(), sensitive_features=groups.numpy()
     )
     assert same(gap, frame.difference())
 
@@ -117,12 +114,8 @@ def test_the_four_cells_are_what_fairlearn_calls_them(rate, label, flip):
     decisions, targets, groups = random.integers(0, 2, (3, 400))
     groups = groups + random.integers(0, 2, 400)
     scores = torch.from_numpy(decisions).double()
-    ours = group_rates(
-        1 - scores if flip else scores, torch.from_numpy(targets == label), torch.from_numpy(groups), 3
-    )
-    theirs = fairlearn.MetricFrame(
-        metrics=rate, y_true=targets, y_pred=decisions, sensitive_features=groups
-    ).by_group
+    ours = group_rates(1 - scores if flip else scores, torch.from_numpy(targets == label), torch.from_numpy(groups), 3)
+    theirs = fairlearn.MetricFrame(metrics=rate, y_true=targets, y_pred=decisions, sensitive_features=groups).by_group
     assert ours.tolist() == pytest.approx(theirs.tolist(), abs=1e-12)
 
 
@@ -210,10 +203,7 @@ def test_the_order_of_the_samples_does_not_matter(name, data, seed):
 def test_the_names_of_the_groups_do_not_matter(name, data, ids):
     scores, targets, groups = data
     renamed = torch.where(groups < 0, -1, torch.tensor(ids)[groups.clamp(min=0)])
-    assert same(
-        OBJECTIVES[name](*data).item(),
-        OBJECTIVES[name](scores, targets, renamed).item(),
-    )
+    assert same(OBJECTIVES[name](*data).item(), OBJECTIVES[name](scores, targets, renamed).item())
 
 
 @given(data=samples(), ids=st.permutations(range(4)))
@@ -397,11 +387,7 @@ def test_logits_become_one_probability_per_column(logits, multi_label, columns):
         (lambda p, y, g: over_attributes(equalized_odds_gap, "max"), ConfigError, "combine is 'max'"),
         (lambda p, y, g: equalized_odds_gap(p, y[:2], g), DataError, r"\(2,\)"),
         (lambda p, y, g: equalized_odds_gap(p, y, g[:, None]), DataError, "over_attributes"),
-        (
-            lambda p, y, g: over_attributes(equalized_odds_gap)(p, y, g[:, None][:, :0]),
-            GroupError,
-            "no column",
-        ),
+        (lambda p, y, g: over_attributes(equalized_odds_gap)(p, y, g[:, None][:, :0]), GroupError, "no column"),
         (lambda p, y, g: group_rates(p, y == 1, g, 1), GroupError, "the id 1"),
         (lambda p, y, g: fairness.one_vs_rest(torch.tensor([0, 3]), 3), DataError, "0..2"),
         (lambda p, y, g: fairness.one_vs_rest(torch.tensor([0, 2]), 1), DataError, "other than 0 and 1"),

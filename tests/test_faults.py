@@ -48,21 +48,55 @@ def world(tmp_path_factory) -> Path:
 
 def options(world: Path, *, checkpoint: Path | None = None, manifest: Path | None = None) -> list[str]:
     return [
-        str(checkpoint or world / "biased.pt"), "--data", str(manifest or world / "manifest.csv"), "--images",
-        str(world), "--label", "label", "--sensitive", "skin", "--split-column", "split", "--arch",
-        "bmft.datasets.demo:build_model", "--device", "cpu",
-    ]  # fmt: skip
+        str(checkpoint or world / "biased.pt"),
+        "--data",
+        str(manifest or world / "manifest.csv"),
+        "--images",
+        str(world),
+        "--label",
+        "label",
+        "--sensitive",
+        "skin",
+        "--split-column",
+        "split",
+        "--arch",
+        "bmft.datasets.demo:build_model",
+        "--device",
+        "cpu",
+    ]
 
 
 def commands(world: Path) -> dict[str, list[str]]:
     # --keep last: it is written whether or not so short a training did any good.
     return {
         "debias": ["debias", *options(world), "--report", "report", "--keep", "last", "--epochs", "4,2"],
-        "search": ["search", *options(world), "--report", "report", "--keep", "last", "--epochs", "1,1",
-                   "--trials", "3"],
-        "compare": ["compare", *options(world), "--report", "report", "--methods", "head,random_mask", "--seeds", "1",
-                    "--epochs", "1,1", "--jobs", "1"],
-    }  # fmt: skip
+        "search": [
+            "search",
+            *options(world),
+            "--report",
+            "report",
+            "--keep",
+            "last",
+            "--epochs",
+            "1,1",
+            "--trials",
+            "3",
+        ],
+        "compare": [
+            "compare",
+            *options(world),
+            "--report",
+            "report",
+            "--methods",
+            "head,random_mask",
+            "--seeds",
+            "1",
+            "--epochs",
+            "1,1",
+            "--jobs",
+            "1",
+        ],
+    }
 
 
 def run(folder: Path, arguments: list[str], kill_after: float | None = None, limit: int | None = None) -> Any:

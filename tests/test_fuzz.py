@@ -47,8 +47,9 @@ def outcome(call, *args, **options):
 
 EDITS = st.lists(
     st.tuples(st.floats(0, 1), st.sampled_from(["put", "insert", "drop", "cut", "twice"]), st.binary(max_size=8)),
-    min_size=1, max_size=5,
-)  # fmt: skip
+    min_size=1,
+    max_size=5,
+)
 
 
 def edited(content, edits):
@@ -77,13 +78,44 @@ def test_edits_change_bytes():
 # ---- tables
 
 CELLS = st.sampled_from(
-    ["", "0", "1", "2", "f", "m", "nan", "+nan", "inf", "-0", "1e5", "9" * 5000, "²", "=cmd()", "a\nb", '"', "\0", ",",
-     "\ufeff", "\x85", " ", "40", "60.0", "../x", "/etc/passwd", ".", "C:\\x", "\u202e", "'", "\t", ";"]
-) | st.text(max_size=6)  # fmt: skip
+    [
+        "",
+        "0",
+        "1",
+        "2",
+        "f",
+        "m",
+        "nan",
+        "+nan",
+        "inf",
+        "-0",
+        "1e5",
+        "9" * 5000,
+        "²",
+        "=cmd()",
+        "a\nb",
+        '"',
+        "\0",
+        ",",
+        "\ufeff",
+        "\x85",
+        " ",
+        "40",
+        "60.0",
+        "../x",
+        "/etc/passwd",
+        ".",
+        "C:\\x",
+        "\u202e",
+        "'",
+        "\t",
+        ";",
+    ]
+) | st.text(max_size=6)
 TABLES = st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=6)
 SPECS = st.sampled_from(
     ["sex", "age", "age:40,60", "age:", "age:nan", "sex*age", "sex*sex", "*", ":", "", "sex*age:1e999", "age:60,40"]
-) | st.text("sexage*:,.0123456789 e+-", max_size=12)  # fmt: skip
+) | st.text("sexage*:,.0123456789 e+-", max_size=12)
 
 CSV = b'path,label,sex,age\n0.png,0,f,30\n1.png,1,m,40\n"2.png",0,"f\n",59.5\n3.png,1,"m",\n'
 
@@ -174,20 +206,76 @@ def test_any_normalization_gives_finite_pixels_or_is_refused(text):
 # ---- TOML
 
 KEYS = st.sampled_from(
-    ["gate", "check", "non_inferiority", "waiver", "metric", "sensitive", "max_difference", "min_group", "margin",
-     "alpha", "seed", "per_group", "classes", "intersect", "reason", "group", "data", "label", "settings", "audit",
-     "debias", "epochs", "x", '"a b"', '""', "on_inconclusive", "tool", "tool.bmft"]
-)  # fmt: skip
+    [
+        "gate",
+        "check",
+        "non_inferiority",
+        "waiver",
+        "metric",
+        "sensitive",
+        "max_difference",
+        "min_group",
+        "margin",
+        "alpha",
+        "seed",
+        "per_group",
+        "classes",
+        "intersect",
+        "reason",
+        "group",
+        "data",
+        "label",
+        "settings",
+        "audit",
+        "debias",
+        "epochs",
+        "x",
+        '"a b"',
+        '""',
+        "on_inconclusive",
+        "tool",
+        "tool.bmft",
+    ]
+)
 VALUES = st.recursive(
     st.sampled_from(
-        ["1", "0.1", "-1", "inf", "-inf", "nan", "true", '"sex"', '"roc_auc"', '"fail"', '""', "9" * 400, "9" * 5000,
-         "0x" + "f" * 5000, "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", "'<b>'", '"\\u0000"', '"age:40"',
-         '"x\\ny"', "1e400", "0o7", "[]", "{}", '"' + "x" * 10_000 + '"'])
-    | st.integers().map(str) | st.floats().map(str),
-    lambda inner: st.lists(inner, max_size=3).map(lambda parts: f"[{', '.join(parts)}]")
-    | st.tuples(KEYS, inner).map(lambda pair: f"{{{pair[0]} = {pair[1]}}}"),
+        [
+            "1",
+            "0.1",
+            "-1",
+            "inf",
+            "-inf",
+            "nan",
+            "true",
+            '"sex"',
+            '"roc_auc"',
+            '"fail"',
+            '""',
+            "9" * 400,
+            "9" * 5000,
+            "0x" + "f" * 5000,
+            "1979-05-27",
+            "07:32:00",
+            "1979-05-27T07:32:00Z",
+            "'<b>'",
+            '"\\u0000"',
+            '"age:40"',
+            '"x\\ny"',
+            "1e400",
+            "0o7",
+            "[]",
+            "{}",
+            '"' + "x" * 10_000 + '"',
+        ]
+    )
+    | st.integers().map(str)
+    | st.floats().map(str),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: f"[{', '.join(parts)}]")
+        | st.tuples(KEYS, inner).map(lambda pair: f"{{{pair[0]} = {pair[1]}}}")
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 LINES = st.lists(
     st.tuples(KEYS, VALUES).map(" = ".join) | KEYS.map("[{}]".format) | KEYS.map("[[{}]]".format), max_size=8
 )
@@ -277,10 +365,20 @@ def test_any_text_is_an_option_or_a_usage_error(text):
 ARCHS = st.text(max_size=12) | st.tuples(
     st.sampled_from(["resnet18", "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf-hub:a/b", "os:system", ":"]),
     st.sampled_from(
-        ["", ",", ",img_size=64", ",img_size=" + "9" * 5000, ",a=" + "(" * 500, ",a=b", ",a=\0", ",pretrained=True",
-         ",img_size=" + "-" * 5000 + "1", ",img_size=True"]
+        [
+            "",
+            ",",
+            ",img_size=64",
+            ",img_size=" + "9" * 5000,
+            ",a=" + "(" * 500,
+            ",a=b",
+            ",a=\0",
+            ",pretrained=True",
+            ",img_size=" + "-" * 5000 + "1",
+            ",img_size=True",
+        ]
     ),
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 @FUZZ
@@ -300,9 +398,20 @@ MASK = {"conv.weight": torch.tensor([[True, False], [False, True]]), "fc.weight"
 STATE = {"conv.weight": torch.arange(4.0).reshape(2, 2), "n": torch.tensor(3)}
 PATCH = WeightPatch.between(STATE, {**STATE, "conv.weight": STATE["conv.weight"] + torch.tensor([0.0, 1.0])})
 DTYPES = [
-    torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.float8_e5m2, torch.float8_e4m3fn, torch.complex64, torch.uint16, torch.uint64,
-]  # fmt: skip
+    torch.bool,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.float8_e5m2,
+    torch.float8_e4m3fn,
+    torch.complex64,
+    torch.uint16,
+    torch.uint64,
+]
 
 
 def bytes_of(thing, path):
@@ -337,24 +446,46 @@ TENSORS = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_siz
 @FUZZ
 @given(
     tensors=st.dictionaries(
-        st.sampled_from(["w", "w:index", "w:before", "w:after", "conv.weight:index", "conv.weight:before",
-                         "conv.weight:after"]), TENSORS, max_size=4),
+        st.sampled_from(
+            ["w", "w:index", "w:before", "w:after", "conv.weight:index", "conv.weight:before", "conv.weight:after"]
+        ),
+        TENSORS,
+        max_size=4,
+    ),
     metadata=st.fixed_dictionaries(
         {"format": st.just("1"), "kind": st.sampled_from(["bmft.mask", "bmft.patch"])},
         optional={
-            "totals": st.sampled_from(['{"w": 4}', '{"conv.weight": 4}', '{"w": 1e999}', '{"w": "4"}', "[]", "3",
-                                       "[" * 5000, '{"w": NaN}', '{"w": true}', '{"w": ' + "9" * 5000 + "}"]),
+            "totals": st.sampled_from(
+                [
+                    '{"w": 4}',
+                    '{"conv.weight": 4}',
+                    '{"w": 1e999}',
+                    '{"w": "4"}',
+                    "[]",
+                    "3",
+                    "[" * 5000,
+                    '{"w": NaN}',
+                    '{"w": true}',
+                    '{"w": ' + "9" * 5000 + "}",
+                ]
+            ),
             "recipe": st.sampled_from(["{}", "[]", "[1]", "3", '"x"', "null", "[" * 5000]),
             "before_hash": st.just(PATCH.before_hash),
             "after_hash": st.text(max_size=3),
         },
     ),
-)  # fmt: skip
+)
 @example(
     tensors={f"w:{part}": torch.ones(1, dtype=torch.int64) for part in ("index", "before", "after")},
-    metadata={"format": "1", "kind": "bmft.patch", "totals": '{"w": 4}', "recipe": "{}",
-              "before_hash": PATCH.before_hash, "after_hash": ""},
-)  # fmt: skip
+    metadata={
+        "format": "1",
+        "kind": "bmft.patch",
+        "totals": '{"w": 4}',
+        "recipe": "{}",
+        "before_hash": PATCH.before_hash,
+        "after_hash": "",
+    },
+)
 @example(tensors={"w": torch.ones(2).to(torch.float8_e5m2)}, metadata={"format": "1", "kind": "bmft.mask"})
 @example(tensors={"w": torch.ones(0)}, metadata={"format": "1", "kind": "bmft.mask"})
 def test_any_tensors_make_a_mask_or_a_patch_or_are_refused(tmp_path, tensors, metadata):

@@ -72,6 +72,4 @@ def test_the_model_is_left_as_it_was():
 
 def test_both_sides_as_the_report_has_them():
     found = sides({"sex": Leakage(0.7, 0.6, 0.8)}, {"sex": Leakage(0.6)})
-    assert found == {
-        "sex": {"before": 0.7, "after": 0.6, "before_interval": [0.6, 0.8], "after_interval": None}
-    }
+    assert found == {"sex": {"before": 0.7, "after": 0.6, "before_interval": [0.6, 0.8], "after_interval": None}}

@@ -34,9 +34,7 @@ class Half(nn.Module):
             self.conv.weight.fill_(0.1)
             self.conv.bias.zero_()
             self.head.bias.zero_()
-            self.head.weight.copy_(
-                torch.linspace(-1, 1, outputs)[:, None] if outputs > 1 else torch.ones(1, 4)
-            )
+            self.head.weight.copy_(torch.linspace(-1, 1, outputs)[:, None] if outputs > 1 else torch.ones(1, 4))
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.norm(self.act(self.conv(images)))
@@ -104,12 +102,7 @@ def test_predictions_of_other_rows_are_refused():
 @pytest.mark.parametrize("method", METHODS)
 def test_the_colour_lies_where_each_model_looks(method):
     (found,) = explain_cases(
-        Half(True),
-        Half(False),
-        images(),
-        [case()],
-        method=method,
-        layer="norm" if method == "gradcam" else None,
+        Half(True), Half(False), images(), [case()], method=method, layer="norm" if method == "gradcam" else None
     )
     picture, before, after = (colour(tile) for tile in tiles(found.png))
     if method == "integrated_gradients":  # a feature map's weight is one number for the whole image
@@ -130,10 +123,7 @@ def test_both_maps_share_one_scale():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_models_are_left_as_they_were(method):
-    models = [
-        torchvision.models.resnet18(num_classes=1).train(),
-        torchvision.models.resnet18(num_classes=1).eval(),
-    ]
+    models = [torchvision.models.resnet18(num_classes=1).train(), torchvision.models.resnet18(num_classes=1).eval()]
     states = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
     explain_cases(*models, images(), [case()], method=method, steps=2)
     for model, state in zip(models, states, strict=True):
@@ -184,12 +174,7 @@ def test_grey_images_and_a_constant_image_are_shown():
             return self.conv(images).mean((1, 2, 3))
 
     data = from_arrays(
-        torch.zeros(1, 1, 16, 16),
-        [1],
-        [0],
-        attributes={"sex": ("female",)},
-        task="binary",
-        classes=("0", "1"),
+        torch.zeros(1, 1, 16, 16), [1], [0], attributes={"sex": ("female",)}, task="binary", classes=("0", "1")
     )
     (found,) = explain_cases(Grey(), Grey(), data, [case()])
     assert all(tile.max() == 0 for tile in tiles(found.png))

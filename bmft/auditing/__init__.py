@@ -7,4 +7,21 @@ from bmft.auditing.metrics import DIRECTION, Column, Counts, count, group_metric
 from bmft.auditing.predictions import Predictions, pick_threshold
 from bmft.auditing.predictions_file import read_predictions
 
-__all__ = ["CONSTANT", "DIRECTION", "GOALS", "AuditReport", "Column", "Counts", "Evidence", "Goal", "Predictions", "Sample", "audit_predictions", "count", "gather", "group_metrics", "pick_threshold", "read_predictions"]
+__all__ = [
+    "CONSTANT",
+    "DIRECTION",
+    "GOALS",
+    "AuditReport",
+    "Column",
+    "Counts",
+    "Evidence",
+    "Goal",
+    "Predictions",
+    "Sample",
+    "audit_predictions",
+    "count",
+    "gather",
+    "group_metrics",
+    "pick_threshold",
+    "read_predictions",
+]

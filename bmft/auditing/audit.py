@@ -86,9 +86,7 @@ class AuditReport:
             DataError: not an audit, or one that a newer version wrote.
         """
         if values.get("schema") != SCHEMA:
-            raise DataError(
-                f"audit: schema is {values.get('schema')!r}, expected {SCHEMA}: not by this version"
-            )
+            raise DataError(f"audit: schema is {values.get('schema')!r}, expected {SCHEMA}: not by this version")
         names = [f.name for f in fields(cls) if f.name not in ("predictions", "skipped")]
         if missing := [name for name in names if name not in values]:
             raise DataError(f"audit: no {', '.join(missing)}: not an audit that bmft wrote")
@@ -213,17 +211,13 @@ class _Audit:
         sample = Sample(groups, size, self.clusters, resamples, seed)
         return summarise_intervals(self.columns, metrics, sample, level, self.right)
 
-    def _nested(
-        self, summary: Summary, pick: Callable[[Any], Any], sizes: Sequence[Mapping[str, int]] = ()
-    ) -> Figures:
+    def _nested(self, summary: Summary, pick: Callable[[Any], Any], sizes: Sequence[Mapping[str, int]] = ()) -> Figures:
         """The figures that `pick` takes out of a summary, after the sample sizes, as a report has them."""
         picked = [{name: pick(value) for name, value in column.items()} for column in summary.columns]
         first = dict(min(sizes, key=lambda size: size["n_positive"], default={}))
         nested = {**first, **{name: pick(value) for name, value in summary.mean.items()}}
         if picked:
-            classes = [
-                {**size, **column} for size, column in zip(sizes or [{}] * len(picked), picked, strict=True)
-            ]
+            classes = [{**size, **column} for size, column in zip(sizes or [{}] * len(picked), picked, strict=True)]
             nested["worst_class"] = {name: pick(value) for name, value in summary.worst.items()}
             nested["by_class"] = dict(zip(self.names, classes, strict=True))
         return nested
@@ -246,11 +240,7 @@ def _flags(predictions: Predictions, columns: Sequence[Column]) -> tuple[str, ..
     same = [_constant(column) for column in columns]
     if all(same):
         return (CONSTANT,)
-    found = [
-        f"{name}: every decision is the same"
-        for name, one in zip(predictions.columns, same, strict=True)
-        if one
-    ]
+    found = [f"{name}: every decision is the same" for name, one in zip(predictions.columns, same, strict=True) if one]
     for attribute, ids in zip(predictions.attributes, predictions.groups.T, strict=True):
         for g, group in enumerate(attribute.groups):
             own = [Column(*(part[ids == g] for part in column)) for column in columns]

@@ -76,18 +76,14 @@ def gap_intervals(
     return found
 
 
-def _largest(
-    values: Mapping[str, Floats], at: At, names: Sequence[str], level: float, columns: int
-) -> Interval:
+def _largest(values: Mapping[str, Floats], at: At, names: Sequence[str], level: float, columns: int) -> Interval:
     pairs = {name: _pairs(values[name]) for name in names}
     if not all(pairs.values()):
         return NONE
 
     def differences(level: float) -> Interval:
         found = [
-            intervals.difference(
-                values[name][i], _one(at(level)[name], i), values[name][j], _one(at(level)[name], j)
-            )
+            intervals.difference(values[name][i], _one(at(level)[name], i), values[name][j], _one(at(level)[name], j))
             for name in names
             for i, j in pairs[name]
         ]
@@ -97,9 +93,7 @@ def _largest(
     return intervals.largest(*differences(level), *corrected)
 
 
-def _average_odds(
-    values: Mapping[str, Floats], at: At, level: float, columns: int, clustered: bool
-) -> Interval:
+def _average_odds(values: Mapping[str, Floats], at: At, level: float, columns: int, clustered: bool) -> Interval:
     usual = [_largest(values, at, (name,), level, columns) for name in ODDS]
     # It errs if the low end of either difference does, as where both are 0.
     low = sum(_largest(values, at, (name,), level, 2 * columns).low for name in ODDS) / 2
@@ -193,9 +187,7 @@ def _mean_of(intervals_of_columns: Sequence[Interval]) -> Interval:
 def _worst_metrics(ats: Sequence[At], level: float) -> dict[str, Interval]:
     found = {}
     for name, way in DIRECTION.items():
-        usual, corrected = (
-            [at(at_level)[name] for at in ats] for at_level in (level, _corrected(level, len(ats)))
-        )
+        usual, corrected = ([at(at_level)[name] for at in ats] for at_level in (level, _corrected(level, len(ats))))
         lows, highs = (usual, corrected) if way > 0 else (corrected, usual)
         low, high = np.stack([one.low for one in lows]), np.stack([one.high for one in highs])
         if way:

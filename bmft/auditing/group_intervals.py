@@ -15,17 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from bmft.auditing.metrics import (
-    BINS,
-    DIRECTION,
-    Bools,
-    Column,
-    Floats,
-    Ints,
-    bins,
-    calibration_surplus,
-    count,
-)
+from bmft.auditing.metrics import BINS, DIRECTION, Bools, Column, Floats, Ints, bins, calibration_surplus, count
 from bmft.stats import Interval, Statistic, Units, bootstrap, intervals
 
 # Each rate, and among whom it is taken. F1 is a function of jaccard; balanced accuracy, the mean of two rates, is taken
@@ -244,9 +234,7 @@ _SOURCES: Mapping[str, tuple[str, ...]] = {
 _NO_CLOSED_FORM = {"surplus", "brier_score", "average_precision"}
 
 
-def _statistics(
-    column: Column, where: Sequence[Bools], units: Units, needed: Collection[str]
-) -> dict[str, Statistic]:
+def _statistics(column: Column, where: Sequence[Bools], units: Units, needed: Collection[str]) -> dict[str, Statistic]:
     scores, called, positive = column
     place, off = bins(scores), scores - positive
     mean = partial(bootstrap.mean, where=where, units=units)

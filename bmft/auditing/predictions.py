@@ -13,7 +13,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Probabilities of every sample beside its targets and groups, from any model or framework.
@@ -149,10 +148,10 @@ def one_vs_rest(targets: NDArray[Any], num_columns: int) -> Ints:
     if targets.ndim == 1 and num_columns > 1:
         if ((targets < 0) | (targets >= num_columns)).any():
             raise DataError(f"targets hold a class outside 0..{num_columns - 1}, the scores' columns")
-        return (targets[:, None] == np.arange(num_columns)).astype(np.int64)
+        return np.asarray(targets[:, None] == np.arange(num_columns), np.int64)
     columns = targets[:, None] if targets.ndim == 1 else targets
     if columns.ndim != 2 or columns.shape[1] != num_columns:
         raise DataError(f"targets have the shape {tuple(targets.shape)}: expected {num_columns} columns")
     if ((columns != 0) & (columns != 1)).any():
         raise DataError("targets hold a value other than 0 and 1: classes need one score each")
-    return columns.astype(np.int64)
+    return np.asarray(columns, np.int64)

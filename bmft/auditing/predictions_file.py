@@ -85,17 +85,12 @@ def _answers(table: pd.DataFrame) -> tuple[NDArray[Any], tuple[str, ...], str, N
         scores = _numbers(table, SCORE)
         targets, classes, task = encode_labels(table, TARGET)
         if task != "binary":
-            raise DataError(
-                f"{TARGET!r} has the classes {', '.join(classes)}: give a column {SCORE}_NAME for each"
-            )
+            raise DataError(f"{TARGET!r} has the classes {', '.join(classes)}: give a column {SCORE}_NAME for each")
         return _complete(targets, TARGET), classes, task, scores[:, None]
     scores = np.stack([_numbers(table, f"{SCORE}_{name}") for name in names], axis=1)
     if TARGET in table.columns:
         return _complete(encode_labels(table, TARGET, names)[0], TARGET), tuple(names), "multiclass", scores
-    labels = [
-        _complete(encode_labels(table, f"{TARGET}_{name}", ("0", "1"))[0], f"{TARGET}_{name}")
-        for name in names
-    ]
+    labels = [_complete(encode_labels(table, f"{TARGET}_{name}", ("0", "1"))[0], f"{TARGET}_{name}") for name in names]
     return np.stack(labels, axis=1), tuple(names), "multilabel", scores
 
 

@@ -4,4 +4,13 @@ from bmft.checkpoints.checkpoint import Checkpoint, as_stored, read_checkpoint, 
 from bmft.checkpoints.loading import build_from, describe, load_checkpoint
 from bmft.checkpoints.patch import WeightPatch
 
-__all__ = ["Checkpoint", "WeightPatch", "as_stored", "build_from", "describe", "load_checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "WeightPatch",
+    "as_stored",
+    "build_from",
+    "describe",
+    "load_checkpoint",
+    "read_checkpoint",
+    "write_checkpoint",
+]

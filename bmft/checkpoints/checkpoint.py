@@ -84,9 +84,7 @@ class Checkpoint:
 
     def _with_prefix(self, prefix: str) -> "Checkpoint":
         tensors = tensors_of(self._found)
-        state = {
-            key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
-        }
+        state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         return replace(self, prefix=prefix, state=state)
 
     @property
@@ -131,9 +129,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     return checkpoint.unwrapped()[0]
 
 
-def write_checkpoint(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], path: str | os.PathLike[str]
-) -> None:
+def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Write `state` in the checkpoint's place: everything else that came in goes out as it was.
 
     Container, entry, prefix, key order, precision, tied and strided weights and unrelated entries are those
@@ -166,9 +162,7 @@ def as_stored(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, 
     extra = [name for name in fit.missing if not _is_alias(name, state, checkpoint.state)]
     if extra or fit.unexpected or fit.reshaped:
         raise MismatchError(f"these are not the weights of {checkpoint.path}: in the file {fit.notes}")
-    return {
-        name: _in_precision(name, state[name].detach().cpu(), old) for name, old in checkpoint.state.items()
-    }
+    return {name: _in_precision(name, state[name].detach().cpu(), old) for name, old in checkpoint.state.items()}
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -185,11 +179,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def _is_alias(name: str, state: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> bool:
     """Whether the tensor is tied to one that is kept, of which safetensors files hold only one."""
     tensor = state[name]
-    return any(
-        tensor.data_ptr() == state[n].data_ptr() and tensor.shape == state[n].shape
-        for n in kept
-        if n in state
-    )
+    return any(tensor.data_ptr() == state[n].data_ptr() and tensor.shape == state[n].shape for n in kept if n in state)
 
 
 def _in_precision(name: str, new: Tensor, old: Tensor) -> Tensor:

@@ -30,10 +30,24 @@ _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LONGEST_HEADER = 100_000_000
 # What the readers raise when bytes from anywhere make no sense to them.
 _UNREADABLE = (
-    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError,
-    MemoryError, OSError, RuntimeError, SafetensorError, TypeError, ValueError, pickle.PickleError,
-    struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.PickleError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # What a pickle of plain tensors names.
 _PLAIN = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.storage\.\w+Storage|"
@@ -117,9 +131,7 @@ def write_file(file: WeightFile, content: Any, path: Path) -> None:
 
 def _opened(path: Path) -> BufferedReader:
     if path.is_dir():
-        inside = sorted(
-            p.name for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-        )
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
         hint = f"name the file inside it ({', '.join(inside[:3])})" if inside else "no weights are in it"
         raise CheckpointError(f"{path} is a folder: expected a file of weights; {hint}")
     if not path.exists():
@@ -160,18 +172,12 @@ def _check_zip(file: BufferedReader, path: Path) -> None:
                 "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
             )
         if "data.pkl" not in names:
-            raise CheckpointError(
-                f"{path} is a zip file but not one that torch.save writes: it has no data.pkl"
-            )
+            raise CheckpointError(f"{path} is a zip file but not one that torch.save writes: it has no data.pkl")
         if sum(record.file_size for record in records) > file.seek(0, os.SEEK_END):
-            raise CheckpointError(
-                f"{path} unpacks to more than it holds, which torch.save never writes: refused"
-            )
+            raise CheckpointError(f"{path} unpacks to more than it holds, which torch.save never writes: refused")
         # Torch does not check them, and a weight with a flipped bit is worse than none.
         if (broken := archive.testzip()) is not None:
-            raise CheckpointError(
-                f"{path} is damaged: the checksum of {broken!r} is wrong. Copy or save it again."
-            )
+            raise CheckpointError(f"{path} is damaged: the checksum of {broken!r} is wrong. Copy or save it again.")
 
 
 def _read_pickle(file: BufferedReader, path: Path, kind: str, trust: bool) -> Any:
@@ -240,9 +246,7 @@ def _read_safetensors(file: BufferedReader, content_hash: str) -> WeightFile:
     length = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:length])
     metadata = header.pop("__metadata__", None) or {}
-    return WeightFile(
-        SAFETENSORS, {name: tensors[name] for name in header}, content_hash, metadata, data[:length]
-    )
+    return WeightFile(SAFETENSORS, {name: tensors[name] for name in header}, content_hash, metadata, data[:length])
 
 
 def _write_safetensors(header: bytes, tensors: Mapping[str, Tensor], target: BufferedWriter) -> None:

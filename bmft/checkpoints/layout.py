@@ -28,9 +28,7 @@ def find_entry(content: Any, depth: int = 0) -> tuple[str, ...] | None:
         if (inner := find_entry(content.get(name), depth + 1)) is not None:
             return (name, *inner)
     tensors = tensors_of(content)
-    nested = any(
-        "." in key for value in content.values() if isinstance(value, Mapping) for key in tensors_of(value)
-    )
+    nested = any("." in key for value in content.values() if isinstance(value, Mapping) for key in tensors_of(value))
     return () if tensors and (not nested or any("." in key for key in tensors)) else None
 
 

@@ -59,15 +59,11 @@ def load_checkpoint(
     if into is None:
         return build_from(checkpoint, arch=arch, num_classes=num_classes)
     if arch is not None or num_classes is not None:
-        raise ConfigError(
-            "into= is the model to load into: leave out arch= and num_classes=, which build another"
-        )
+        raise ConfigError("into= is the model to load into: leave out arch= and num_classes=, which build another")
     return _load(into, checkpoint, type(into).__name__)
 
 
-def build_from(
-    checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None
-) -> nn.Module:
+def build_from(checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None) -> nn.Module:
     """The model of a checkpoint that has been read; see `load_checkpoint`."""
     if checkpoint.module is not None and arch is None:
         model = copy.deepcopy(checkpoint.module).float().eval()
@@ -77,8 +73,7 @@ def build_from(
     # One output is the logit of two classes.
     if num_classes not in (None, outputs) and (num_classes, outputs) != (2, 1):
         raise ConfigError(
-            f"--num-classes is {num_classes}, but the head in {checkpoint.path} has {outputs} outputs: "
-            "leave it out"
+            f"--num-classes is {num_classes}, but the head in {checkpoint.path} has {outputs} outputs: leave it out"
         )
     with torch.random.fork_rng(devices=[]):
         model = build_model(arch, num_outputs=outputs)

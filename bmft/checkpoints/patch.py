@@ -59,10 +59,7 @@ class WeightPatch:
 
     @classmethod
     def between(
-        cls,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-        recipe: Mapping[str, Any] | None = None,
+        cls, before: Mapping[str, Tensor], after: Mapping[str, Tensor], recipe: Mapping[str, Any] | None = None
     ) -> "WeightPatch":
         """The patch that turns `before` into `after`; both are state dicts of one model.
 
@@ -71,9 +68,7 @@ class WeightPatch:
             NonFiniteError: `after` has a value that is not finite where it changed.
         """
         if list(before) != list(after):
-            odd = sorted(set(before) ^ set(after)) or [
-                next(a for a, b in zip(before, after, strict=True) if a != b)
-            ]
+            odd = sorted(set(before) ^ set(after)) or [next(a for a, b in zip(before, after, strict=True) if a != b)]
             raise MismatchError(f"the two states differ in names or order (first: {odd[0]!r}): not one model")
         changes: dict[str, Change] = {}
         for name, old in before.items():
@@ -106,15 +101,11 @@ class WeightPatch:
         """
         return self._move(state, self.after_hash, self.before_hash, forward=False)
 
-    def _move(
-        self, state: Mapping[str, Tensor], expected: str, result: str, *, forward: bool
-    ) -> dict[str, Tensor]:
+    def _move(self, state: Mapping[str, Tensor], expected: str, result: str, *, forward: bool) -> dict[str, Tensor]:
         if state_hash(state) != expected:
             what = "the original" if forward else "the debiased"
             hint = " It is already applied." if forward and state_hash(state) == self.after_hash else ""
-            raise MismatchError(
-                f"this is not {what} checkpoint the patch was made for: its weights differ.{hint}"
-            )
+            raise MismatchError(f"this is not {what} checkpoint the patch was made for: its weights differ.{hint}")
         moved = {name: tensor.detach().clone() for name, tensor in state.items()}
         for name, change in self.changes.items():
             if name not in moved or (moved[name].numel(), moved[name].dtype) != (change.total, change.after.dtype):
@@ -210,4 +201,3 @@ def _change(tensors: Mapping[str, Tensor], name: str, total: Any) -> Change:
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < total:
         raise ValueError(f"positions of {name!r} lie outside the tensor")
     return Change(index.long(), before, after, total)
-

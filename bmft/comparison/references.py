@@ -83,9 +83,12 @@ def threshold_optimizer(case: Case) -> Predictions:
     try:
         # float64: fairlearn 0.15 fails on float32 scores with pandas 3.
         rule = ThresholdOptimizer(
-            estimator=_Scores().fit(select.scores, select.targets), constraints="equalized_odds",
-            objective="balanced_accuracy_score", predict_method="predict_proba", prefit=True,
-        ).fit(select.scores[known], select.targets[known, 0], sensitive_features=select.groups[known, 0])  # fmt: skip
+            estimator=_Scores().fit(select.scores, select.targets),
+            constraints="equalized_odds",
+            objective="balanced_accuracy_score",
+            predict_method="predict_proba",
+            prefit=True,
+        ).fit(select.scores[known], select.targets[known, 0], sensitive_features=select.groups[known, 0])
     except ValueError as error:
         raise ConfigError(f"threshold_optimizer cannot be fitted on the select set: {error}") from error
 

@@ -48,11 +48,7 @@ class Comparison:
     @property
     def problems(self) -> dict[str, str]:
         """Method -> why it gave no result at all, or took no part."""
-        failed = {
-            r["method"]: r["problem"]
-            for r in self.results
-            if "problem" in r and r["method"] not in self.chosen
-        }
+        failed = {r["method"]: r["problem"] for r in self.results if "problem" in r and r["method"] not in self.chosen}
         return {**failed, **self.missing}
 
     @property
@@ -67,9 +63,13 @@ class Comparison:
         }
         leakage = {name: sides["before"] for name, sides in first[0]["leakage"].items()}
         return {
-            "method": "untouched", "kind": "original", "figures": figures, "moved": 0.0, "leakage": leakage,
+            "method": "untouched",
+            "kind": "original",
+            "figures": figures,
+            "moved": 0.0,
+            "leakage": leakage,
             "evaluations": _elsewhere(first, "before"),
-        }  # fmt: skip
+        }
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -93,12 +93,9 @@ class Comparison:
         if not original:
             return ["No method gave a result, so there is nothing to compare."]
         limits = (
-            f"ROC AUC at most {self.max_auc_drop:g} lower overall "
-            f"and {self.max_group_auc_drop:g} for the worst group"
+            f"ROC AUC at most {self.max_auc_drop:g} lower overall and {self.max_group_auc_drop:g} for the worst group"
         )
-        eligible = [
-            row for row in self.rows if self._harmless(row) and _mean(row, "gap") < _mean(original, "gap")
-        ]
+        eligible = [row for row in self.rows if self._harmless(row) and _mean(row, "gap") < _mean(original, "gap")]
         if not eligible:
             return [
                 f"No method made the gap smaller than the untouched model's {_mean(original, 'gap'):.3f} within the "
@@ -115,12 +112,18 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The content of ``compare.json``."""
         return {
-            "schema": SCHEMA, "sensitive": self.sensitive, "budget": self.budget,
+            "schema": SCHEMA,
+            "sensitive": self.sensitive,
+            "budget": self.budget,
             "limits": {"max_auc_drop": self.max_auc_drop, "max_group_auc_drop": self.max_group_auc_drop},
-            "untouched": self.untouched, "methods": self.rows, "not_run": self.problems, "verdict": self.verdict(),
+            "untouched": self.untouched,
+            "methods": self.rows,
+            "not_run": self.problems,
+            "verdict": self.verdict(),
             "where": self.where,
-            "trials": self.results, "versions": self.versions,
-        }  # fmt: skip
+            "trials": self.results,
+            "versions": self.versions,
+        }
 
     def _row(self, method: str, results: Sequence[Json]) -> dict[str, Any]:
         every = [r for r in self.results if r["method"] == method and "problem" not in r]
@@ -130,9 +133,7 @@ class Comparison:
             "seeds": len(results),
             "accepted": sum(bool(result["accepted"]) for result in results),
             "figures": {
-                n: _over_seeds([r["after"].get(n) for r in results])
-                for n in FIGURES
-                if n in results[0]["after"]
+                n: _over_seeds([r["after"].get(n) for r in results]) for n in FIGURES if n in results[0]["after"]
             },
             "change": {
                 n: _over_seeds([r["change"].get(n) for r in results], -1.0)
@@ -166,13 +167,9 @@ class Comparison:
             (larger if low > 0 else like).append(row["method"])
         said = []
         if larger:
-            said.append(
-                f"Over the seeds its gap is smaller than that of {', '.join(larger)} (paired 95 % interval)."
-            )
+            said.append(f"Over the seeds its gap is smaller than that of {', '.join(larger)} (paired 95 % interval).")
         if like:
-            said.append(
-                f"These seeds do not tell it from {', '.join(like)}: take the one that moves or costs least."
-            )
+            said.append(f"These seeds do not tell it from {', '.join(like)}: take the one that moves or costs least.")
         return said
 
     def _beside(self) -> list[str]:

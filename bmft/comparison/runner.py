@@ -30,7 +30,7 @@ from bmft.comparison.trials import (
     trial_key,
 )
 from bmft.errors import ConfigError, WorkerError
-from bmft.report import comparison_page, versions
+from bmft.report import comparison_page, to_json, versions
 
 _log = logging.getLogger(__name__)
 
@@ -69,10 +69,14 @@ def compare(
         results[place] = result
         progress(len(results), len(trials), trials[place].method)
     return Comparison(
-        tuple(results[place] for place in sorted(results)), asdict(budget), world.max_auc_drop,
-        world.max_group_auc_drop, not_installed(), versions(),
+        tuple(results[place] for place in sorted(results)),
+        asdict(budget),
+        world.max_auc_drop,
+        world.max_group_auc_drop,
+        not_installed(),
+        versions(),
         tuple(attribute.name for attribute in world.fit.attributes),
-    )  # fmt: skip
+    )
 
 
 def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str, Any]) -> list[Trial]:
@@ -91,9 +95,7 @@ def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str
         raise ConfigError(
             f"tuning is {budget.tuning} and seeds {budget.seeds}: expected 1 to {len(RATES)}, and at least 1"
         )
-    return [
-        trial for seed in range(budget.seeds) for name in names for trial in _of(name, seed, budget, config)
-    ]
+    return [trial for seed in range(budget.seeds) for name in names for trial in _of(name, seed, budget, config)]
 
 
 def _of(name: str, seed: int, budget: Budget, config: Mapping[str, Any]) -> Iterator[Trial]:
@@ -135,7 +137,7 @@ class _Store:
         path = self.path(trial)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            put(comparison_page.to_json(result), path)
+            put(to_json(result), path)
 
 
 def _finished(world: World, trials: Mapping[int, Trial], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -188,7 +190,7 @@ def _work(trial: Trial) -> dict[str, Any]:
 
 def _as_json(result: Mapping[str, Any]) -> dict[str, Any]:
     """As it will be read back: a resumed comparison equals an uninterrupted one."""
-    plain: dict[str, Any] = json.loads(comparison_page.to_json(result))
+    plain: dict[str, Any] = json.loads(to_json(result))
     return plain
 
 

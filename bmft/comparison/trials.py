@@ -114,18 +114,21 @@ class World:
         sets = {"fit": self.fit, "select": self.select, "test": self.test, **self.sites}
         hashes = {name: data.content_hash for name, data in sets.items() if data is not None}
         conditions = [
-            SCHEMA, self.threshold, self.max_auc_drop, self.max_group_auc_drop, self.multi_label, self.head,
+            SCHEMA,
+            self.threshold,
+            self.max_auc_drop,
+            self.max_group_auc_drop,
+            self.multi_label,
+            self.head,
             [attribute.name for attribute in self.fit.attributes],
-        ]  # fmt: skip
+        ]
         digest.update(json.dumps([hashes, conditions], sort_keys=True).encode())
         return digest.hexdigest()
 
 
 def trial_key(fingerprint: str, trial: Trial) -> str:
     """What a trial's result is kept under: it changes with the model, the data, the conditions and the settings."""
-    settings = (
-        {} if trial.method in REFERENCES else settings_for(trial.method, trial.config).to_dict()
-    )
+    settings = {} if trial.method in REFERENCES else settings_for(trial.method, trial.config).to_dict()
     text = json.dumps([fingerprint, trial.method, trial.seed, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -145,18 +148,25 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
     model = copy.deepcopy(world.model)
     with counted_passes(model) as passes:
         outcome = debias(
-            model, world.fit, world.select, test=world.test, method=trial.method, config=trial.config,
-            seed=trial.seed, threshold=world.threshold, max_auc_drop=world.max_auc_drop,
-            max_group_auc_drop=world.max_group_auc_drop, device=world.device, head=world.head,
-            multi_label=world.multi_label, intervals=False,
-        )  # fmt: skip
+            model,
+            world.fit,
+            world.select,
+            test=world.test,
+            method=trial.method,
+            config=trial.config,
+            seed=trial.seed,
+            threshold=world.threshold,
+            max_auc_drop=world.max_auc_drop,
+            max_group_auc_drop=world.max_group_auc_drop,
+            device=world.device,
+            head=world.head,
+            multi_label=world.multi_label,
+            intervals=False,
+        )
         used = passes()
     chosen = next(entry for entry in outcome.history if entry["chosen"])
     before, after = _predictions(outcome.before), _predictions(outcome.after)
-    probes = (
-        attribute_leakage(each, world.measured, head=world.head, seed=0)
-        for each in (world.model, outcome.model)
-    )
+    probes = (attribute_leakage(each, world.measured, head=world.head, seed=0) for each in (world.model, outcome.model))
     return {
         "config": outcome.config,
         "accepted": outcome.accepted,
@@ -193,9 +203,16 @@ def _reference(world: World, name: str) -> dict[str, Any]:
             found[part].pop(figure, None)
     where = "select" if world.test is None else "test"
     return {
-        "accepted": True, "reason": f"needs: {reference.needs}", "evaluated_on": where, "n": len(before), **found,
-        "moved": 0.0, "image_passes": used - len(world.measured), "leakage": {}, "evaluations": {},
-    }  # fmt: skip
+        "accepted": True,
+        "reason": f"needs: {reference.needs}",
+        "evaluated_on": where,
+        "n": len(before),
+        **found,
+        "moved": 0.0,
+        "image_passes": used - len(world.measured),
+        "leakage": {},
+        "evaluations": {},
+    }
 
 
 @contextmanager
@@ -258,10 +275,13 @@ def _figures(
 
 def _taken(predictions: Predictions, index: Any) -> Predictions:
     return replace(
-        predictions, scores=predictions.scores[index], targets=predictions.targets[index],
-        groups=predictions.groups[index], rows=predictions.rows[index],
+        predictions,
+        scores=predictions.scores[index],
+        targets=predictions.targets[index],
+        groups=predictions.groups[index],
+        rows=predictions.rows[index],
         clusters=None if predictions.clusters is None else predictions.clusters[index],
-    )  # fmt: skip
+    )
 
 
 def _resamples(predictions: Predictions, count: int) -> Iterator[Any]:

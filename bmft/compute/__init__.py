@@ -11,4 +11,13 @@ from bmft.compute.devices import (
 )
 from bmft.compute.distributed import Share
 
-__all__ = ["AutocastMaker", "Precision", "Room", "Share", "autocast_for", "choose_device", "laid_out_for_speed", "room_for_pixels"]
+__all__ = [
+    "AutocastMaker",
+    "Precision",
+    "Room",
+    "Share",
+    "autocast_for",
+    "choose_device",
+    "laid_out_for_speed",
+    "room_for_pixels",
+]

@@ -101,9 +101,7 @@ def laid_out_for_speed(model: nn.Module) -> nn.Module:
 _WIDE, _WIDE_DEPTHWISE = 25_000, 100_000
 
 
-def autocast_for(
-    device: torch.device, precision: Precision, model: nn.Module
-) -> AutocastMaker:
+def autocast_for(device: torch.device, precision: Precision, model: nn.Module) -> AutocastMaker:
     """A maker of the context in which training passes of `model` run.
 
     ``"auto"`` is bfloat16 where the processor has instructions for it, since elsewhere it is slower than float32; on a

@@ -3,15 +3,24 @@
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.dataset import GroupBatch, GroupedData
 from bmft.data.images import LARGEST_IMAGE
-from bmft.data.loading import (
-    as_grouped,
-    from_arrays,
-    load_manifest,
-    skipped_images,
-    split_names,
-    stratified_batches,
-)
+from bmft.data.loading import as_grouped, from_arrays, load_manifest, skipped_images, split_names, stratified_batches
 from bmft.data.sampling import Balance
 from bmft.data.sources import BadImage, DecodedImages, images_from_array
 
-__all__ = ["LARGEST_IMAGE", "BadImage", "Balance", "DecodedImages", "GroupBatch", "GroupedData", "Inputs", "as_grouped", "from_arrays", "images_from_array", "load_manifest", "map_tensors", "skipped_images", "split_names", "stratified_batches"]
+__all__ = [
+    "LARGEST_IMAGE",
+    "BadImage",
+    "Balance",
+    "DecodedImages",
+    "GroupBatch",
+    "GroupedData",
+    "Inputs",
+    "as_grouped",
+    "from_arrays",
+    "images_from_array",
+    "load_manifest",
+    "map_tensors",
+    "skipped_images",
+    "split_names",
+    "stratified_batches",
+]

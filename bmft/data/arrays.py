@@ -52,9 +52,7 @@ def as_inputs(inputs: Any) -> Inputs:
         return {str(key): as_inputs(value) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
         return tuple(as_inputs(value) for value in inputs)
-    raise DataError(
-        f"inputs hold a {type(inputs).__name__}; expected tensors, arrays, or dicts or tuples of them."
-    )
+    raise DataError(f"inputs hold a {type(inputs).__name__}; expected tensors, arrays, or dicts or tuples of them.")
 
 
 def concatenate(parts: Sequence[Inputs]) -> Inputs:
@@ -69,9 +67,7 @@ def concatenate(parts: Sequence[Inputs]) -> Inputs:
         return tuple(concatenate(values) for values in zip(*parts, strict=True))
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
-        raise DataError(
-            f"inputs change shape from batch to batch: {sorted(shapes)[:3]}; pad them to one shape."
-        )
+        raise DataError(f"inputs change shape from batch to batch: {sorted(shapes)[:3]}; pad them to one shape.")
     return torch.cat(list(parts))
 
 
@@ -118,9 +114,7 @@ def name_attributes(
     """
     if given is None:
         given = ["group", *(f"group{i}" for i in range(1, ids.shape[1]))]
-    entries = (
-        [Attribute(k, tuple(v)) for k, v in given.items()] if isinstance(given, Mapping) else list(given)
-    )
+    entries = [Attribute(k, tuple(v)) for k, v in given.items()] if isinstance(given, Mapping) else list(given)
     if len(entries) != ids.shape[1]:
         raise GroupError(f"{len(entries)} attributes were named for {ids.shape[1]} column(s) of group ids.")
     return tuple(_name_groups(column, entry) for column, entry in zip(ids.T, entries, strict=True))

@@ -118,9 +118,13 @@ class GroupedData(Dataset[GroupBatch]):
         """These samples (numbers or a boolean mask), in this order."""
         clusters = None if self.clusters is None else self.clusters[index]
         return replace(
-            self, targets=self.targets[index], groups=self.groups[index], clusters=clusters,
-            rows=self.rows[index], _index=self._index[index],
-        )  # fmt: skip
+            self,
+            targets=self.targets[index],
+            groups=self.groups[index],
+            clusters=clusters,
+            rows=self.rows[index],
+            _index=self._index[index],
+        )
 
     def on(self, device: torch.device, room: int) -> GroupedData:
         """The same samples with their pixels on `device`, where batches are then normalized and need not travel.

@@ -20,9 +20,16 @@ log = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]
 # what the two libraries raise on damaged files, found by cutting files short and changing bytes
 _PILLOW = (
-    OSError, EOFError, ValueError, TypeError, SyntaxError, OverflowError, struct.error, zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    struct.error,
+    zlib.error,
     Image.DecompressionBombError,
-)  # fmt: skip
+)
 _PYDICOM = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error)
 
 
@@ -140,4 +147,3 @@ def _window(dataset: Any, values: npt.NDArray[Any]) -> tuple[float, float]:
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     return centre - width / 2, centre + width / 2
-

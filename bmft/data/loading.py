@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bmft.data.arrays import (
-    Inputs,
-    as_inputs,
-    class_names,
-    concatenate,
-    leaves,
-    name_attributes,
-    whole_numbers,
-)
+from bmft.data.arrays import Inputs, as_inputs, class_names, concatenate, leaves, name_attributes, whole_numbers
 from bmft.data.dataset import GroupBatch, GroupedData, Task
 from bmft.data.manifest import image_paths, open_npz, readable, table_beside
 from bmft.data.sampling import Balance, batch_rows
@@ -60,14 +52,10 @@ def from_arrays(
     GroupedData(n=4, task='binary', classes=('0', '1'), attributes=(sex))
     """
     tensors, y, ids = as_inputs(inputs), whole_numbers(targets, "targets"), whole_numbers(groups, "groups")
-    own = (
-        None if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].astype(np.int64)
-    )
+    own = None if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].astype(np.int64)
     lengths = [len(y), len(ids), *map(len, leaves(tensors)), *([] if own is None else [len(own)])]
     if len(set(lengths)) > 1 or not len(y):
-        raise DataError(
-            f"targets, groups, inputs (and clusters) have {lengths} rows; expected as many of each."
-        )
+        raise DataError(f"targets, groups, inputs (and clusters) have {lengths} rows; expected as many of each.")
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     ids = ids[:, None] if ids.ndim == 1 else ids
     found, names = class_names(y, classes, task)
@@ -77,9 +65,17 @@ def from_arrays(
         source = images_from_array(tensors.numpy(), size=None, channels=channels, normalize=normalize)
     rows = torch.arange(len(y))
     return GroupedData(
-        cast(Task, found), y, ids, name_attributes(ids, attributes), names,
-        None if own is None else torch.from_numpy(own), rows, 0, source, rows,
-    )  # fmt: skip
+        cast(Task, found),
+        y,
+        ids,
+        name_attributes(ids, attributes),
+        names,
+        None if own is None else torch.from_numpy(own),
+        rows,
+        0,
+        source,
+        rows,
+    )
 
 
 def as_grouped(
@@ -110,9 +106,7 @@ def as_grouped(
         raise DataError(f"data is a {type(data).__name__}; expected GroupedData or an iterable of batches.")
     if like is None and batch_fn is None and isinstance(getattr(data, "dataset", None), GroupedData):
         like = cast(DataLoader[GroupBatch], data).dataset  # type: ignore[assignment]
-    triples = [
-        _triple(batch if batch_fn is None else batch_fn(batch), place) for place, batch in enumerate(data)
-    ]
+    triples = [_triple(batch if batch_fn is None else batch_fn(batch), place) for place, batch in enumerate(data)]
     if not triples:
         raise DataError("the data yields no batches (an iterator that was read before yields nothing again).")
     inputs, targets, groups = (concatenate(column) for column in zip(*triples, strict=True))

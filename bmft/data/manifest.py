@@ -121,9 +121,19 @@ def open_npz(path: Path, rows: int, *, size: int | None, channels: int, normaliz
 
 # What zipfile and numpy raise on damaged files; a RuntimeError is a password or an unknown way of packing.
 _NPZ = (
-    OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, SyntaxError, MemoryError, struct.error,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def _check_array(archive: zipfile.ZipFile, rows: int) -> None:
@@ -151,9 +161,7 @@ def readable(manifest: Manifest, files: Sequence[Path], bad: Sequence[BadImage],
     Raises:
         DataError: some cannot be read and `on_bad_image` is ``fail``, or none can.
     """
-    lines = [
-        f"row {manifest.rows[one.position]}: {short(files[one.position])}: {short(one.reason)}" for one in bad
-    ]
+    lines = [f"row {manifest.rows[one.position]}: {short(files[one.position])}: {short(one.reason)}" for one in bad]
     if bad:
         message = f"{manifest.path}: {len(bad)} of {len(files)} images cannot be read:\n{listed(lines)}"
         if on_bad_image == "fail" or len(bad) == len(files):

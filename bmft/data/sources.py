@@ -96,13 +96,7 @@ class BadImage:
 
 
 def load_images(
-    paths: Sequence[Path],
-    *,
-    size: int | None,
-    channels: int,
-    normalize: str,
-    cache_bytes: int,
-    workers: int = 0,
+    paths: Sequence[Path], *, size: int | None, channels: int, normalize: str, cache_bytes: int, workers: int = 0
 ) -> tuple[DecodedImages | StreamedImages, list[BadImage]]:
     """Decode every file once, over threads: into memory where all fit in `cache_bytes`, else only to check.
 
@@ -173,9 +167,7 @@ def _reason(error: Exception) -> str:
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
-def images_from_array(
-    array: npt.NDArray[Any], *, size: int | None, channels: int, normalize: str
-) -> DecodedImages:
+def images_from_array(array: npt.NDArray[Any], *, size: int | None, channels: int, normalize: str) -> DecodedImages:
     """Pixels from one ``(n, h, w, c)`` or ``(n, h, w)`` uint8 array.
 
     Raises:
@@ -183,9 +175,7 @@ def images_from_array(
     """
     grey = array.ndim == 3
     if array.dtype != np.uint8 or not (grey or (array.ndim == 4 and array.shape[3] in (1, 3, 4))):
-        raise DataError(
-            f"images are {array.dtype} {array.shape}; expected uint8 (n, h, w) or (n, h, w, 1|3|4)"
-        )
+        raise DataError(f"images are {array.dtype} {array.shape}; expected uint8 (n, h, w) or (n, h, w, 1|3|4)")
     normalization = parse_normalization(normalize, channels)
     images = array[..., None] if grey else array
     if images.shape[3] != channels or (size is not None and images.shape[1:3] != (size, size)):
@@ -210,6 +200,5 @@ class ArraySource:
         """SHA-256 of each row's values."""
         tensors = [tensor.contiguous() for tensor in leaves(self.inputs)]
         return [
-            hashlib.sha256(b"".join(tensor[i].numpy().tobytes() for tensor in tensors)).digest()
-            for i in index.tolist()
+            hashlib.sha256(b"".join(tensor[i].numpy().tobytes() for tensor in tensors)).digest() for i in index.tolist()
         ]

@@ -21,10 +21,21 @@ import pandas as pd
 from bmft.datasets import official
 
 FINDINGS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
-    "Fracture", "Support Devices",
-)  # fmt: skip
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", *FINDINGS)
 
 
@@ -40,9 +51,7 @@ def prepare(root: Path) -> pd.DataFrame:
     age = official.numbers(table["Age"])
     table = table.assign(
         **{name: findings[name] for name in FINDINGS},
-        path=table["Path"].map(
-            lambda path: (inside / Path(path).relative_to(Path(path).parts[0])).as_posix()
-        ),
+        path=table["Path"].map(lambda path: (inside / Path(path).relative_to(Path(path).parts[0])).as_posix()),
         label=1 - findings["No Finding"],
         sex=official.coded(table["Sex"], official.SEX),
         age=age.where(age != "0", ""),
@@ -69,8 +78,6 @@ def race(text: str) -> str:
     ('white', 'black', '', 'other')
     """
     lower = text.strip().lower()
-    if lower in {"", "unknown", "patient refused"} or lower.startswith(
-        ("unable", "declined", "patient declined")
-    ):
+    if lower in {"", "unknown", "patient refused"} or lower.startswith(("unable", "declined", "patient declined")):
         return ""
     return next((name for name in ("white", "black", "asian") if lower.startswith(name)), "other")

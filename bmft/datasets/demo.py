@@ -106,10 +106,7 @@ def _people(split: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
     patient = np.repeat(np.arange(n), rng.choice([1, 1, 1, 2, 3], size=n))[:n]
     dark = _some(patient[-1] + 1, dark_share, rng)[patient]
     malignant = np.zeros(n, dtype=bool)
-    malignant[dark], malignant[~dark] = (
-        _some(dark.sum(), dark_rate, rng),
-        _some((~dark).sum(), light_rate, rng),
-    )
+    malignant[dark], malignant[~dark] = (_some(dark.sum(), dark_rate, rng), _some((~dark).sum(), light_rate, rng))
     ink = np.zeros(n, dtype=bool)
     for rows, share in ((malignant & ~dark, marked_rate[0]), (~malignant | dark, marked_rate[1])):
         ink[rows] = _some(rows.sum(), share, rng)
@@ -163,11 +160,9 @@ class DemoNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)
-        )  # fmt: skip
+        )
         self.blocks = nn.Sequential(
-            ResidualBlock(width, width, 1),
-            ResidualBlock(width, 2 * width, 2),
-            ResidualBlock(2 * width, 4 * width, 2),
+            ResidualBlock(width, width, 1), ResidualBlock(width, 2 * width, 2), ResidualBlock(2 * width, 4 * width, 2)
         )
         self.fc = nn.Linear(4 * width, num_outputs)
 

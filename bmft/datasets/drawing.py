@@ -127,9 +127,7 @@ def _lesion_colour(skin: Floats, colour: Floats, rng: np.random.Generator, size:
     return image
 
 
-def _mark(
-    image: Floats, distance: Floats, angle: Floats, radius: Floats, ink: Ints, rng: np.random.Generator
-) -> None:
+def _mark(image: Floats, distance: Floats, angle: Floats, radius: Floats, ink: Ints, rng: np.random.Generator) -> None:
     """A surgeon's dashed ring of gentian violet round the lesion, on the images that have one."""
     n = len(ink)
     ring = (radius * rng.uniform(1.45, 1.6, n)).astype(np.float32)

@@ -28,24 +28,24 @@ from bmft.errors import DataError
 
 FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 RACES = {
-    "0": "asian", "1": "black", "2": "white", "asian": "asian", "black or african american": "black",
+    "0": "asian",
+    "1": "black",
+    "2": "white",
+    "asian": "asian",
+    "black or african american": "black",
     "white or caucasian": "white",
-}  # fmt: skip
+}
 THICKEST = 350.0  # micrometres; what an OCT report's colour scale ends at
 KEYS = ("rnflt", "glaucoma", "age", "male", "race")
 
 
 def prepare(root: Path) -> pd.DataFrame:
     """Read the release under `root` into a manifest, with the maps in ``attrs["images"]``."""
-    files = [
-        (path, split) for folder, split in FOLDERS.items() for path in sorted(root.glob(f"{folder}/*.npz"))
-    ]
+    files = [(path, split) for folder, split in FOLDERS.items() for path in sorted(root.glob(f"{folder}/*.npz"))]
     if not files:
         official.find(root, "train/*.npz", what="Harvard-GF3300")
     patients = [_read(path) for path, _ in files]
-    table = pd.DataFrame(
-        [{key: _text(patient[key]) for key in KEYS if key != "rnflt"} for patient in patients]
-    )
+    table = pd.DataFrame([{key: _text(patient[key]) for key in KEYS if key != "rnflt"} for patient in patients])
     ethnicity = [_text(patient["ethnicity"]) if "ethnicity" in patient else "" for patient in patients]
     table = table.assign(
         path=[path.relative_to(root).as_posix() for path, _ in files],
@@ -72,9 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a readable npz file: {short(error)}.") from error
     missing = [key for key in KEYS if key not in patient]
     if missing:
-        raise DataError(
-            f"{path}: the official files hold {', '.join(KEYS)}; this one lacks {', '.join(missing)}."
-        )
+        raise DataError(f"{path}: the official files hold {', '.join(KEYS)}; this one lacks {', '.join(missing)}.")
     return patient
 
 

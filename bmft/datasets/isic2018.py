@@ -41,9 +41,7 @@ def prepare(root: Path) -> pd.DataFrame:
     people = official.find_optional(root, *METADATA)
     if people is not None:
         known = official.read(people, ("image_id", "age", "sex")).set_index("image_id")
-        table["sex"] = official.coded(
-            official.looked_up(table["image"], known["sex"].to_dict()), official.SEX
-        )
+        table["sex"] = official.coded(official.looked_up(table["image"], known["sex"].to_dict()), official.SEX)
         table["age"] = official.numbers(official.looked_up(table["image"], known["age"].to_dict()))
     return official.manifest(root, table, what="ISIC 2018 task 3", extra=("dx",))
 

@@ -24,10 +24,21 @@ import pandas as pd
 from bmft.datasets import official
 
 FINDINGS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
-    "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia",
-    "Pneumothorax", "Support Devices",
-)  # fmt: skip
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
 KEYS = ["subject_id", "study_id"]
 PLACES = ("", "hosp/", "core/", "*/hosp/", "*/core/")
 
@@ -62,9 +73,7 @@ def _read(root: Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
 
 def _people(root: Path, person: pd.Series[str]) -> dict[str, pd.Series[str] | str]:
     patients, admissions = (
-        official.find_optional(
-            root, *(f"{folder}{name}.csv{end}" for folder in PLACES for end in (".gz", ""))
-        )
+        official.find_optional(root, *(f"{folder}{name}.csv{end}" for folder in PLACES for end in (".gz", "")))
         for name in ("patients", "admissions")
     )
     people: dict[str, pd.Series[str] | str] = {"sex": "", "age": "", "race": ""}

@@ -27,11 +27,7 @@ SLICE = "PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc_tra_90.gif"
 def prepare(root: Path) -> pd.DataFrame:
     """Read the release under `root` into a manifest."""
     path = official.find(
-        root,
-        "oasis_cross-sectional*.csv",
-        "oasis_cross-sectional*.xlsx",
-        "oasis_cross_sectional.csv",
-        what="OASIS-1",
+        root, "oasis_cross-sectional*.csv", "oasis_cross-sectional*.xlsx", "oasis_cross_sectional.csv", what="OASIS-1"
     )
     table = official.read_excel(path) if path.suffix == ".xlsx" else official.read(path, COLUMNS)
     official.check_columns(table, path, COLUMNS)

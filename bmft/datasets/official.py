@@ -65,9 +65,7 @@ def read_excel(path: Path, **options: Any) -> pd.DataFrame:
     if importlib.util.find_spec("openpyxl") is None:
         raise MissingExtraError(f"{path}: Excel files need openpyxl: pip install 'bmft[medical]'")
     try:
-        table: pd.DataFrame = pd.read_excel(
-            path, dtype=str, keep_default_na=False, engine="openpyxl", **options
-        )
+        table: pd.DataFrame = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl", **options)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a readable Excel file: {short(error)}.") from error
     return pd.DataFrame(table.fillna(""))

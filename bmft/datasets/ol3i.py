@@ -27,9 +27,7 @@ COLUMNS = ("anon_id", "label_1y", "sex", "age")
 
 def prepare(root: Path) -> pd.DataFrame:
     """Read the release under `root` into a manifest."""
-    table = official.read(
-        official.find(root, "clinical_data.csv", "*/clinical_data.csv", what="OL3I"), COLUMNS
-    )
+    table = official.read(official.find(root, "clinical_data.csv", "*/clinical_data.csv", what="OL3I"), COLUMNS)
     images = official.images_under(root, "l3_slices/*", "*/l3_slices/*")
     label = official.numbers(table["label_1y"])
     table = table.assign(

@@ -49,9 +49,7 @@ def _read(root: Path, eye: str) -> pd.DataFrame:
     places = {text: place for place in header for text in header[place] if text in COLUMNS}
     if set(places) != set(COLUMNS):
         missing = ", ".join(sorted(set(COLUMNS) - set(places)))
-        raise DataError(
-            f"{path}: the official file names {missing} in its first three rows; this one does not."
-        )
+        raise DataError(f"{path}: the official file names {missing} in its first three rows; this one does not.")
     people = cells[cells[0].str.fullmatch(r"#\d+")]
     table = pd.DataFrame({name: people[place] for name, place in places.items()})
     return table.assign(id=people[0].str.removeprefix("#"), eye=eye.upper())

@@ -67,19 +67,23 @@ def run_finals(
     Raises:
         NonFiniteError: no run came to an end.
     """
-    different = [
-        run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]
-    ]
+    different = [run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]]
     finals: list[Final] = []
     failed: dict[str, str] = {}
     left = [name for name, _, _ in different if name not in known]
     for name, method, settings in different:
         try:
             outcome = known.get(name) or debias(
-                model, fit, select, method=method, config=settings.to_dict(), activations=activations,
-                intervals=False, progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]
+                model,
+                fit,
+                select,
+                method=method,
+                config=settings.to_dict(),
+                activations=activations,
+                intervals=False,
+                progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]
                 **options,
-            )  # fmt: skip
+            )
         except (ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
             continue

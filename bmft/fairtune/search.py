@@ -128,9 +128,18 @@ class _Search:
 
         for fit, select, test in self._parts():
             outcome = debias(
-                self.model, fit, select, test=test, method=self.method, config=config, seed=self.seed, progress=look,
-                activations=self.activations, intervals=False, **self.options,
-            )  # fmt: skip
+                self.model,
+                fit,
+                select,
+                test=test,
+                method=self.method,
+                config=config,
+                seed=self.seed,
+                progress=look,
+                activations=self.activations,
+                intervals=False,
+                **self.options,
+            )
             found.append(outcome)
             spent, epochs = spent + passes(outcome, fit), 0
             trial.set_user_attr("image_passes", spent)
@@ -168,9 +177,18 @@ class _Search:
             progress(SearchProgress(done, done, value, None, inner, f"final run {number + 1} of {of}"))
 
         return run_finals(
-            named, self.model, self.fit, self.select, goal=self.goals[0], limits=self.limits, known=known,
-            progress=look, activations=self.activations, seed=self.seed, **self.options,
-        )  # fmt: skip
+            named,
+            self.model,
+            self.fit,
+            self.select,
+            goal=self.goals[0],
+            limits=self.limits,
+            known=known,
+            progress=look,
+            activations=self.activations,
+            seed=self.seed,
+            **self.options,
+        )
 
     def _parts(self) -> Iterator[tuple[GroupedData, GroupedData, GroupedData | None]]:
         if self.folds == 1:
@@ -252,19 +270,41 @@ def search(
     space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=head)
     goals = tuple(GOALS[key] for key in (goal, second_goal) if key)
     options: dict[str, Any] = {
-        "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
-        "keep": keep, "device": device, "head": head, "multi_label": multi_label,
-    }  # fmt: skip
+        "threshold": threshold,
+        "max_auc_drop": max_auc_drop,
+        "max_group_auc_drop": max_group_auc_drop,
+        "keep": keep,
+        "device": device,
+        "head": head,
+        "multi_label": multi_label,
+    }
     facts = [
-        method, sorted(given.items(), key=str), options, goal, second_goal, sorted(space.switches), space.also, folds,
+        method,
+        sorted(given.items(), key=str),
+        options,
+        goal,
+        second_goal,
+        sorted(space.switches),
+        space.also,
+        folds,
         seed,
-    ]  # fmt: skip
+    ]
     label = name or f"bmft-{_digest(model, [fit, select], facts)}"
     with _quiet(), _storage(storage) as place:
         study = _open(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
         worker = _Search(
-            model, fit, select, space, goals, given, method, folds, options, (max_auc_drop, max_group_auc_drop),
-            seed, study,
+            model,
+            fit,
+            select,
+            space,
+            goals,
+            given,
+            method,
+            folds,
+            options,
+            (max_auc_drop, max_group_auc_drop),
+            seed,
+            study,
         )
         _work(worker, trials, timeout, progress)
         best = _winner(study, goals)
@@ -275,9 +315,13 @@ def search(
         )
         summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
     shown = {
-        "method": kept.method, "seed": seed, "keep": keep, "threshold": threshold, "max-auc-drop": max_auc_drop,
+        "method": kept.method,
+        "seed": seed,
+        "keep": keep,
+        "threshold": threshold,
+        "max-auc-drop": max_auc_drop,
         "max-group-auc-drop": max_group_auc_drop,
-    }  # fmt: skip
+    }
     return SearchOutcome(outcome, shown, kept.settings.to_dict(), summary)
 
 
@@ -491,9 +535,14 @@ def _summary(
         "objective": goal,
         "direction": worker.goals[0].direction,
         "trials": [
-            {"number": t.number, "value": t.values[0] if t.values else None, "state": t.state.name.lower(),
-             "fixed": t.user_attrs.get("fixed"), "failed": t.user_attrs.get("failed"),
-             "image_passes": t.user_attrs.get("image_passes", 0)}
+            {
+                "number": t.number,
+                "value": t.values[0] if t.values else None,
+                "state": t.state.name.lower(),
+                "fixed": t.user_attrs.get("fixed"),
+                "failed": t.user_attrs.get("failed"),
+                "image_passes": t.user_attrs.get("image_passes", 0),
+            }
             for t in trials
         ],
         "pareto": _front(trials, best),
@@ -506,7 +555,7 @@ def _summary(
         + sum(final.image_passes for final in finals),
         "study": worker.study.study_name,
         "winner": best.number,
-    }  # fmt: skip
+    }
 
 
 def _front(trials: Iterable[FrozenTrial], best: FrozenTrial) -> list[dict[str, Any]]:

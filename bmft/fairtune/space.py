@@ -91,9 +91,14 @@ class Space:
 
 
 def search_space(
-    model: nn.Module, sample: Any, base: Settings, *, detail: Detail = "component", also: Iterable[str] = (),
+    model: nn.Module,
+    sample: Any,
+    base: Settings,
+    *,
+    detail: Detail = "component",
+    also: Iterable[str] = (),
     head: str | None = None,
-) -> Space:  # fmt: skip
+) -> Space:
     """The space of a model, read off its modules; what comes before the first block stays frozen, as published.
 
     Args:

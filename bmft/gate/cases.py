@@ -54,10 +54,7 @@ class Case:
     @cached_property
     def attributes(self) -> dict[str, tuple[Attribute, NDArray[np.int64]]]:
         """Every attribute the policy names that the data have or can combine, with the rows' groups."""
-        own = {
-            a.name: (a, ids)
-            for a, ids in zip(self.predictions.attributes, self.predictions.groups.T, strict=True)
-        }
+        own = {a.name: (a, ids) for a, ids in zip(self.predictions.attributes, self.predictions.groups.T, strict=True)}
         found = {"": (OVERALL, np.zeros(len(self.predictions), dtype=np.int64))}
         for name in dict.fromkeys(name for rule in named(self.policy) for name in rule):
             factors = [own[factor] for factor in name.split("*") if factor in own]
@@ -88,9 +85,7 @@ class Case:
         # Accuracy is of all classes together.
         if len(names) == 1 or (rule.metric == "accuracy" and self.predictions.task == "multiclass"):
             return [("", 0 if len(names) == 1 else -1)]
-        return [
-            (f"/{name}", k) for k, name in enumerate(names) if rule.classes is None or name in rule.classes
-        ]
+        return [(f"/{name}", k) for k, name in enumerate(names) if rule.classes is None or name in rule.classes]
 
     def column(self, predictions: Predictions, k: int) -> Column:
         """One column of scores with its decisions and targets."""
@@ -106,9 +101,7 @@ class Case:
         if key not in self._sides:
             (attribute, ids), policy = self.attributes[task.attribute], self.policy
             wanted = {m for one in self.tasks if (one.attribute, one.column) == key for m in one.metrics}
-            sample = Sample(
-                ids, len(attribute.groups), self.predictions.clusters, policy.resamples, policy.seed
-            )
+            sample = Sample(ids, len(attribute.groups), self.predictions.clusters, policy.resamples, policy.seed)
             column = self.column(self.predictions, task.column)
             self._sides[key] = Side(attribute.groups, column, sample, policy.min_positives, frozenset(wanted))
         return self._sides[key]
@@ -120,9 +113,7 @@ class Case:
     def contrasts(self, task: Task) -> Contrasts:
         """What a task holds against its bound; where the model's answers mean nothing, without a decision."""
         side, empty = self.side(task), self._empty(task)
-        found = _contrasts(
-            side, task, None if self.baseline is None else self.column(self.baseline, task.column)
-        )
+        found = _contrasts(side, task, None if self.baseline is None else self.column(self.baseline, task.column))
         return replace(found, missing=(empty,) * len(found.names)) if empty else found
 
     def _empty(self, task: Task) -> str:
@@ -133,11 +124,7 @@ class Case:
             return "constant predictor: the model decides the same for every sample"
         if task.bound == "margin" and self.baseline is not None:
             same = np.array_equal(self.predictions.scores, self.baseline.scores)
-            return (
-                "the baseline gives the same scores: a model compared with itself shows nothing"
-                if same
-                else ""
-            )
+            return "the baseline gives the same scores: a model compared with itself shows nothing" if same else ""
         return ""
 
 

@@ -22,11 +22,7 @@ from bmft.gate.verdict import Decision, Finding, Result, Verdict
 
 
 def check(
-    report: AuditReport,
-    policy: Policy,
-    baseline: AuditReport | None = None,
-    *,
-    debiased_on: Collection[str] = (),
+    report: AuditReport, policy: Policy, baseline: AuditReport | None = None, *, debiased_on: Collection[str] = ()
 ) -> Verdict:
     """Decide by a policy whether a model passes.
 

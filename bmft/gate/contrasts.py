@@ -75,13 +75,9 @@ def differences(side: Side, metric: str, *, label: str = "") -> Contrasts:
             return intervals.miettinen_nurminen(x[i], n[i], x[j], n[j], level)
         value, (low, high) = side.values[metric], side.interval(metric, level)
         together = _correlations(side, metric)[i, j]
-        return intervals.difference(
-            value[i], Interval(low[i], high[i]), value[j], Interval(low[j], high[j]), together
-        )
+        return intervals.difference(value[i], Interval(low[i], high[i]), value[j], Interval(low[j], high[j]), together)
 
-    return _pairs(
-        side, metric, i, j, f"{label}{{}} - {{}}", side.values[metric][i] - side.values[metric][j], at
-    )
+    return _pairs(side, metric, i, j, f"{label}{{}} - {{}}", side.values[metric][i] - side.values[metric][j], at)
 
 
 def ratios(side: Side, metric: str) -> Contrasts:
@@ -110,12 +106,7 @@ def against(side: Side, baseline: Column, metric: str) -> Contrasts:
 
     reasons = [own or theirs for own, theirs in zip(side.missing(metric), other.missing(metric), strict=True)]
     return Contrasts(
-        side.names,
-        tuple((name,) for name in side.names),
-        estimates,
-        cache(at),
-        side.sizes(metric),
-        tuple(reasons),
+        side.names, tuple((name,) for name in side.names), estimates, cache(at), side.sizes(metric), tuple(reasons)
     )
 
 

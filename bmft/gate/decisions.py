@@ -91,17 +91,9 @@ def judge(contrasts: Contrasts, bound: str, limit: float, alpha: float) -> Judge
     decisions = [_decision(*each) for each in zip(measured, held.shown, held.ruled_out, strict=True)]
     ends = zip(inner.low, inner.high, strict=True)
     findings = tuple(
-        Finding(
-            name, groups, float(estimate), (float(low), float(high)), decision, _reason(missing, low + high)
-        )
+        Finding(name, groups, float(estimate), (float(low), float(high)), decision, _reason(missing, low + high))
         for name, groups, estimate, (low, high), decision, missing in zip(
-            contrasts.names,
-            contrasts.groups,
-            contrasts.estimates,
-            ends,
-            decisions,
-            contrasts.missing,
-            strict=True,
+            contrasts.names, contrasts.groups, contrasts.estimates, ends, decisions, contrasts.missing, strict=True
         )
     )
     return _summed_up(contrasts, held, findings, measured, bound, (alpha, compared))
@@ -150,9 +142,7 @@ def _summed_up(
     return Judgement(findings, worst, float(held.value[worst]), Interval(*ends), certifies, needed)
 
 
-def _needed(
-    held: _Held, undecided: NDArray[np.bool_], sizes: Floats, alpha: float, compared: int
-) -> int | None:
+def _needed(held: _Held, undecided: NDArray[np.bool_], sizes: Floats, alpha: float, compared: int) -> int | None:
     """Samples per group with which the estimates, if they stay, are decided with a power of 80 %.
 
     The standard error shrinks with the root of the sample size, and has to fit between the estimate and the
@@ -187,9 +177,7 @@ def explain(
     if missing:
         return "; ".join(missing[:5]) + (f"; and {len(missing) - 5} more" if len(missing) > 5 else "")
     if not considered or judgement.worst is None:
-        return (
-            "nothing to compare: fewer than two groups" if not judgement.findings else "every group is waived"
-        )
+        return "nothing to compare: fewer than two groups" if not judgement.findings else "every group is waived"
     upper = bound.startswith("max")
     end = judgement.interval.high if upper else judgement.interval.low
     worst = judgement.findings[judgement.worst].name
@@ -198,9 +186,7 @@ def explain(
     if all(f.decision == "pass" for f in considered):
         return f"{what} is {reach} ({sure}): within {bound} {limit:g}"
     much = "as much" if upper else "as little"
-    open_question = (
-        f"{what} may be {much} as {figure(end)}: {bound} {limit:g} is neither shown nor ruled out."
-    )
+    open_question = f"{what} may be {much} as {figure(end)}: {bound} {limit:g} is neither shown nor ruled out."
     return f"{open_question} {_advice(judgement, among, bound)}"
 
 
@@ -208,9 +194,7 @@ def _advice(judgement: Judgement, among: str, bound: str) -> str:
     settle = "No number of samples would settle it: the estimate is too close to the bound"
     if judgement.needed is not None:
         settle = f"About {judgement.needed:,} {among} per group would settle it"
-    certified = (
-        f"; these data certify {bound} {figure(judgement.certifies)}" if judgement.certifies > 0 else ""
-    )
+    certified = f"; these data certify {bound} {figure(judgement.certifies)}" if judgement.certifies > 0 else ""
     return f"{settle}{certified}"
 
 

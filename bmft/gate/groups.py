@@ -61,9 +61,7 @@ class Side:
         """Every metric of each group, ``(groups,)``."""
         found, counts = group_metrics(self.column, self.sample.groups, len(self.names)), self.counts
         called = counts.true_positive + counts.false_positive
-        ratio = np.divide(
-            called, counts.positive, out=np.full(len(called), np.nan), where=counts.positive > 0
-        )
+        ratio = np.divide(called, counts.positive, out=np.full(len(called), np.nan), where=counts.positive > 0)
         return {**found, RATIO: ratio}
 
     @property
@@ -166,9 +164,7 @@ class Side:
         units = Units.of(None if clusters is None else clusters[rows], strata=groups)
         where = bootstrap.cells(groups, len(self.names))
         called = bootstrap.quotient(self.column.decisions[rows], self.column.targets[rows], where, units)
-        drawn = bootstrap.bootstrap(
-            {RATIO: called}, units, resamples=self.sample.resamples, seed=self.sample.seed
-        )
+        drawn = bootstrap.bootstrap({RATIO: called}, units, resamples=self.sample.resamples, seed=self.sample.seed)
         return np.where(np.isinf(drawn[RATIO]), np.nan, drawn[RATIO])
 
     def _on_log_scale(self, level: float) -> Interval:

@@ -21,9 +21,7 @@ from bmft._text import did_you_mean, short, shown
 from bmft.errors import PolicyError
 
 # Where less is better, and where neither is.
-LOWER_IS_BETTER = frozenset(
-    {"false_positive_rate", "false_negative_rate", "expected_calibration_error", "brier_score"}
-)
+LOWER_IS_BETTER = frozenset({"false_positive_rate", "false_negative_rate", "expected_calibration_error", "brier_score"})
 UNDIRECTED = frozenset({"selection_rate", "predicted_positive_ratio", "equalized_odds"})
 BOUNDS = ("max_difference", "min_ratio", "min_group", "max_group")
 
@@ -153,9 +151,7 @@ def _violations(value: Any, rule: Mapping[str, Any], where: str) -> Iterator[str
     """Where `value` breaks a JSON schema, of the keywords that ours uses."""
     at, kind = f"{where}: " if where else "", rule.get("type", "enum")
     # To Python true and false are integers, to a schema they are not.
-    right = kind == "enum" or (
-        isinstance(value, bool) == (kind == "boolean") and isinstance(value, _TYPES[kind])
-    )
+    right = kind == "enum" or (isinstance(value, bool) == (kind == "boolean") and isinstance(value, _TYPES[kind]))
     if not right:
         yield f"{at}{shown(value)} is no {kind}"
     elif kind == "enum":
@@ -177,8 +173,13 @@ def _violations(value: Any, rule: Mapping[str, Any], where: str) -> Iterator[str
 
 
 _TYPES: Mapping[str, Any] = {
-    "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float),
-}  # fmt: skip
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+}
 # Infinity, NaN, and integers that no float or array index holds.
 _BEYOND = 2**63
 _LIMITS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
@@ -261,17 +262,19 @@ def _policy(content: Mapping[str, Any], digest: str) -> Policy:
     tables = content.get("non_inferiority", ())
     specs = [spec for check in content.get("check", ()) for spec in _specs(check)]
     others = [
-        NonInferiority(
-            f"{t['metric']}/baseline", t["metric"], float(t["margin"]), _groups(t, specs), _classes(t)
-        )
+        NonInferiority(f"{t['metric']}/baseline", t["metric"], float(t["margin"]), _groups(t, specs), _classes(t))
         for t in tables
     ]
     specs += _own_specs(tables)
     waivers = [Waiver(w["check"], w["reason"], w.get("group")) for w in content.get("waiver", ())]
     return Policy(
-        tuple(_told_apart(checks)), tuple(others), tuple(waivers),
-        **content.get("gate", {}), sensitive=tuple(dict.fromkeys(specs)), hash=digest,
-    )  # fmt: skip
+        tuple(_told_apart(checks)),
+        tuple(others),
+        tuple(waivers),
+        **content.get("gate", {}),
+        sensitive=tuple(dict.fromkeys(specs)),
+        hash=digest,
+    )
 
 
 def _own_specs(tables: Iterable[Mapping[str, Any]]) -> list[str]:

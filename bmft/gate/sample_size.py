@@ -77,9 +77,7 @@ def plan(
     while many <= MOST and pass_probability(many, tolerance, rate, groups, alpha) < power:
         few, many = many, 2 * many
     if many > MOST:
-        raise ConfigError(
-            f"no {MOST:,} samples per group are enough for a tolerance of {tolerance:g}: widen it"
-        )
+        raise ConfigError(f"no {MOST:,} samples per group are enough for a tolerance of {tolerance:g}: widen it")
     while many - few > 1:
         middle = (few + many) // 2
         enough = pass_probability(middle, tolerance, rate, groups, alpha) >= power
@@ -126,15 +124,8 @@ def _largest_beside(
     return low
 
 
-def _check(
-    tolerance: float, rate: float, groups: int, alpha: float, power: float, images: float, icc: float
-) -> None:
-    bounds = {
-        "tolerance": (tolerance, 0, 1),
-        "rate": (rate, 0, 1),
-        "alpha": (alpha, 0, 0.5),
-        "power": (power, 0, 1),
-    }
+def _check(tolerance: float, rate: float, groups: int, alpha: float, power: float, images: float, icc: float) -> None:
+    bounds = {"tolerance": (tolerance, 0, 1), "rate": (rate, 0, 1), "alpha": (alpha, 0, 0.5), "power": (power, 0, 1)}
     problems = [
         f"{name} is {value}: expected above {a} and below {b}"
         for name, (value, a, b) in bounds.items()

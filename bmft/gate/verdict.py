@@ -119,10 +119,7 @@ class Verdict:
         lines = [self.headline]
         for one in self.checks:
             between = f"{figure(one.estimate)} ({figure(one.interval[0])} to {figure(one.interval[1])})"
-            lines += [
-                f"{one.decision:<12}  {one.id}: {between}, {one.bound} {one.limit:g}",
-                f"    {one.reason}",
-            ]
+            lines += [f"{one.decision:<12}  {one.id}: {between}, {one.bound} {one.limit:g}", f"    {one.reason}"]
             lines += [f"    waiver: {why}" for why in one.waivers]
         return "\n".join(map(one_line, [*lines, *(f"warning: {text}" for text in self.warnings)]))
 
@@ -132,9 +129,7 @@ class Verdict:
         lines += ["| check | decision | estimate | interval | bound |", "|---|---|---|---|---|"]
         lines += [_row(one) for one in self.checks]
         lines += ["", *(f"- **{_cell(one.id)}**: {_cell(one.reason)}" for one in self.checks)]
-        lines += [
-            f"- Waiver for **{_cell(one.id)}**: {_cell(why)}" for one in self.checks for why in one.waivers
-        ]
+        lines += [f"- Waiver for **{_cell(one.id)}**: {_cell(why)}" for one in self.checks for why in one.waivers]
         lines += [f"- Warning: {_cell(warning)}" for warning in self.warnings]
         return "\n".join(lines) + "\n"
 
@@ -145,9 +140,7 @@ class Verdict:
         root = ET.Element(
             "testsuites", {"name": "bmft gate", **{k: str(v) for k, v in numbers.items() if k != "skipped"}}
         )
-        suite = ET.SubElement(
-            root, "testsuite", {"name": "fairness", **{k: str(v) for k, v in numbers.items()}}
-        )
+        suite = ET.SubElement(root, "testsuite", {"name": "fairness", **{k: str(v) for k, v in numbers.items()}})
         for one in self.checks:
             case = ET.SubElement(
                 suite, "testcase", {"classname": f"fairness.{one.metric}", "name": _xml(one.id), "time": "0"}
@@ -159,13 +152,9 @@ class Verdict:
                     mark.set("type", one.decision)
                     mark.text = _xml("\n".join(_lines(one)))
             if one.waivers:
-                ET.SubElement(case, "system-out").text = _xml(
-                    "\n".join(f"waiver: {why}" for why in one.waivers)
-                )
+                ET.SubElement(case, "system-out").text = _xml("\n".join(f"waiver: {why}" for why in one.waivers))
         if self.warnings:
-            ET.SubElement(suite, "system-out").text = _xml(
-                "\n".join(f"warning: {text}" for text in self.warnings)
-            )
+            ET.SubElement(suite, "system-out").text = _xml("\n".join(f"warning: {text}" for text in self.warnings))
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

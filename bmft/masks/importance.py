@@ -160,17 +160,13 @@ def relative(
             f"bias and task importance score different weights (first: {odd[0]!r}): use one model for both"
         )
     if scale not in ("tensor", "global") or not floor > 0:
-        raise ConfigError(
-            f"scale is {scale!r} and floor {floor}: expected 'tensor' or 'global', and a positive floor"
-        )
+        raise ConfigError(f"scale is {scale!r} and floor {floor}: expected 'tensor' or 'global', and a positive floor")
     bias_range, task_range = (_range(scores) if scale == "global" else None for scores in (bias, to))
     return {k: _minmax(bias[k], bias_range) / (_minmax(to[k], task_range) + floor) for k in bias}
 
 
 def _range(scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.stack([t.min() for t in scores.values()]).min(), torch.stack(
-        [t.max() for t in scores.values()]
-    ).max()
+    return torch.stack([t.min() for t in scores.values()]).min(), torch.stack([t.max() for t in scores.values()]).max()
 
 
 def _minmax(scores: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -184,9 +180,12 @@ class _Network(nn.Module):
     """The user's model with its logits as the output, so that weights can be passed in by name."""
 
     def __init__(
-        self, model: nn.Module, multi_label: bool, autocast: Callable[[], AbstractContextManager[Any]],
+        self,
+        model: nn.Module,
+        multi_label: bool,
+        autocast: Callable[[], AbstractContextManager[Any]],
         only: set[str] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.model, self.multi_label, self.autocast = model, multi_label, autocast
         known = [name for name, _ in model.named_parameters()]
@@ -217,9 +216,7 @@ def _batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterat
         start = stop
 
 
-def _own_batches(
-    data: GroupedData, batch_size: int, device: torch.device
-) -> Iterator[tuple[slice, GroupBatch]]:
+def _own_batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterator[tuple[slice, GroupBatch]]:
     """The batches of all rows that are this process's: every one of a single process."""
     together = 1 if Share(len(data)).whole else processes.count()
     indices = list(torch.split(torch.arange(len(data)), batch_size))[processes.number() % together :: together]
@@ -228,18 +225,11 @@ def _own_batches(
 
 
 def _gradients(
-    network: _Network,
-    objectives: Sequence[Objective],
-    data: GroupedData,
-    score: Score,
-    exact: bool,
-    batch_size: int,
+    network: _Network, objectives: Sequence[Objective], data: GroupedData, score: Score, exact: bool, batch_size: int
 ) -> tuple[Importance, ...]:
     weights = network.weights()
     device = network.device()
-    totals = [
-        {name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives
-    ]
+    totals = [{name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives]
     counts = [0] * len(objectives)
     share = Share(len(data))
     own = share.of(data)
@@ -271,9 +261,7 @@ def _gradients(
             counts[k] += 1
             attribution = _attribute(logits, gradient, weights, score)
             for name, total in totals[k].items():
-                total += (
-                    attribution[name] if exact else _score(score, weights[name].detach(), attribution[name])
-                )
+                total += attribution[name] if exact else _score(score, weights[name].detach(), attribution[name])
     return tuple(
         _finish(weights, *_of_all(total, value, count, share, exact), score, exact)
         for total, value, count in zip(totals, values, counts, strict=True)
@@ -293,26 +281,17 @@ def _of_all(
 
 
 def _finish(
-    weights: Mapping[str, Tensor],
-    total: dict[str, Tensor],
-    value: float,
-    count: int,
-    score: Score,
-    exact: bool,
+    weights: Mapping[str, Tensor], total: dict[str, Tensor], value: float, count: int, score: Score, exact: bool
 ) -> Importance:
     if count == 0:
-        raise GroupError(
-            "the objective cannot be computed in any batch: no two groups have samples to compare"
-        )
+        raise GroupError("the objective cannot be computed in any batch: no two groups have samples to compare")
     scores = {}
     for name, tensor in total.items():
         scores[name.removeprefix("model.")] = (
             _score(score, weights[name].detach(), tensor) if exact else tensor / count
         ).cpu()
     if bad := [name for name, tensor in scores.items() if not bool(torch.isfinite(tensor).all())]:
-        raise NonFiniteError(
-            f"the gradient of {bad[0]!r} is not finite: check the weights and the inputs for NaN"
-        )
+        raise NonFiniteError(f"the gradient of {bad[0]!r} is not finite: check the weights and the inputs for NaN")
     return Importance(scores, value if exact else value / count)
 
 
@@ -395,9 +374,7 @@ def _logit_gradient(
     return float(value.detach()), gradient.to(logits.dtype)
 
 
-def _integrated(
-    network: _Network, objective: Objective, data: GroupedData, batch_size: int, steps: int
-) -> Importance:
+def _integrated(network: _Network, objective: Objective, data: GroupedData, batch_size: int, steps: int) -> Importance:
     weights = network.weights()
     device = network.device()
     targets, groups = data.targets.to(device), data.groups.to(device)
@@ -411,13 +388,10 @@ def _integrated(
 
         # Recomputing each batch in the backward pass bounds the memory to one batch's graph.
         parts = [
-            checkpoint(logits_of, batch.inputs, use_reentrant=False)
-            for _, batch in _batches(data, batch_size, device)
+            checkpoint(logits_of, batch.inputs, use_reentrant=False) for _, batch in _batches(data, batch_size, device)
         ]
         probabilities = network.probabilities(torch.cat(parts))
-        return objective(
-            probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups
-        ).reshape(1)
+        return objective(probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups).reshape(1)
 
     method = IntegratedGradients(whole_set)
     method.gradient_func = _gradient_keeping_the_graph
@@ -430,16 +404,12 @@ def _integrated(
     with torch.no_grad():
         value = float(whole_set(*(weight.unsqueeze(0) for weight in weights.values())))
     if value != value:
-        raise GroupError(
-            "the objective cannot be computed: no two groups have samples to compare; check the groups"
-        )
+        raise GroupError("the objective cannot be computed: no two groups have samples to compare; check the groups")
     scores = {
         n.removeprefix("model."): a.squeeze(0).detach().abs().float().cpu()
         for n, a in zip(weights, attributions, strict=True)
     }
-    log.info(
-        "integrated gradients over %d steps: completeness delta %.3g of %.3g", steps, float(delta), value
-    )
+    log.info("integrated gradients over %d steps: completeness delta %.3g of %.3g", steps, float(delta), value)
     return Importance(scores, value, float(delta))
 
 

@@ -100,9 +100,7 @@ class WeightMask:
             raise ConfigError(f"fraction is {fraction}: expected more than 0 and at most 1 (0.05 for 5 %)")
         names = list(scores if within is None else within)
         if unknown := [name for name in names if name not in scores]:
-            raise ConfigError(
-                f"no scores for {unknown[0]!r}: score every parameter that competes for the mask"
-            )
+            raise ConfigError(f"no scores for {unknown[0]!r}: score every parameter that competes for the mask")
         flat = {name: scores[name].detach().float() for name in names}
         _check_scores(flat)
         budget = max(1, round(fraction * sum(t.numel() for t in flat.values())))
@@ -112,12 +110,7 @@ class WeightMask:
             chosen = _top_units(flat, budget, granularity, unit_of)
         else:
             raise ConfigError(f"granularity is {granularity!r}: expected one of {', '.join(GRANULARITIES)}")
-        return cls(
-            {
-                k: chosen[k] if k in chosen else torch.zeros(t.shape, dtype=torch.bool)
-                for k, t in scores.items()
-            }
-        )
+        return cls({k: chosen[k] if k in chosen else torch.zeros(t.shape, dtype=torch.bool) for k, t in scores.items()})
 
     def excluding(self, *patterns: str) -> "WeightMask":
         """The same mask with every parameter that matches a shell pattern left out.
@@ -126,9 +119,7 @@ class WeightMask:
             ConfigError: a pattern matches no parameter, or nothing is left.
         """
         out = _matching(self.tensors, patterns)
-        return WeightMask(
-            {k: torch.zeros_like(t) if k in out else t for k, t in self.tensors.items()}
-        ).not_empty()
+        return WeightMask({k: torch.zeros_like(t) if k in out else t for k, t in self.tensors.items()}).not_empty()
 
     def only(self, *patterns: str) -> "WeightMask":
         """The same mask with every parameter left out that matches none of the shell patterns.
@@ -137,9 +128,7 @@ class WeightMask:
             ConfigError: a pattern matches no parameter, or nothing is left.
         """
         kept = _matching(self.tensors, patterns)
-        return WeightMask(
-            {k: t if k in kept else torch.zeros_like(t) for k, t in self.tensors.items()}
-        ).not_empty()
+        return WeightMask({k: t if k in kept else torch.zeros_like(t) for k, t in self.tensors.items()}).not_empty()
 
     def not_empty(self) -> "WeightMask":
         """Itself, so that calls can be chained.
@@ -148,9 +137,7 @@ class WeightMask:
             ConfigError: no weight may move under it.
         """
         if self.selected == 0:
-            raise ConfigError(
-                "the mask is empty: no weight would move; widen the fraction or the name patterns"
-            )
+            raise ConfigError("the mask is empty: no weight would move; widen the fraction or the name patterns")
         return self
 
     @property
@@ -180,9 +167,7 @@ class WeightMask:
             entry = layers.setdefault(_layer_of(name), {"selected": 0, "total": 0})
             entry["selected"] += int(torch.count_nonzero(tensor))
             entry["total"] += tensor.numel()
-        return {
-            name: {**entry, "fraction": entry["selected"] / entry["total"]} for name, entry in layers.items()
-        }
+        return {name: {**entry, "fraction": entry["selected"] / entry["total"]} for name, entry in layers.items()}
 
     def __and__(self, other: "WeightMask") -> "WeightMask":
         return self._combine(other, torch.logical_and, torch.minimum)
@@ -194,10 +179,7 @@ class WeightMask:
         return WeightMask({k: ~t if t.dtype == torch.bool else 1 - t for k, t in self.tensors.items()})
 
     def _combine(
-        self,
-        other: "WeightMask",
-        hard: Callable[[Tensor, Tensor], Tensor],
-        soft: Callable[[Tensor, Tensor], Tensor],
+        self, other: "WeightMask", hard: Callable[[Tensor, Tensor], Tensor], soft: Callable[[Tensor, Tensor], Tensor]
     ) -> "WeightMask":
         other.check_fits({name: tensor.shape for name, tensor in self.tensors.items()}, "the other mask")
         if self.hard and other.hard:
@@ -218,11 +200,7 @@ class WeightMask:
 
     def save(self, path: str | os.PathLike[str], recipe: Mapping[str, object] | None = None) -> None:
         """Write one safetensors file, atomically: a tensor per parameter, the format number and the recipe."""
-        metadata = {
-            "format": _FORMAT,
-            "kind": "bmft.mask",
-            "recipe": json.dumps(dict(recipe or {}), sort_keys=True),
-        }
+        metadata = {"format": _FORMAT, "kind": "bmft.mask", "recipe": json.dumps(dict(recipe or {}), sort_keys=True)}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}
         put(in_order(save(tensors, metadata)), path)
 
@@ -256,9 +234,7 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     for pattern in patterns:
         matched = [name for name in known if fnmatchcase(name, pattern)]
         if not matched:
-            raise ConfigError(
-                f"pattern {pattern!r} matches no parameter; there are {known[0]!r} .. {known[-1]!r}"
-            )
+            raise ConfigError(f"pattern {pattern!r} matches no parameter; there are {known[0]!r} .. {known[-1]!r}")
         found.update(matched)
     return found
 

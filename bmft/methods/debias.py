@@ -20,15 +20,7 @@ from bmft.inference import predict
 from bmft.masks import WeightMask
 from bmft.methods.run import Progress, Run
 from bmft.methods.table import METHODS, settings_for
-from bmft.models import (
-    Activations,
-    copied,
-    find_head,
-    in_own_precision,
-    state_hash,
-    tensors_of,
-    working_copy,
-)
+from bmft.models import Activations, copied, find_head, in_own_precision, state_hash, tensors_of, working_copy
 from bmft.report import DebiasReport, versions
 from bmft.training import Journal, Limits, Selection, gap_of
 
@@ -68,11 +60,21 @@ class Outcome:
     def report(self) -> DebiasReport:
         """The same as a report, for `bmft.report.write_report`."""
         return DebiasReport(
-            method=self.method, accepted=self.accepted, reason=self.reason, before=self.before, after=self.after,
-            evaluated_on=self.evaluated_on, config=self.config, history=self.history,
-            mask={"density": self.mask.density, "by_layer": self.mask.by_layer()}, seconds=self.seconds,
-            versions=versions(), hashes=self.hashes, skipped=self.skipped, extra={},
-        )  # fmt: skip
+            method=self.method,
+            accepted=self.accepted,
+            reason=self.reason,
+            before=self.before,
+            after=self.after,
+            evaluated_on=self.evaluated_on,
+            config=self.config,
+            history=self.history,
+            mask={"density": self.mask.density, "by_layer": self.mask.by_layer()},
+            seconds=self.seconds,
+            versions=versions(),
+            hashes=self.hashes,
+            skipped=self.skipped,
+            extra={},
+        )
 
 
 def debias(
@@ -165,16 +167,16 @@ def debias(
         room=Room(shrinks=settings.on_out_of_memory == "halve"),
     )
     described = settings.to_dict() | {
-        "seed": seed, "threshold": threshold, "max_auc_drop": max_auc_drop, "max_group_auc_drop": max_group_auc_drop,
-        "keep": keep, "head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes],
-    }  # fmt: skip
-    hashes = {name: part.content_hash for name, part in data.items()}
-    recipe = {
-        "method": method,
-        "config": described,
-        "fit_hash": hashes["fit"],
-        "select_hash": hashes["select"],
+        "seed": seed,
+        "threshold": threshold,
+        "max_auc_drop": max_auc_drop,
+        "max_group_auc_drop": max_group_auc_drop,
+        "keep": keep,
+        "head": run.head.name,
+        "sensitive": [a.name for a in data["fit"].attributes],
     }
+    hashes = {name: part.content_hash for name, part in data.items()}
+    recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
     if journal is not None:
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
         data_hashes = {"fit rows": hashes["fit"], "select rows": hashes["select"]}
@@ -234,9 +236,14 @@ def remeasured(
     seconds = outcome.seconds | {part: outcome.seconds[part] + spent for part in ("audit", "total")}
     hashes = outcome.hashes | {evaluated_on: data.content_hash}
     return replace(
-        outcome, before=before, after=after, evaluated_on=evaluated_on, seconds=seconds, hashes=hashes,
+        outcome,
+        before=before,
+        after=after,
+        evaluated_on=evaluated_on,
+        seconds=seconds,
+        hashes=hashes,
         skipped=outcome.skipped + (skipped_images(data) if evaluated_on == "test" else 0),
-    )  # fmt: skip
+    )
 
 
 def _prepared(data: Any, batch_fn: Any, sensitive: str | list[str] | None) -> GroupedData:

@@ -51,9 +51,7 @@ def group_dro(run: Run) -> WeightMask:
     exp(rate x loss) and is normalised, so that the cell with the largest loss comes to count most.
     """
     fit = one_attribute(run.fit)
-    loss = Loss(
-        _RobustLoss(DRO_RATE, multi_label=run.multi_label), bias_weight=1.0, task_weight=0.0, whole_set=False
-    )
+    loss = Loss(_RobustLoss(DRO_RATE, multi_label=run.multi_label), bias_weight=1.0, task_weight=0.0, whole_set=False)
     return _every_weight(replace(run, fit=fit), loss)
 
 
@@ -100,9 +98,7 @@ def one_attribute(data: GroupedData) -> GroupedData:
     combined, ids = torch.unique(data.groups, dim=0, return_inverse=True)
     names = tuple(str(row) for row in combined.tolist())
     ids = torch.where((data.groups < 0).any(1), -1, ids)
-    return replace(
-        data, attributes=(Attribute("*".join(a.name for a in data.attributes), names),), groups=ids[:, None]
-    )
+    return replace(data, attributes=(Attribute("*".join(a.name for a in data.attributes), names),), groups=ids[:, None])
 
 
 def linear_head(run: Run) -> nn.Linear:
@@ -118,4 +114,3 @@ def linear_head(run: Run) -> nn.Linear:
             "take another --method"
         )
     return layer
-

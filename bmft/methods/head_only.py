@@ -76,19 +76,14 @@ def _balanced_subsets(run: Run, column: NDArray[np.int64]) -> list[NDArray[np.in
         raise GroupError("dfr needs both labels in the fit set, among samples whose group is known")
     size = min(map(len, present))
     random = np.random.default_rng(run.seed)
-    return [
-        np.concatenate([random.choice(cell, size, replace=False) for cell in present])
-        for _ in range(DFR_SUBSETS)
-    ]
+    return [np.concatenate([random.choice(cell, size, replace=False) for cell in present]) for _ in range(DFR_SUBSETS)]
 
 
 def _mean_head(
     features: Floats, labels: NDArray[np.int64], subsets: list[NDArray[np.int64]], strength: float
 ) -> tuple[Floats, float]:
     heads = [_l1_logistic(strength).fit(features[rows], labels[rows]) for rows in _quietly(subsets)]
-    return np.mean([head.coef_[0] for head in heads], axis=0), float(
-        np.mean([head.intercept_[0] for head in heads])
-    )
+    return np.mean([head.coef_[0] for head in heads], axis=0), float(np.mean([head.intercept_[0] for head in heads]))
 
 
 def _quietly(subsets: list[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:

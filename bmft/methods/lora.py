@@ -63,9 +63,7 @@ def _layers(run: Run) -> list[str]:
         path
         for path, module in run.model.named_modules()
         # The very types: a subclass may be read by its owner without being called.
-        if type(module) in (nn.Linear, nn.Conv2d)
-        and f"{path}.weight" in movable
-        and getattr(module, "groups", 1) == 1
+        if type(module) in (nn.Linear, nn.Conv2d) and f"{path}.weight" in movable and getattr(module, "groups", 1) == 1
     ]
 
 

@@ -60,9 +60,15 @@ def _worse_and_better(run: Run) -> tuple[Tensor, Tensor]:
 def _saliency(run: Run, rows: Tensor) -> dict[str, Tensor]:
     """Half the mean squared gradient of these rows' cross-entropy, over batches of 8, times the weight squared."""
     (scores,) = weight_importances(
-        run.model, [fairness.cross_entropy], run.fit.subset(rows.nonzero()[:, 0]), score=_half_curvature,
-        exact=False, batch_size=8, multi_label=run.multi_label, autocast=run.autocast,
-    )  # fmt: skip
+        run.model,
+        [fairness.cross_entropy],
+        run.fit.subset(rows.nonzero()[:, 0]),
+        score=_half_curvature,
+        exact=False,
+        batch_size=8,
+        multi_label=run.multi_label,
+        autocast=run.autocast,
+    )
     return dict(scores)
 
 

@@ -102,9 +102,19 @@ class Run:
 
             def train(keeper: EpochKeeper | None) -> None:
                 tune(
-                    self.model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                    tail=self.tail, autocast=self.autocast, after_epoch=look, room=self.room, keeper=keeper,
-                )  # fmt: skip
+                    self.model,
+                    fit,
+                    loss,
+                    mask,
+                    step,
+                    generator=self.generator,
+                    multi_label=self.multi_label,
+                    tail=self.tail,
+                    autocast=self.autocast,
+                    after_epoch=look,
+                    room=self.room,
+                    keeper=keeper,
+                )
 
             self._stage(train)
 
@@ -119,10 +129,20 @@ class Run:
                 merge()
                 return look(epoch, value)
 
-            self._stage(lambda _: tune(
-                network, self.fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                autocast=self.autocast, after_epoch=merged, room=self.room,
-            ))  # fmt: skip
+            self._stage(
+                lambda _: tune(
+                    network,
+                    self.fit,
+                    loss,
+                    mask,
+                    step,
+                    generator=self.generator,
+                    multi_label=self.multi_label,
+                    autocast=self.autocast,
+                    after_epoch=merged,
+                    room=self.room,
+                )
+            )
 
     def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
         """Change the model as `train` does, or as it did in an earlier process."""
@@ -173,10 +193,7 @@ class Run:
 
     def _train_heads(self, reset: Callable[[], None]) -> None:
         step = self.settings.step(1)
-        fit, select = (
-            self._features(self._precise(data), self.tail)
-            for data in (self.fit, self.select)
-        )
+        fit, select = (self._features(self._precise(data), self.tail) for data in (self.fit, self.select))
         if fit is None or select is None:
             model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
         else:
@@ -186,9 +203,16 @@ class Run:
             reset()
             look = self._after_epoch(2, model, select, step)
             tune(
-                model, fit, loss, mask, step, generator=self.generator, multi_label=self.multi_label,
-                after_epoch=self._at_the_operating_point(look, model, fit), room=self.room,
-            )  # fmt: skip
+                model,
+                fit,
+                loss,
+                mask,
+                step,
+                generator=self.generator,
+                multi_label=self.multi_label,
+                after_epoch=self._at_the_operating_point(look, model, fit),
+                room=self.room,
+            )
 
     def _at_the_operating_point(
         self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData
@@ -264,9 +288,7 @@ class Run:
         return found
 
     def _features(self, data: GroupedData, tail: Tail | None) -> GroupedData | None:
-        return self.room(
-            lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size), 64
-        )
+        return self.room(lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size), 64)
 
     def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
         """Probabilities of `data` by any model, where this run's is."""

@@ -29,7 +29,8 @@ class Settings:
         objective: the gap to close: a name in `bmft.fairness.OBJECTIVES` or a callable.
         combine: several attributes count by their ``"mean"`` or their ``"worst"``.
         epochs: passes over the fit set.
-        lr: learning rates; 0: `trust` times the best step along the first gradient, see `bmft.training.line_search.best_step`.
+        lr: learning rates; 0: `trust` times the best step along the first gradient, see
+            `bmft.training.line_search.best_step`.
         trust: the share of that best step.
         optimizer: see `bmft.training.settings.OPTIMIZERS`.
         momentum: of SGD and RMSprop.
@@ -122,9 +123,7 @@ class Settings:
             raise ConfigError(f"path is {list(self.path)}: expected fractions in [0, 1]")
         for name in ("depth", "fraction"):
             if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}: expected more than 0 and at most 1 (0.05 for 5 %)"
-                )
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected more than 0 and at most 1 (0.05 for 5 %)")
 
     def step(self, number: int) -> Step:
         """How step 1 (`number` 0) or step 2 (1) trains."""
@@ -161,9 +160,13 @@ class Settings:
 
     def _loss(self, bias_weight: float, task_weight: float) -> Loss:
         return Loss(
-            self.gap(), bias_weight=bias_weight, task_weight=task_weight, balance=self.weigh,
-            whole_set=self.whole_set, combine=self.combine,
-        )  # fmt: skip
+            self.gap(),
+            bias_weight=bias_weight,
+            task_weight=task_weight,
+            balance=self.weigh,
+            whole_set=self.whole_set,
+            combine=self.combine,
+        )
 
     def with_values(self, values: Mapping[str, Any]) -> "Settings":
         """The same settings with these values; a single number stands for both steps.
@@ -244,4 +247,3 @@ def _check_choices(settings: Settings) -> None:
     for part in settings.balance:
         if part not in ("none", "group", "group_in_label", "cell"):
             raise ConfigError(f"balance is {part!r}: expected one of none, group, group_in_label, cell")
-

@@ -28,12 +28,30 @@ class Method:
 
 
 _PAPER = Settings(
-    objective="equalized_odds", epochs=(10, 10), patience=0, lr=(1e-4, 1e-3), optimizer="sgd", momentum=0.9,
-    weight_decay=5e-4, batch_size=64, bias_weight=(1.0, 0.1), path=(1.0,), task_weight=(0.0, 1.0), weigh="label",
+    objective="equalized_odds",
+    epochs=(10, 10),
+    patience=0,
+    lr=(1e-4, 1e-3),
+    optimizer="sgd",
+    momentum=0.9,
+    weight_decay=5e-4,
+    batch_size=64,
+    bias_weight=(1.0, 0.1),
+    path=(1.0,),
+    task_weight=(0.0, 1.0),
+    weigh="label",
     balance=("none", "group_in_label"),
-    operating_point="free", whole_set=False, average=0.0, score="fisher", rank="ratio", scale="tensor", floor=1e-10,
-    exact=False, depth=1.0, fraction=0.5,
-)  # fmt: skip
+    operating_point="free",
+    whole_set=False,
+    average=0.0,
+    score="fisher",
+    rank="ratio",
+    scale="tensor",
+    floor=1e-10,
+    exact=False,
+    depth=1.0,
+    fraction=0.5,
+)
 
 
 _PAPER_SWIFT = replace(

@@ -84,10 +84,18 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
 
     def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
         return weight_importances(
-            tail or run.model, objectives, fit, score=settings.score, exact=settings.exact, seed=run.seed,
-            only=[inside + name for name in wanted], batch_size=size, combine=settings.combine,
-            multi_label=run.multi_label, autocast=run.autocast,
-        )  # fmt: skip
+            tail or run.model,
+            objectives,
+            fit,
+            score=settings.score,
+            exact=settings.exact,
+            seed=run.seed,
+            only=[inside + name for name in wanted],
+            batch_size=size,
+            combine=settings.combine,
+            multi_label=run.multi_label,
+            autocast=run.autocast,
+        )
 
     # The published form depends on the batches: no smaller ones in their place.
     found = run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)

@@ -31,9 +31,14 @@ class Tail(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, entry: str, below: Mapping[str, torch.Size], fixed: Sequence[str], inputs: Tensor,
+        self,
+        model: nn.Module,
+        entry: str,
+        below: Mapping[str, torch.Size],
+        fixed: Sequence[str],
+        inputs: Tensor,
         dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.model, self.entry, self.below, self.fixed = model, entry, below, fixed
         self.input_shape, self.input_dtype, self.dtype = inputs.shape[1:], inputs.dtype, dtype
@@ -43,9 +48,7 @@ class Tail(nn.Module):
         """The answer for activations ``(n, ...)`` that enter the entry."""
         n = len(activations)
         # Under autocast a block may expect what it was given in training: half precision.
-        given = (
-            activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
-        )
+        given = activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
         with self._standing_in(given, n):
             return self.model(self._blank(activations, (n, *self.input_shape), self.input_dtype))
 
@@ -141,9 +144,7 @@ class _Recording:
         return note
 
 
-def tail_above(
-    model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast: Context = nullcontext
-) -> Tail | None:
+def tail_above(model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast: Context = nullcontext) -> Tail | None:
     """The longest part of the network below which none of the parameters `moving` acts; None when there is none.
 
     Which modules run before which is seen by running the model on a few `inputs` ``(n >= 3, ...)``; that nothing but
@@ -170,9 +171,7 @@ def tail_above(
             return None
         activations = seen.entered[name][0][1]
         tail = Tail(model, name, below, _fixed(model, moment, below, seen), inputs, activations.dtype)
-        if _agrees(tail, activations, logits, autocast) and _agrees(
-            tail, activations[:2], logits[:2], autocast
-        ):
+        if _agrees(tail, activations, logits, autocast) and _agrees(tail, activations[:2], logits[:2], autocast):
             return tail
     return None
 
@@ -213,9 +212,7 @@ def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) 
     with tail.over_nan(), torch.no_grad(), autocast():
         found = forward_logits(tail, activations)
     # A smaller batch may be summed in another order.
-    return torch.equal(found, logits) or (
-        len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4)
-    )
+    return torch.equal(found, logits) or (len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4))
 
 
 @dataclass

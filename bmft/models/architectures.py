@@ -72,9 +72,7 @@ def fit_of(network: Shapes, weights: Shapes) -> Fit:
     """
     missing = tuple(name for name in network if name not in weights and not name.endswith(_OPTIONAL))
     unexpected = tuple(name for name in weights if name not in network)
-    reshaped = tuple(
-        name for name in network if name in weights and tuple(network[name]) != tuple(weights[name])
-    )
+    reshaped = tuple(name for name in network if name in weights and tuple(network[name]) != tuple(weights[name]))
     notes = []
     if reshaped:
         first = reshaped[0]

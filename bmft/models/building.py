@@ -15,16 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from bmft.errors import ArchitectureError, MissingExtraError
-from bmft.models.architectures import (
-    Entry,
-    Shapes,
-    fit_of,
-    index,
-    make_entry,
-    matches,
-    nearest,
-    shapes_of,
-)
+from bmft.models.architectures import Entry, Shapes, fit_of, index, make_entry, matches, nearest, shapes_of
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +46,11 @@ def build_model(arch: str, *, num_outputs: int | None = None) -> nn.Module:
     library, _, rest = name.partition(":")
     if not rest:
         if not (known := readings(name)):
-            raise ArchitectureError(
-                _unknown(name, "torchvision or timm", [*_names("torchvision"), *_names("timm")])
-            )
+            raise ArchitectureError(_unknown(name, "torchvision or timm", [*_names("torchvision"), *_names("timm")]))
         library, rest = known[0].split(":")
     if library in _LIBRARIES:
         build = _from_torchvision if library == "torchvision" else _from_timm
-        return _called(
-            arch, build(rest), {**options, **({} if num_outputs is None else {"num_classes": num_outputs})}
-        )
+        return _called(arch, build(rest), {**options, **({} if num_outputs is None else {"num_classes": num_outputs})})
     factory = _factory(name)
     takes = inspect.signature(factory).parameters
     sizes = [key for key in ("num_classes", "num_outputs") if key in takes and num_outputs is not None]
@@ -113,8 +100,11 @@ def infer_architecture(shapes: Shapes) -> str:
     if ours[0].startswith("timm:"):
         _need_timm(ours[0])
     if "inception_v3" in ours[0] or "googlenet" in ours[0]:
-        log.warning("taken as %s; if it was trained from torchvision's own weights, give --arch "
-                    "%s,transform_input=True", ours[0], ours[0])  # fmt: skip
+        log.warning(
+            "taken as %s; if it was trained from torchvision's own weights, give --arch %s,transform_input=True",
+            ours[0],
+            ours[0],
+        )
     return ours[0]
 
 
@@ -168,13 +158,9 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise ArchitectureError(
-                f"arch {arch!r}: expected options as in 'timm:vit_tiny_patch16_224,img_size=64'"
-            )
+            raise ArchitectureError(f"arch {arch!r}: expected options as in 'timm:vit_tiny_patch16_224,img_size=64'")
         if key in _FROM_CHECKPOINT:
-            raise ArchitectureError(
-                f"arch {arch!r}: {key!r} cannot be set, since the weights come from the checkpoint"
-            )
+            raise ArchitectureError(f"arch {arch!r}: {key!r} cannot be set, since the weights come from the checkpoint")
         try:
             options[key] = ast.literal_eval(value)
         # What `literal_eval` says of text that is no Python value, or one too deep or odd to hold.
@@ -226,9 +212,7 @@ def _from_timm(name: str) -> Callable[..., nn.Module]:
 
 def _need_timm(name: str) -> None:
     if find_spec("timm") is None:
-        raise MissingExtraError(
-            f"{name} is a network of timm, which is not installed: pip install 'bmft[timm]'"
-        )
+        raise MissingExtraError(f"{name} is a network of timm, which is not installed: pip install 'bmft[timm]'")
 
 
 def _names(library: str) -> list[str]:
@@ -252,8 +236,7 @@ def _factory(name: str) -> Callable[..., Any]:
         module = import_module(path)
     except ImportError as error:
         raise ArchitectureError(
-            f"{name}: module {path!r} cannot be imported ({error}). Run from the folder that "
-            "holds it, or install it."
+            f"{name}: module {path!r} cannot be imported ({error}). Run from the folder that holds it, or install it."
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -263,11 +246,7 @@ def _factory(name: str) -> Callable[..., Any]:
 
 def _unknown(name: str, where: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=3)
-    hint = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else "a network of your own is named package.module:factory"
-    )
+    hint = f"did you mean {', '.join(near)}?" if near else "a network of your own is named package.module:factory"
     return f"{where} has no network {name!r}: {hint}"
 
 

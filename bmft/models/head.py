@@ -114,9 +114,7 @@ def _named(model: nn.Module, layers: Mapping[str, nn.Module], name: str) -> str:
     inside = [path for path in layers if path == name or path.startswith(f"{name}.")]
     if inside:
         return inside[-1]
-    problem = (
-        "has no layer of weights" if name in dict(model.named_modules()) else "is no module of the model"
-    )
+    problem = "has no layer of weights" if name in dict(model.named_modules()) else "is no module of the model"
     near = get_close_matches(name, layers, n=3) or list(layers)[-3:]
     raise ArchitectureError(
         f"head {name!r} {problem}: name one such as {', '.join(repr(path) for path in near)} (--head)"
@@ -203,8 +201,5 @@ def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None 
         for name in head.parameters:
             parameter = parameters[name]
             parameter.masked_fill_(
-                torch.ones_like(parameter, dtype=torch.bool)
-                if where is None
-                else where[name].to(parameter.device),
-                0,
+                torch.ones_like(parameter, dtype=torch.bool) if where is None else where[name].to(parameter.device), 0
             )

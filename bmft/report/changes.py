@@ -49,12 +49,7 @@ def _condition(key: str, targets: NDArray[np.int64]) -> Bools:
 
 
 def _closed_form(
-    key: str,
-    before: Predictions,
-    after: Predictions,
-    decisions: tuple[Bools, Bools],
-    members: Bools,
-    level: float,
+    key: str, before: Predictions, after: Predictions, decisions: tuple[Bools, Bools], members: Bools, level: float
 ) -> Estimate:
     targets = before.targets[members, 0]
     if key == "roc_auc":
@@ -72,12 +67,7 @@ def _closed_form(
 
 
 def _by_influence(
-    key: str,
-    before: Predictions,
-    after: Predictions,
-    decisions: tuple[Bools, Bools],
-    members: Bools,
-    level: float,
+    key: str, before: Predictions, after: Predictions, decisions: tuple[Bools, Bools], members: Bools, level: float
 ) -> Estimate:
     """The mean over columns; its variance is that of the clusters' summed influence."""
     values, influences = [], []

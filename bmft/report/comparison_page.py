@@ -16,14 +16,22 @@ from bmft.report.svg import AFTER, BEFORE, INK, MUTED, PAPER, Caption
 from bmft.report.wording import Json, count, humanise, number, span
 
 _HEADER = {
-    "gap": "Gap", "equalized_odds_difference": "Larger gap", "roc_auc": "ROC AUC",
-    "worst_group_roc_auc": "Worst group's ROC AUC", "balanced_accuracy": "Balanced accuracy",
-}  # fmt: skip
+    "gap": "Gap",
+    "equalized_odds_difference": "Larger gap",
+    "roc_auc": "ROC AUC",
+    "worst_group_roc_auc": "Worst group's ROC AUC",
+    "balanced_accuracy": "Balanced accuracy",
+}
 _KINDS = {
-    "original": "", "two steps": "some weights, then the head", "one step": "every weight at once",
-    "head": "the head alone", "pruned": "weights set to zero", "threshold": "one bias",
-    "attribute at inference": "attribute at inference", "extra head": "extra head",
-}  # fmt: skip
+    "original": "",
+    "two steps": "some weights, then the head",
+    "one step": "every weight at once",
+    "head": "the head alone",
+    "pruned": "weights set to zero",
+    "threshold": "one bias",
+    "attribute at inference": "attribute at inference",
+    "extra head": "extra head",
+}
 
 
 def write_comparison(comparison: Json, folder: str | Path) -> Path:
@@ -64,9 +72,12 @@ def _page(comparison: Json) -> Page:
     verdict = tuple(comparison["verdict"])
     where = str(comparison["where"])
     return Page(
-        f"Methods compared by {', '.join(comparison['sensitive'])}", "audit", "One budget for every method",
-        (*verdict, *([f"{where[0].upper()}{where[1:]}."] if where else [])), tuple(sections),
-    )  # fmt: skip
+        f"Methods compared by {', '.join(comparison['sensitive'])}",
+        "audit",
+        "One budget for every method",
+        (*verdict, *([f"{where[0].upper()}{where[1:]}."] if where else [])),
+        tuple(sections),
+    )
 
 
 def _lines(comparison: Json) -> list[Json]:
@@ -93,17 +104,9 @@ def _draw(lines: Sequence[tuple[int, Json]], caption: Caption) -> str:
         for place, line in lines:
             x, y = _mean(line, "gap"), _mean(line, "roc_auc")
             color = BEFORE if place == 0 else AFTER if (x, y) in front else INK
-            axes.plot(
-                [x], [y], "o", color=color, markersize=12, markerfacecolor=PAPER, zorder=3 + 0.02 * place
-            )
+            axes.plot([x], [y], "o", color=color, markersize=12, markerfacecolor=PAPER, zorder=3 + 0.02 * place)
             axes.annotate(
-                str(place),
-                (x, y),
-                ha="center",
-                va="center",
-                fontsize=9,
-                color=color,
-                zorder=3.01 + 0.02 * place,
+                str(place), (x, y), ha="center", va="center", fontsize=9, color=color, zorder=3.01 + 0.02 * place
             )
         axes.margins(0.12)
         # The frame is the means': one method that the seeds scatter must not squeeze the others together.
@@ -139,8 +142,7 @@ def _front(lines: Sequence[Json]) -> list[tuple[float, float]]:
 
 def _tables(comparison: Json, lines: Sequence[Json]) -> tuple[Table | Paragraph, ...]:
     rows = tuple(
-        (str(place), Number(line["method"], _KINDS[line["kind"]]), *_cells(line))
-        for place, line in enumerate(lines)
+        (str(place), Number(line["method"], _KINDS[line["kind"]]), *_cells(line)) for place, line in enumerate(lines)
     )
     header = ("No.", "Method", *_HEADER.values())
     intervals = (
@@ -149,28 +151,34 @@ def _tables(comparison: Json, lines: Sequence[Json]) -> tuple[Table | Paragraph,
         "differences in true and false positive rate."
     )
     on_data = tuple(
-        (
-            line["method"],
-            *(Number(number(_mean(line, key)), span(_ends(line, key, "on_data"))) for key in _HEADER),
-        )
+        (line["method"], *(Number(number(_mean(line, key)), span(_ends(line, key, "on_data"))) for key in _HEADER))
         for line in lines
     )
     changes = tuple(
         (line["method"], *(_change(line, key) for key in ("gap", "roc_auc", "balanced_accuracy")))
-        for line in lines if "change" in line
-    )  # fmt: skip
+        for line in lines
+        if "change" in line
+    )
     found: list[Table | Paragraph] = [
         Table("Figures after, the smallest gap first", header, rows, text_columns=2),
         Paragraph(intervals),
-        Table("What it costs",
-              ("Method", "Seeds accepted", "Weights moved", "Image-passes per trial", "Seconds per trial", "Trials"),
-              tuple(map(_cost, [line for line in lines if "seeds" in line]))),
+        Table(
+            "What it costs",
+            ("Method", "Seeds accepted", "Weights moved", "Image-passes per trial", "Seconds per trial", "Trials"),
+            tuple(map(_cost, [line for line in lines if "seeds" in line])),
+        ),
         Paragraph("An image-pass is one image going through the whole network once, with or without a backward pass."),
-        Table("The same with 95 % intervals over the rows (patients resampled; mean of the seeds)",
-              ("Method", *_HEADER.values()), on_data),
-        Table("Change from the untouched model, both resampled alike",
-              ("Method", "Gap", "ROC AUC", "Balanced accuracy"), changes),
-    ]  # fmt: skip
+        Table(
+            "The same with 95 % intervals over the rows (patients resampled; mean of the seeds)",
+            ("Method", *_HEADER.values()),
+            on_data,
+        ),
+        Table(
+            "Change from the untouched model, both resampled alike",
+            ("Method", "Gap", "ROC AUC", "Balanced accuracy"),
+            changes,
+        ),
+    ]
     if comparison["not_run"]:
         rows = tuple(comparison["not_run"].items())
         found.append(Table("Not run", ("Method", "Why"), rows, text_columns=2))
@@ -189,9 +197,13 @@ def _change(line: Json, key: str) -> Number:
 
 def _cost(line: Json) -> tuple[Cell, ...]:
     return (
-        line["method"], f"{line['accepted']} of {line['seeds']}", f"{100 * line['moved']:.2f} %",
-        count(line["image_passes"]), f"{line['seconds']:.1f}", str(line["trials"]),
-    )  # fmt: skip
+        line["method"],
+        f"{line['accepted']} of {line['seeds']}",
+        f"{100 * line['moved']:.2f} %",
+        count(line["image_passes"]),
+        f"{line['seconds']:.1f}",
+        str(line["trials"]),
+    )
 
 
 def _sites_table(lines: Sequence[Json]) -> Table:
@@ -216,9 +228,7 @@ def _sites_table(lines: Sequence[Json]) -> Table:
 def _leakage(lines: Sequence[Json]) -> tuple[Paragraph, Table]:
     names = list(lines[0]["leakage"])
     rows = tuple(
-        (line["method"], *(number(line["leakage"][name]) for name in names))
-        for line in lines
-        if line["leakage"]
+        (line["method"], *(number(line["leakage"][name]) for name in names)) for line in lines if line["leakage"]
     )
     text = "ROC AUC of a linear probe that guesses the attribute from the features just below the head; 0.5 is chance."
     return Paragraph(text), Table("The probe's ROC AUC, mean over seeds", ("Method", *names), rows)

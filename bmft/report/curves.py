@@ -30,9 +30,7 @@ def roc_card(side: str, predictions: Predictions, attribute: int, column: int) -
         for name, scores, targets in groups
     )
     header = ("Group", "Positives", *(f"at {at:g}" for at in AT))
-    text = (
-        "True positive rate against false positive rate over all thresholds; the dotted diagonal is guessing."
-    )
+    text = "True positive rate against false positive rate over all thresholds; the dotted diagonal is guessing."
     return Card(
         title,
         text,
@@ -54,9 +52,7 @@ def calibration_card(side: str, predictions: Predictions, attribute: int, column
         f"{row[0]}: predicted {row[2]}, observed {row[3].text}." for row in rows if isinstance(row[3], Number)
     )
     caption = Caption(
-        _id("reliability", side, attribute, column),
-        title,
-        f"Mean predicted probability and observed share. {spoken}",
+        _id("reliability", side, attribute, column), title, f"Mean predicted probability and observed share. {spoken}"
     )
     text = (
         "Observed share of positives against predicted probability, in five bins of equal size; on the "
@@ -153,9 +149,7 @@ def roc_points(
     return fpr, tpr
 
 
-def reliability_bins(
-    scores: NDArray[np.float64], targets: NDArray[np.int64], bins: int = 5
-) -> NDArray[np.float64]:
+def reliability_bins(scores: NDArray[np.float64], targets: NDArray[np.int64], bins: int = 5) -> NDArray[np.float64]:
     """Rows of (mean score, positives, samples), one per bin of equal size; none for an empty bin.
 
     >>> reliability_bins(np.array([0.1, 0.2, 0.7, 0.9]), np.array([0, 0, 1, 1]), bins=2)
@@ -163,6 +157,4 @@ def reliability_bins(
     """
     order = np.argsort(scores, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    return np.array([[scores[part].mean(), (targets[part] == 1).sum(), len(part)] for part in parts]).reshape(
-        -1, 3
-    )
+    return np.array([[scores[part].mean(), (targets[part] == 1).sum(), len(part)] for part in parts]).reshape(-1, 3)

@@ -29,9 +29,7 @@ class Explained(Protocol):
 
 def epochs_section(history: Sequence[Json]) -> Section | None:
     """The trade-off of every epoch, the chosen one marked."""
-    measured = [
-        entry for entry in history if entry.get("gap") is not None and entry.get("roc_auc") is not None
-    ]
+    measured = [entry for entry in history if entry.get("gap") is not None and entry.get("roc_auc") is not None]
     if not measured:
         return None
     chosen = [
@@ -44,9 +42,7 @@ def epochs_section(history: Sequence[Json]) -> Section | None:
         f"further up a better ranking; hollow marks did not meet the conditions. {' '.join(chosen)}"
     )
     points = [
-        figures.Point(
-            entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen")
-        )
+        figures.Point(entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen"))
         for entry in measured
     ]
     caption = Caption("epochs", "Gap against ROC AUC, every epoch", text)
@@ -96,9 +92,7 @@ def mask_section(mask: Json) -> Section:
         f"bars give the share within each {what}."
     )
     caption = Caption("mask", f"Share of each {what} in the mask", text)
-    chart = partial(
-        figures.bars, [*shares], [100 * share for share in shares.values()], caption, x="% of its weights"
-    )
+    chart = partial(figures.bars, [*shares], [100 * share for share in shares.values()], caption, x="% of its weights")
     rows = tuple(
         (
             name,
@@ -111,9 +105,7 @@ def mask_section(mask: Json) -> Section:
     )
     header = ("Layer", "Selected", "Weights", "% of layer", "% of mask")
     table = Folded("Every layer as a table", (Table("Weights in the mask, layer by layer", header, rows),))
-    return Section(
-        "mask", "Where the mask sits", (Cards((Card(f"Share of each {what}", text, chart),)), table)
-    )
+    return Section("mask", "Where the mask sits", (Cards((Card(f"Share of each {what}", text, chart),)), table))
 
 
 def _shares(layers: Mapping[str, Json]) -> dict[str, float]:
@@ -145,13 +137,9 @@ def stability_section(stability: Json) -> Section:
         f"1 is the same mask, and masks drawn at random would share {number(stability.get('expected'), 2)}."
     )
     chart = partial(figures.grid, overlap, labels, labels, Caption("stability", "Overlap of masks", text))
-    rows = tuple(
-        (name, *(number(value, 2) for value in row)) for name, row in zip(labels, overlap, strict=True)
-    )
+    rows = tuple((name, *(number(value, 2) for value in row)) for name, row in zip(labels, overlap, strict=True))
     table = Table("Overlap of each pair of masks", ("Mask", *labels), rows)
-    return Section(
-        "stability", "How stable the mask is", (Cards((Card("Overlap of masks", text, chart, table),)),)
-    )
+    return Section("stability", "How stable the mask is", (Cards((Card("Overlap of masks", text, chart, table),)),))
 
 
 def pixels_section(cases: Sequence[Explained]) -> Section:

@@ -90,9 +90,7 @@ class Point:
     chosen: bool = False
 
 
-def forest(
-    rows: Sequence[ForestRow], caption: Caption, *, labels: tuple[str, str], from_zero: bool = False
-) -> str:
+def forest(rows: Sequence[ForestRow], caption: Caption, *, labels: tuple[str, str], from_zero: bool = False) -> str:
     """Estimates with intervals, one line per row, before (hollow) above after (filled)."""
     paired, names = any(row.after is not None for row in rows), [_short(row.label) for row in rows]
 
@@ -163,9 +161,7 @@ def tradeoff(points: Sequence[Point], caption: Caption, *, x: str, y: str) -> st
         for point in points:
             if point.chosen:
                 axes.plot([point.gap], [point.auc], "o", markersize=14, color=INK, markerfacecolor="none")
-                axes.annotate(
-                    "chosen", (point.gap, point.auc), xytext=(0, 11), textcoords="offset points", ha="center"
-                )
+                axes.annotate("chosen", (point.gap, point.auc), xytext=(0, 11), textcoords="offset points", ha="center")
         axes.set(xlabel=x, ylabel=y)
         axes.margins(0.12)
         axes.grid()
@@ -181,12 +177,7 @@ def bars(labels: Sequence[str], values: Sequence[float], caption: Caption, *, x:
         axes.barh(range(len(labels)), values, color=AFTER, height=0.66)
         for position, value in enumerate(values):
             axes.annotate(
-                f"{value:.3g}",
-                (value, position),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=10,
+                f"{value:.3g}", (value, position), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10
             )
         axes.set_yticks(range(len(labels)), names)
         axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -198,26 +189,15 @@ def bars(labels: Sequence[str], values: Sequence[float], caption: Caption, *, x:
     return render(draw, caption, plot=8 + 19 * len(labels), left=_room(names), labelled=True)
 
 
-def grid(
-    values: Floats,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    caption: Caption,
-    *,
-    numbers: bool = True,
-) -> str:
+def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: Caption, *, numbers: bool = True) -> str:
     """A matrix of values in [0, 1] as shaded cells; NaN cells are left out."""
     names = [_short(name, keep_end=True) for name in rows]
 
     def draw(axes: Axes) -> None:
         for i, j in np.argwhere(np.isfinite(values)):
             shade = 0.75 * float(np.clip(values[i, j], 0, 1))
-            axes.add_patch(
-                Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, facecolor=AFTER, alpha=shade, linewidth=0)
-            )
-            axes.add_patch(
-                Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=GRID, linewidth=0.6)
-            )
+            axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, facecolor=AFTER, alpha=shade, linewidth=0))
+            axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=GRID, linewidth=0.6))
             if numbers:
                 axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=10)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
@@ -282,9 +262,7 @@ def render(
         figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
         draw(figure.add_axes(place))
         if rows:
-            figure.legend(
-                loc="lower center", ncols=columns, handlelength=2.6, columnspacing=1.2, borderaxespad=0
-            )
+            figure.legend(loc="lower center", ncols=columns, handlelength=2.6, columnspacing=1.2, borderaxespad=0)
         buffer = io.StringIO()
         canvas: Any = FigureCanvasSVG(figure)
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -30,15 +30,11 @@ def _metrics(audit: Json) -> Iterator[dict[str, Any]]:
     paths: list[tuple[str, tuple[str, ...]]] = [(measure(key).name, ("overall", key)) for key in _OVERALL]
     for attribute, groups in audit["by_group"].items():
         paths += [
-            (f"{gap_name(key)}, difference between groups of {attribute}", ("gaps", attribute, key))
-            for key in GAPS
+            (f"{gap_name(key)}, difference between groups of {attribute}", ("gaps", attribute, key)) for key in GAPS
         ]
         for group, figures in groups.items():
             paths.append(
-                (
-                    f"ROC AUC, {attribute} {group}, n = {figures['n']}",
-                    ("by_group", attribute, group, "roc_auc"),
-                )
+                (f"ROC AUC, {attribute} {group}, n = {figures['n']}", ("by_group", attribute, group, "roc_auc"))
             )
     for name, path in paths:
         value = value_of(audit, path)
@@ -69,11 +65,7 @@ def _yaml(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [line for key, item in value.items() for line in _entry(key, item)]
     if isinstance(value, list):
-        return [
-            ("- " if number == 0 else "  ") + line
-            for item in value
-            for number, line in enumerate(_yaml(item))
-        ]
+        return [("- " if number == 0 else "  ") + line for item in value for number, line in enumerate(_yaml(item))]
     if isinstance(value, str):  # YAML refuses control characters that JSON lets through
         value = "".join(letter if letter.isprintable() else " " for letter in value)
     return [json.dumps(value, ensure_ascii=False)]

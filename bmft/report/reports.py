@@ -170,12 +170,7 @@ def _audit_page(report: AuditReport, date: str) -> Page:
         appendix.limits_section(sides.before, evaluated_on=""),
     ]
     return Page(
-        headline(sides.before, None, status="audit"),
-        "audit",
-        "Audit of one model",
-        lead,
-        _present(found),
-        date,
+        headline(sides.before, None, status="audit"), "audit", "Audit of one model", lead, _present(found), date
     )
 
 

@@ -29,12 +29,7 @@ def search_section(search: Json) -> Section:
         cards.append(_switches_card(search["mask"]))
     facts = tuple((name, _fact(search[key])) for key, name in _FACTS.items() if search.get(key) is not None)
     if None not in (search.get("select"), search.get("test")):
-        facts += (
-            (
-                "Optimism, selection minus test",
-                number(search["select"] - search["test"], signed=True),
-            ),
-        )
+        facts += (("Optimism, selection minus test", number(search["select"] - search["test"], signed=True)),)
     table: tuple[Block, ...] = (Table("The search in numbers", ("What", "Value"), facts),) if facts else ()
     ends = (_finals_table(search["finals"], search.get("finals_failed", {})),) if search.get("finals") else ()
     every = Folded("Every trial as a table", (_trials_table(search["trials"]),))
@@ -48,9 +43,7 @@ def _fact(value: float) -> str:
 def _trials_card(search: Json) -> Card:
     trials: Sequence[Json] = search["trials"]
     objective = humanise(str(search.get("objective", "objective")))
-    values = np.array(
-        [np.nan if trial.get("value") is None else trial["value"] for trial in trials], dtype=float
-    )
+    values = np.array([np.nan if trial.get("value") is None else trial["value"] for trial in trials], dtype=float)
     best = (np.fmin if search.get("direction") == "minimize" else np.fmax).accumulate(values)
     done = int(np.isfinite(values).sum())
     top = number(float(best[-1]))
@@ -70,11 +63,14 @@ def _trials_table(trials: Sequence[Json]) -> Table:
 def _finals_table(finals: Sequence[Json], failed: Mapping[str, str]) -> Table:
     rows = tuple(
         (
-            str(final["name"]), number(final["value"], 4), "no" if final["harmless"] else "yes",
-            count(final["image_passes"]), "kept" if final["kept"] else "",
+            str(final["name"]),
+            number(final["value"], 4),
+            "no" if final["harmless"] else "yes",
+            count(final["image_passes"]),
+            "kept" if final["kept"] else "",
         )
         for final in finals
-    )  # fmt: skip
+    )
     rows += tuple((name, "–", "–", "–", f"failed: {reason}") for name, reason in failed.items())
     header = ("Run at the end", "Value on selection", "Does harm", "Image-passes", "")
     return Table("The runs at the end, of which the best is kept", header, rows)
@@ -83,13 +79,10 @@ def _finals_table(finals: Sequence[Json], failed: Mapping[str, str]) -> Table:
 def _front_card(front: Sequence[Json]) -> Card:
     text = f"The {len(front)} trials that no other beats in both gap and ROC AUC."
     points = [
-        figures.Point(trial["gap"], trial["roc_auc"], "trial", chosen=bool(trial.get("chosen")))
-        for trial in front
+        figures.Point(trial["gap"], trial["roc_auc"], "trial", chosen=bool(trial.get("chosen"))) for trial in front
     ]
     chart = partial(figures.tradeoff, points, Caption("front", "Pareto front", text), x="gap", y="ROC AUC")
-    rows = tuple(
-        (str(trial.get("number", "")), number(trial["gap"]), number(trial["roc_auc"])) for trial in front
-    )
+    rows = tuple((str(trial.get("number", "")), number(trial["gap"]), number(trial["roc_auc"])) for trial in front)
     return Card("Pareto front", text, chart, Table("Trials on the front", ("Trial", "Gap", "ROC AUC"), rows))
 
 
@@ -99,9 +92,7 @@ def _importance_card(importances: Mapping[str, float]) -> Card:
     text = f"Share of the variation between trials that each setting accounts for; the largest is {names[0]}."
     chart = partial(figures.bars, names, values, Caption("switches", "What mattered", text), x="importance")
     rows = tuple((name, number(value)) for name, value in ranked)
-    return Card(
-        "What mattered", text, chart, Table("Importance of each setting", ("Setting", "Importance"), rows)
-    )
+    return Card("What mattered", text, chart, Table("Importance of each setting", ("Setting", "Importance"), rows))
 
 
 def _switches_card(mask: Mapping[str, Mapping[str, bool]]) -> Card:

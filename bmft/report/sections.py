@@ -58,9 +58,7 @@ class Sides:
         """Headings of the columns that `cells` fills."""
         return (self.names[0],) if self.after is None else (*self.names, "Change")
 
-    def cells(
-        self, path: tuple[str, ...], change: Estimate | None = None, better: int = 0
-    ) -> tuple[Cell, ...]:
+    def cells(self, path: tuple[str, ...], change: Estimate | None = None, better: int = 0) -> tuple[Cell, ...]:
         """The figure at `path` on each side with its interval, and how far it moved."""
         values = [value_of(audit, path) for audit in self.audits]
         spans = [span(interval_of(audit, *path)) for audit in self.audits]
@@ -117,11 +115,7 @@ def _who_moved(sides: Sides) -> Iterator[Block]:
         if attribute and (better := measure(key).better)
     ]
     for word in ("worse", "better"):
-        found = [
-            (group, figure, _with_interval(change))
-            for found, group, figure, change in judged
-            if found == word
-        ]
+        found = [(group, figure, _with_interval(change)) for found, group, figure, change in judged if found == word]
         groups = [*dict.fromkeys(group for group, *_ in found)]
         yield Paragraph(f"{word.capitalize()} in at least one figure: {joined(groups) or 'no group'}.")
         level = percent(sides.before["level"])
@@ -142,18 +136,13 @@ def groups_section(sides: Sides) -> Section:
     blocks: list[Block] = []
     for place, (attribute, groups) in enumerate(sides.before["by_group"].items()):
         keys = [key for key in MAIN if any(key in of for of in groups.values())]
-        cards = [
-            _gap_card(sides, attribute, place),
-            *(_rate_card(sides, attribute, key, place) for key in keys),
-        ]
+        cards = [_gap_card(sides, attribute, place), *(_rate_card(sides, attribute, key, place) for key in keys)]
         others = [_other_measures(sides, attribute), _other_gaps(sides, attribute)]
         if several(sides.before["overall"]):
             others.append(_by_class(sides, attribute))
         blocks += [Heading(f"Groups of {attribute}"), Cards(tuple(cards))]
         blocks.append(Folded(f"Every other measure for {attribute}", tuple(others)))
-    return Section(
-        "groups", "Before and after, group by group" if sides.after else "Group by group", tuple(blocks)
-    )
+    return Section("groups", "Before and after, group by group" if sides.after else "Group by group", tuple(blocks))
 
 
 def _gap_card(sides: Sides, attribute: str, place: int) -> Card:
@@ -163,9 +152,7 @@ def _gap_card(sides: Sides, attribute: str, place: int) -> Card:
         "differences in true and false positive rate."
     )
     rows = [_forest_row(sides, ("gaps", attribute, key), gap_name(key)) for key in keys]
-    caption = Caption(
-        f"gaps-{place}", f"Gaps between groups of {attribute}", f"{text} {_aloud(rows, sides.names)}"
-    )
+    caption = Caption(f"gaps-{place}", f"Gaps between groups of {attribute}", f"{text} {_aloud(rows, sides.names)}")
     cells = tuple((gap_name(key), *sides.cells(("gaps", attribute, key))) for key in keys)
     chart = partial(figures.forest, rows, caption, labels=sides.names, from_zero=True)
     return Card("Gaps", text, chart, Table("Gaps", ("Gap in", *sides.columns), cells))
@@ -175,35 +162,25 @@ def _rate_card(sides: Sides, attribute: str, key: str, place: int) -> Card:
     about, groups = measure(key), sides.before["by_group"][attribute]
     direction = {1: " Higher is better.", -1: " Lower is better.", 0: ""}[about.better]
     rows = [_forest_row(sides, ("by_group", attribute, group, key), group) for group in groups]
-    title, spoken = (
-        f"{about.name} of the groups of {attribute}",
-        f"{about.meaning} {_aloud(rows, sides.names)}",
-    )
+    title, spoken = (f"{about.name} of the groups of {attribute}", f"{about.meaning} {_aloud(rows, sides.names)}")
     caption = Caption(f"{key.replace('_', '-')}-{place}", title, spoken)
     cells = tuple(
         (
             group,
             count(counted(of, about.of)),
-            *sides.cells(
-                ("by_group", attribute, group, key), sides.changes.get((attribute, group, key)), about.better
-            ),
+            *sides.cells(("by_group", attribute, group, key), sides.changes.get((attribute, group, key)), about.better),
         )
         for group, of in groups.items()
     )
     of = "Cases" if about.of == "n" or several(sides.before["overall"]) else about.of.capitalize()
     table = Table(about.name, ("Group", of, *sides.columns), cells)
     return Card(
-        about.name,
-        about.meaning + direction,
-        partial(figures.forest, rows, caption, labels=sides.names),
-        table,
+        about.name, about.meaning + direction, partial(figures.forest, rows, caption, labels=sides.names), table
     )
 
 
 def _forest_row(sides: Sides, path: tuple[str, ...], label: str) -> ForestRow:
-    return ForestRow(
-        label, *(_estimate(value_of(audit, path), interval_of(audit, *path)) for audit in sides.audits)
-    )
+    return ForestRow(label, *(_estimate(value_of(audit, path), interval_of(audit, *path)) for audit in sides.audits))
 
 
 def _estimate(value: float | None, interval: Sequence[float | None] | None) -> Estimate:
@@ -224,9 +201,7 @@ def _aloud(rows: Sequence[ForestRow], names: tuple[str, str]) -> str:
 
 def _other_measures(sides: Sides, attribute: str) -> Table:
     groups: Mapping[str, Json] = sides.before["by_group"][attribute]
-    keys = [
-        key for key in _plain_keys(next(iter(groups.values()), {})) if key not in (*MAIN, "n", "n_positive")
-    ]
+    keys = [key for key in _plain_keys(next(iter(groups.values()), {})) if key not in (*MAIN, "n", "n_positive")]
     rows = tuple(
         (
             measure(key).name,

@@ -30,10 +30,7 @@ class Measure:
 
 MEASURES: Mapping[str, Measure] = {
     "true_positive_rate": Measure(
-        "True positive rate (sensitivity)",
-        "Share of the positive cases that the model calls positive.",
-        1,
-        "positives",
+        "True positive rate (sensitivity)", "Share of the positive cases that the model calls positive.", 1, "positives"
     ),
     "false_positive_rate": Measure(
         "False positive rate",
@@ -41,12 +38,8 @@ MEASURES: Mapping[str, Measure] = {
         -1,
         "negatives",
     ),
-    "roc_auc": Measure(
-        "ROC AUC", "Chance that a positive case is scored above a negative one; 0.5 is guessing.", 1
-    ),
-    "selection_rate": Measure(
-        "Predicted-positive rate", "Share of all cases that the model calls positive.", 0
-    ),
+    "roc_auc": Measure("ROC AUC", "Chance that a positive case is scored above a negative one; 0.5 is guessing.", 1),
+    "selection_rate": Measure("Predicted-positive rate", "Share of all cases that the model calls positive.", 0),
     "accuracy": Measure("Accuracy", "Share of cases called correctly.", 1),
     "balanced_accuracy": Measure("Balanced accuracy", "Mean of sensitivity and specificity.", 1),
     "average_precision": Measure("Average precision", "Area under the precision-recall curve.", 1),
@@ -54,12 +47,8 @@ MEASURES: Mapping[str, Measure] = {
     "true_negative_rate": Measure(
         "True negative rate (specificity)", "Share of negatives called negative.", 1, "negatives"
     ),
-    "false_negative_rate": Measure(
-        "False negative rate", "Share of positives called negative.", -1, "positives"
-    ),
-    "brier_score": Measure(
-        "Brier score", "Mean squared distance of the predicted probability from the outcome.", -1
-    ),
+    "false_negative_rate": Measure("False negative rate", "Share of positives called negative.", -1, "positives"),
+    "brier_score": Measure("Brier score", "Mean squared distance of the predicted probability from the outcome.", -1),
     "expected_calibration_error": Measure(
         "Calibration error", "Mean distance of predicted probability and observed share, in ten bins.", -1
     ),
@@ -211,8 +200,7 @@ def auc_sentence(before: Json, after: Json | None) -> str:
 def caveats(audit: Json) -> list[str]:
     """What a reader has to know before any figure."""
     return [
-        f"Careful: {flag}. Figures of a model that does not tell cases apart mean little."
-        for flag in audit["flags"]
+        f"Careful: {flag}. Figures of a model that does not tell cases apart mean little." for flag in audit["flags"]
     ]
 
 

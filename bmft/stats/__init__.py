@@ -13,4 +13,16 @@ from bmft.stats.intervals import (
     wilson,
 )
 
-__all__ = ["Interval", "Statistic", "Units", "delong", "delong_paired", "miettinen_nurminen", "never_seen", "placements", "quantile", "tango", "wilson"]
+__all__ = [
+    "Interval",
+    "Statistic",
+    "Units",
+    "delong",
+    "delong_paired",
+    "miettinen_nurminen",
+    "never_seen",
+    "placements",
+    "quantile",
+    "tango",
+    "wilson",
+]

@@ -60,9 +60,7 @@ def newcombe(x1: ArrayLike, n1: ArrayLike, x2: ArrayLike, n2: ArrayLike, level: 
     return difference(_float(x1) / _positive(n1), first, _float(x2) / _positive(n2), second)
 
 
-def miettinen_nurminen(
-    x1: ArrayLike, n1: ArrayLike, x2: ArrayLike, n2: ArrayLike, level: float = 0.95
-) -> Interval:
+def miettinen_nurminen(x1: ArrayLike, n1: ArrayLike, x2: ArrayLike, n2: ArrayLike, level: float = 0.95) -> Interval:
     """Score interval of ``x1 / n1 - x2 / n2`` (Miettinen and Nurminen 1985).
 
     The differences a score test does not reject, its variance taken where the rates differ by just that much;

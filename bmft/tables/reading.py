@@ -44,9 +44,13 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 def _read_csv(path: Path, separator: str) -> pd.DataFrame:
     options: dict[str, Any] = {
-        "sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False,
+        "sep": separator,
+        "dtype": str,
+        "keep_default_na": False,
+        "encoding": "utf-8-sig",
+        "index_col": False,
         "skipinitialspace": True,
-    }  # fmt: skip
+    }
     try:
         with warnings.catch_warnings():
             # pandas drops surplus fields with no more than this warning
@@ -62,9 +66,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty; expected a header and one row per image.") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: not a readable CSV, or a row does not fit the header: {short(error)}"
-        ) from error
+        raise DataError(f"{path}: not a readable CSV, or a row does not fit the header: {short(error)}") from error
     table.columns = pd.Index([str(name).strip() for name in table.columns])
     return pd.DataFrame(table.fillna(""))
 
@@ -134,4 +136,3 @@ def as_number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-

@@ -8,4 +8,17 @@ from bmft.training.selection import Limits, Selection, gap_of
 from bmft.training.settings import Step
 from bmft.training.state import Course, EpochKeeper
 
-__all__ = ["Course", "EpochKeeper", "Journal", "Limits", "Loss", "PooledLoss", "SelectedWeights", "Selection", "Step", "gap_of", "masked", "tune"]
+__all__ = [
+    "Course",
+    "EpochKeeper",
+    "Journal",
+    "Limits",
+    "Loss",
+    "PooledLoss",
+    "SelectedWeights",
+    "Selection",
+    "Step",
+    "gap_of",
+    "masked",
+    "tune",
+]

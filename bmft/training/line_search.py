@@ -20,9 +20,16 @@ _FIRST_RATE, _FACTORS = 1e-3, 16
 
 
 def best_step(
-    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, data: GroupedData, step: Step, *, seed: int,
-    batches: int = 4, room: Room | None = None,
-) -> float:  # fmt: skip
+    model: nn.Module,
+    chosen: SelectedWeights,
+    pooled: PooledLoss,
+    data: GroupedData,
+    step: Step,
+    *,
+    seed: int,
+    batches: int = 4,
+    room: Room | None = None,
+) -> float:
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
     The step is the one that the optimizer takes first. From the rate at which the slope alone would take the loss to 0
@@ -70,9 +77,12 @@ def _first_power(loss: float, slope: float, longest: float) -> int:
 
 
 def _mean_loss_and_gradient(
-    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]],
+    model: nn.Module,
+    chosen: SelectedWeights,
+    pooled: PooledLoss,
+    batches: Sequence[tuple[Tensor, GroupBatch]],
     room: Room,
-) -> tuple[float, Tensor]:  # fmt: skip
+) -> tuple[float, Tensor]:
     loss, gradient = 0.0, torch.zeros_like(chosen.vector)
     logits = pooled.logits.clone()
     for index, batch in batches:
@@ -84,9 +94,7 @@ def _mean_loss_and_gradient(
 
 
 @torch.no_grad()
-def _mean_loss(
-    model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]], room: Room
-) -> float:
+def _mean_loss(model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]], room: Room) -> float:
     logits, total = pooled.logits.clone(), 0.0
     for index, batch in batches:
         pooled.logits.copy_(logits)

@@ -7,14 +7,14 @@ from types import FunctionType
 import torch
 from torch import nn
 
-from bmft.compute import Room, Share
+from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import GroupedData, stratified_batches
 from bmft.masks import WeightMask
 from bmft.models import Tail, evaluating, trainable
 from bmft.training.line_search import best_step
 from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights
-from bmft.training.passes import AutocastMaker, augmented, logits_of, take_gradient
+from bmft.training.passes import augmented, logits_of, take_gradient
 from bmft.training.settings import Step
 from bmft.training.state import Course, EpochKeeper
 
@@ -58,21 +58,24 @@ def tune(
         plain = isinstance(step.optimizer, str) and isinstance(loss.objective, FunctionType)
         keeper = keeper if plain and step.norm_stats == "frozen" else None
         kept = keeper.read() if keeper else None
-        logits = kept["logits"].to(device) if kept else room(
-            lambda size: logits_of(runs, data, size, device, autocast), step.batch_size
-        )  # fmt: skip
+        logits = (
+            kept["logits"].to(device)
+            if kept
+            else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
+        )
         pooled = PooledLoss(loss, data, logits, multi_label)
-        rate = float(kept["numbers"][0]) if kept else step.learning_rate or step.trust * best_step(
-            runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room
-        )  # fmt: skip
+        rate = (
+            float(kept["numbers"][0])
+            if kept
+            else step.learning_rate
+            or step.trust * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room)
+        )
         course = Course(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
         if kept:
             course.go_on(kept)
         while course.epoch < step.epochs and not course.stopped:
             course.epoch += 1
-            batches = list(
-                stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
-            )
+            batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
             total = 0.0
             own = (index[Share(len(index)).rows] for index in batches)
             for index, batch in zip(batches, data.iterate(own), strict=True):

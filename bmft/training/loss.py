@@ -85,9 +85,7 @@ class PooledLoss:
 def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
     """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over labels."""
     if multi_label or logits.shape[1] == 1:
-        losses = nn.functional.binary_cross_entropy_with_logits(
-            logits, targets.to(logits.dtype), reduction="none"
-        )
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return losses.mean(1)
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 

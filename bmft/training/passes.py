@@ -17,9 +17,15 @@ from bmft.training.settings import FLIPS
 
 
 def take_gradient(
-    model: nn.Module, chosen: SelectedWeights, pooled: PooledLoss, inputs: Any, index: Tensor, autocast: AutocastMaker,
-    room: Room, epoch: int,
-) -> float:  # fmt: skip
+    model: nn.Module,
+    chosen: SelectedWeights,
+    pooled: PooledLoss,
+    inputs: Any,
+    index: Tensor,
+    autocast: AutocastMaker,
+    room: Room,
+    epoch: int,
+) -> float:
     """Give the chosen weights the gradient of one batch's loss; returns the loss.
 
     The loss of all logits gives each logit's share of the gradient, which the passes of the pieces, and those of the

@@ -187,10 +187,7 @@ class Selection:
         for attribute, groups in before.by_group.items():
             for group, metrics in groups.items():
                 now = report.by_group[attribute][group]["roc_auc"]
-                if (
-                    math.isfinite(metrics["roc_auc"])
-                    and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop
-                ):
+                if math.isfinite(metrics["roc_auc"]) and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop:
                     return False
         return True
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from ..console import put, settings
-from ..options import Command, Common, common_options, option
 from ..distributed import part_company
+from ..options import Command, Common, common_options, option
 from ..tables import audit_table
 
 

@@ -16,12 +16,7 @@ from ..sites import Sites, sites_option
 if TYPE_CHECKING:
     from bmft.comparison import Comparison
 
-_FIGURES = {
-    "gap": "gap",
-    "roc_auc": "ROC AUC",
-    "worst_group_roc_auc": "worst group",
-    "balanced_accuracy": "bal. acc.",
-}
+_FIGURES = {"gap": "gap", "roc_auc": "ROC AUC", "worst_group_roc_auc": "worst group", "balanced_accuracy": "bal. acc."}
 
 
 @click.command(cls=Command)
@@ -43,9 +38,7 @@ _FIGURES = {
     show_default="0.5,1",
     help="How far along step 1 the extractor goes; every point gets a head.",
 )
-@option(
-    "--jobs", type=click.IntRange(1), metavar="N", help="Processes. [default: one per processor, at most 4]"
-)
+@option("--jobs", type=click.IntRange(1), metavar="N", help="Processes. [default: one per processor, at most 4]")
 @option(
     "--report",
     metavar="DIR",
@@ -57,9 +50,17 @@ _FIGURES = {
 @common_options()
 @shared_options
 def compare(
-    checkpoint: str, common: Common, how: How, methods: str | None, seeds: int, tuning: int, path: Any,
-    jobs: int | None, report: str, sites: Sites,
-) -> None:  # fmt: skip
+    checkpoint: str,
+    common: Common,
+    how: How,
+    methods: str | None,
+    seeds: int,
+    tuning: int,
+    path: Any,
+    jobs: int | None,
+    report: str,
+    sites: Sites,
+) -> None:
     """Run every method and baseline on CHECKPOINT under one budget, and say which is best on these data.
 
     Each gets the same fit and select rows, the same passes over the images (--epochs; 3,5 by default), the
@@ -77,18 +78,32 @@ def compare(
     from bmft.comparison import compare as run
 
     world = World(
-        job.model, job.fit, job.select, job.test, {name: job.site(file) for name, file in sites}, job.threshold,
-        how.max_auc_drop, how.max_group_auc_drop, common.multi_label, common.head, common.device,
-    )  # fmt: skip
+        job.model,
+        job.fit,
+        job.select,
+        job.test,
+        {name: job.site(file) for name, file in sites},
+        job.threshold,
+        how.max_auc_drop,
+        how.max_group_auc_drop,
+        common.multi_label,
+        common.head,
+        common.device,
+    )
     config = dict(how.config)
     epochs = config.pop("epochs", (3, 5))
     budget = Budget(epochs if isinstance(epochs, tuple) else (epochs, epochs), _points(path), tuning, seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     with Progress() as bar:
         comparison = run(
-            world, methods=names, budget=budget, config=config, folder=Path(report) / "trials",
-            jobs=jobs or min(4, os.cpu_count() or 1), progress=bar,
-        )  # fmt: skip
+            world,
+            methods=names,
+            budget=budget,
+            config=config,
+            folder=Path(report) / "trials",
+            jobs=jobs or min(4, os.cpu_count() or 1),
+            progress=bar,
+        )
     if comparison.where:
         click.echo(comparison.where)
     click.echo(comparison_table(comparison))

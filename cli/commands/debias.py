@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import REJECTED, Progress, settings, table
+from ..distributed import part_company, several
 from ..method import How, method_options
 from ..options import Command, Common, common_options, option
-from ..distributed import part_company, several
 from ..sites import Sites, sites_option, sites_table
 from ..tables import audit_table
 
@@ -27,14 +27,8 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("checkpoint")
-@option(
-    "--out",
-    metavar="FILE",
-    help="Where to write the new checkpoint. [default: fair, with CHECKPOINT's suffix]",
-)
-@option(
-    "--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here."
-)
+@option("--out", metavar="FILE", help="Where to write the new checkpoint. [default: fair, with CHECKPOINT's suffix]")
+@option("--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here.")
 @sites_option
 @option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
 @option("--resume", is_flag=True, help="Go on where a run with the same options was killed, to the same bytes.")
@@ -42,9 +36,16 @@ if TYPE_CHECKING:
 @common_options()
 @method_options
 def debias(
-    checkpoint: str, common: Common, how: How, out: str | None, report: str | None, sites: Sites, leakage: bool,
-    resume: bool, dry_run: bool,
-) -> None:  # fmt: skip
+    checkpoint: str,
+    common: Common,
+    how: How,
+    out: str | None,
+    report: str | None,
+    sites: Sites,
+    leakage: bool,
+    resume: bool,
+    dry_run: bool,
+) -> None:
     """Reduce CHECKPOINT's gap between groups by moving only the weights that carry it.
 
     Weights are moved on the fit rows, the epoch is chosen on select, and before and after are measured on
@@ -117,12 +118,24 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
 
     with Progress() as bar:
         return run(
-            job.model, job.fit, job.select, test=job.test, method=how.method, config=how.config,
-            keep=how.keep, max_auc_drop=how.max_auc_drop, max_group_auc_drop=how.max_group_auc_drop,
-            journal=journal, resume=resume, threshold=job.threshold,
-            seed=job.common.seed, device=job.common.device, head=job.common.head,
-            multi_label=job.common.multi_label, progress=lambda now: bar(now.done, now.total, now.phase),
-        )  # fmt: skip
+            job.model,
+            job.fit,
+            job.select,
+            test=job.test,
+            method=how.method,
+            config=how.config,
+            keep=how.keep,
+            max_auc_drop=how.max_auc_drop,
+            max_group_auc_drop=how.max_group_auc_drop,
+            journal=journal,
+            resume=resume,
+            threshold=job.threshold,
+            seed=job.common.seed,
+            device=job.common.device,
+            head=job.common.head,
+            multi_label=job.common.multi_label,
+            progress=lambda now: bar(now.done, now.total, now.phase),
+        )
 
 
 def outcome_table(job: Job, outcome: Outcome) -> str:
@@ -157,10 +170,7 @@ def _elsewhere(job: Job, outcome: Outcome, elsewhere: Mapping[str, GroupedData])
 
     measuring = {"threshold": job.threshold, "seed": job.common.seed, **job.measuring}
     audits = {
-        name: {
-            "before": audit(job.model, data, **measuring),
-            "after": audit(outcome.model, data, **measuring),
-        }
+        name: {"before": audit(job.model, data, **measuring), "after": audit(outcome.model, data, **measuring)}
         for name, data in elsewhere.items()
     }
     if audits:
@@ -176,9 +186,7 @@ def _leakage(job: Job, outcome: Outcome) -> dict[str, Any]:
     options = {"head": job.common.head, "seed": job.common.seed}
     found = sides(*(attribute_leakage(model, measured, **options) for model in (job.model, outcome.model)))
     for name, side in found.items():
-        click.echo(
-            f"leakage of {name}, a linear probe's ROC AUC: {side['before']:.3f} -> {side['after']:.3f}"
-        )
+        click.echo(f"leakage of {name}, a linear probe's ROC AUC: {side['before']:.3f} -> {side['after']:.3f}")
     return {"leakage": found}
 
 

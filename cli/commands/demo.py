@@ -8,16 +8,14 @@ from pathlib import Path
 import click
 
 from ..console import put, settings
-from .debias import debias
 from ..options import Command, option, talking_options
+from .debias import debias
 
 
 @click.command(cls=Command)
 @option("--out", default="demo", metavar="DIR", help="Where the images, the checkpoints and the report go.")
 @option("--number", type=click.IntRange(100), default=5000, metavar="N", help="Images to draw.")
-@option(
-    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Same seed, same machine: the same bytes."
-)
+@option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Same seed, same machine: the same bytes.")
 @talking_options
 @click.pass_context
 def demo(ctx: click.Context, out: str, number: int, seed: int) -> None:
@@ -37,15 +35,7 @@ def demo(ctx: click.Context, out: str, number: int, seed: int) -> None:
     checkpoint = _train(folder, manifest, seed)
     config = folder / "bmft.toml"
     put(_CONFIG.format(manifest=manifest.as_posix(), seed=seed), config)
-    arguments = [
-        str(checkpoint),
-        "--config",
-        str(config),
-        "--out",
-        str(folder / "debiased.pt"),
-        "--report",
-        out,
-    ]
+    arguments = [str(checkpoint), "--config", str(config), "--out", str(folder / "debiased.pt"), "--report", out]
     settings().say(f"now the main job: bmft debias {' '.join(arguments)}")
     with debias.make_context("debias", arguments, parent=ctx) as context:
         debias.invoke(context)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import put, settings
-from ..options import Command, Common, common_options, option
 from ..distributed import part_company
+from ..options import Command, Common, common_options, option
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -97,13 +97,9 @@ def _agreed(common: Common, policy: Policy) -> Common:
         ("threshold", common.threshold, policy.threshold),
     ):
         if own is not None and theirs is not None and own != theirs:
-            raise click.UsageError(
-                f"--{name} is {own}, but the policy's {name} is {theirs}: drop one of them."
-            )
+            raise click.UsageError(f"--{name} is {own}, but the policy's {name} is {theirs}: drop one of them.")
     if policy.threshold is not None and common.threshold_from is not None:
-        raise click.UsageError(
-            "--threshold-from picks a threshold, but the policy has one: drop one of them."
-        )
+        raise click.UsageError("--threshold-from picks a threshold, but the policy has one: drop one of them.")
     if common.sensitive and set(common.sensitive) - set(policy.sensitive):
         settings().say("--sensitive is not used: the policy names the attributes")
     threshold = common.threshold if policy.threshold is None else policy.threshold
@@ -137,11 +133,7 @@ def _from_tables(predictions: str, baseline: str | None, common: Common) -> Evid
     reports = {
         name: audit(
             read_predictions(
-                path,
-                sensitive=common.sensitive,
-                cluster=common.cluster,
-                split_column=common.split_column,
-                split=split,
+                path, sensitive=common.sensitive, cluster=common.cluster, split_column=common.split_column, split=split
             ),
             threshold=threshold,
             intervals=False,
@@ -160,9 +152,7 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
     job = load_job(common, checkpoint)
     other = None if baseline is None else load_job(common, baseline)
     if other is not None and other.checkpoint.content_hash == job.checkpoint.content_hash:
-        raise ConfigError(
-            f"the baseline {baseline} is the checkpoint itself: name the model it is to replace"
-        )
+        raise ConfigError(f"the baseline {baseline} is the checkpoint itself: name the model it is to replace")
 
     def measured(one: Job) -> AuditReport:
         return audit(one.model, job.data, threshold=job.threshold, intervals=False, **one.measuring)
@@ -211,9 +201,7 @@ def _tell(verdict: Verdict, outputs: Outputs, files: dict[str, str]) -> None:
 
     hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()}
     hashes = {"content": verdict.facts["hashes"]["data"], **hashes}
-    verdict = replace(
-        verdict, facts={**verdict.facts, "files": files, "hashes": hashes, "versions": versions()}
-    )
+    verdict = replace(verdict, facts={**verdict.facts, "files": files, "hashes": hashes, "versions": versions()})
     on_error = outputs.json == "-"
     click.echo(verdict.to_text(), err=on_error)
     if os.environ.get("GITHUB_ACTIONS") == "true":

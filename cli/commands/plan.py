@@ -12,11 +12,7 @@ _OPEN = {"min_open": True, "max_open": True}
 
 @click.command(cls=Command)
 @option(
-    "--tolerance",
-    type=click.FloatRange(0, 1, **_OPEN),
-    required=True,
-    metavar="D",
-    help="The policy's max_difference.",
+    "--tolerance", type=click.FloatRange(0, 1, **_OPEN), required=True, metavar="D", help="The policy's max_difference."
 )
 @option(
     "--rate",
@@ -57,9 +53,15 @@ _OPEN = {"min_open": True, "max_open": True}
 @option("--json", metavar="FILE", help="Write the numbers here; - is standard output.")
 @talking_options
 def plan(
-    tolerance: float, rate: float, groups: int, power: float, alpha: float, images_per_patient: float,
-    icc: float, json: str | None,
-) -> None:  # fmt: skip
+    tolerance: float,
+    rate: float,
+    groups: int,
+    power: float,
+    alpha: float,
+    images_per_patient: float,
+    icc: float,
+    json: str | None,
+) -> None:
     """Say how many samples per group a gate on the largest difference of a rate needs.
 
     They are of the kind the rate is taken among: positives for a true positive rate, negatives for a false
@@ -75,13 +77,7 @@ def plan(
     from bmft.gate import plan as find
 
     found = find(
-        tolerance,
-        rate,
-        groups=groups,
-        alpha=alpha,
-        power=power,
-        images_per_patient=images_per_patient,
-        icc=icc,
+        tolerance, rate, groups=groups, alpha=alpha, power=power, images_per_patient=images_per_patient, icc=icc
     )
     rows = [["samples per group", f"{found.per_group:,}"]]
     if images_per_patient > 1:

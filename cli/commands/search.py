@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import REJECTED, Progress, put, settings
-from .debias import outcome_table, output_path, write_outcome, write_report_of
 from ..method import How, method_options
 from ..options import Command, Common, common_options, option
+from .debias import outcome_table, output_path, write_outcome, write_report_of
 
 if TYPE_CHECKING:
     from bmft.fairtune import SearchProgress
 
-GOALS = ("worst_group_auc", "worst_group_accuracy", "auc_gap", "accuracy_gap", "equalized_odds", "average_odds",
-         "largest_group_loss", "auc", "accuracy")  # fmt: skip
+GOALS = (
+    "worst_group_auc",
+    "worst_group_accuracy",
+    "auc_gap",
+    "accuracy_gap",
+    "equalized_odds",
+    "average_odds",
+    "largest_group_loss",
+    "auc",
+    "accuracy",
+)
 ALSO = ("fraction", "bias_weight", "epochs", "score")
 
 
@@ -49,15 +58,20 @@ ALSO = ("fraction", "bias_weight", "epochs", "score")
 @option("--study", metavar="NAME", help="Name of the study. [default: made from data, weights and settings]")
 @option("--from", "start", metavar="CHECKPOINT", help="Start from these weights instead (as published).")
 @option("--out", metavar="FILE", help="Where to write the winner. [default: fair, with CHECKPOINT's suffix]")
-@option(
-    "--report", metavar="DIR", help="Write best.toml and what `bmft debias --report` writes. [default: none]"
-)
+@option("--report", metavar="DIR", help="Write best.toml and what `bmft debias --report` writes. [default: none]")
 @common_options()
 @method_options
 def search(
-    checkpoint: str, common: Common, how: How, out: str | None, report: str | None, start: str | None,
-    storage: str | None, study: str | None, **asked: Any,
-) -> None:  # fmt: skip
+    checkpoint: str,
+    common: Common,
+    how: How,
+    out: str | None,
+    report: str | None,
+    start: str | None,
+    storage: str | None,
+    study: str | None,
+    **asked: Any,
+) -> None:
     """Search which blocks and components of CHECKPOINT to fine-tune, and run the winner.
 
     Trials fit on the fit rows and are judged on select. At the end the winner is run again, also at full
@@ -80,12 +94,25 @@ def search(
     place = storage or (str(Path(report) / "study.journal") if report else None)
     with Progress() as bar:
         found = run(
-            _starting_from(common, start, job), job.fit, job.select, test=job.test, method=how.method,
-            config=how.config, keep=how.keep, max_auc_drop=how.max_auc_drop,
-            max_group_auc_drop=how.max_group_auc_drop, threshold=job.threshold, seed=common.seed,
-            device=common.device, head=common.head, multi_label=common.multi_label, storage=place, name=study,
-            progress=lambda now: bar(*_place(now)), **asked,
-        )  # fmt: skip
+            _starting_from(common, start, job),
+            job.fit,
+            job.select,
+            test=job.test,
+            method=how.method,
+            config=how.config,
+            keep=how.keep,
+            max_auc_drop=how.max_auc_drop,
+            max_group_auc_drop=how.max_group_auc_drop,
+            threshold=job.threshold,
+            seed=common.seed,
+            device=common.device,
+            head=common.head,
+            multi_label=common.multi_label,
+            storage=place,
+            name=study,
+            progress=lambda now: bar(*_place(now)),
+            **asked,
+        )
     outcome = found.outcome
     click.echo(outcome_table(job, outcome))
     click.echo(_won(found.summary))

@@ -172,11 +172,7 @@ def test_what_cannot_be_measured_is_null_in_the_file_and_nan_when_read():
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [
-        ({"schema": 2}, "schema is 2"),
-        ({"schema": None}, "schema is None"),
-        ({"gaps": ...}, "no gaps"),
-    ],
+    [({"schema": 2}, "schema is 2"), ({"schema": None}, "schema is None"), ({"gaps": ...}, "no gaps")],
 )
 def test_a_file_of_another_kind_is_refused(change, says):
     values = {**audit(make(30), intervals=False).to_dict(), **change}
@@ -235,9 +231,7 @@ def test_a_class_that_is_never_predicted_is_noted_and_a_constant_class_flagged()
 def test_several_classes_come_with_their_mean_the_worst_and_each():
     random = np.random.default_rng(0)
     scores, targets = random.dirichlet([1, 1, 1], 90), random.integers(0, 3, 90)
-    found = Predictions(
-        scores, targets, random.integers(0, 2, 90), (SEX,), task="multiclass", classes=("a", "b", "c")
-    )  # fmt: skip
+    found = Predictions(scores, targets, random.integers(0, 2, 90), (SEX,), task="multiclass", classes=("a", "b", "c"))
     report = audit(found, intervals=False)
     male = report.by_group["sex"]["male"]
     own = found.groups[:, 0] == 1
@@ -288,7 +282,7 @@ def test_the_hash_of_the_data_goes_with_the_report():
         (lambda p: audit(nn.Linear(3, 1)), ConfigError, "without data"),
         (lambda p: audit(Predictions(*(np.empty((0, 1)),) * 3, (SEX,))), DataError, "no sample"),
     ],
-)  # fmt: skip
+)
 def test_a_call_that_cannot_be_answered_is_an_error(call, error, says):
     with pytest.raises(error, match=says):
         call(make(20))

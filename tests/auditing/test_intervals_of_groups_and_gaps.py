@@ -35,14 +35,10 @@ def predictions(sizes, *, seed=0, shift=0.0, clusters=None, rate=0.4):
         shared = np.repeat(random.normal(size=patients), own)[:size] if clusters else 0
         noise = np.sqrt(0.5) * (random.normal(size=size) + shared) if clusters else random.normal(size=size)
         logits = noise + (1.5 - shift * g) * targets - 0.75
-        parts.append(
-            (1 / (1 + np.exp(-logits)), targets, np.full(size, g), g * 10**6 + np.arange(size) // own)
-        )
+        parts.append((1 / (1 + np.exp(-logits)), targets, np.full(size, g), g * 10**6 + np.arange(size) // own))
     scores, targets, groups, patients = map(np.concatenate, zip(*parts, strict=True))
     attribute = Attribute("site", tuple(f"g{g}" for g in range(len(sizes))))
-    return Predictions(
-        scores, targets.astype(int), groups, (attribute,), clusters=patients if clusters else None
-    )
+    return Predictions(scores, targets.astype(int), groups, (attribute,), clusters=patients if clusters else None)
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +75,13 @@ def test_the_interval_of_an_area_is_delongs(two):
     found, report = two
     targets, _, scores = group(found, 1)
     expected = delong(scores, targets)
-    assert report.intervals["by_group"]["site"]["g1"]["roc_auc"] == pytest.approx(
-        (expected.low, expected.high)
-    )
+    assert report.intervals["by_group"]["site"]["g1"]["roc_auc"] == pytest.approx((expected.low, expected.high))
 
 
 def test_the_interval_of_f1_is_wilsons_of_the_right_calls_among_all_positive_or_called(two):
     found, report = two
     targets, decisions, _ = group(found, 0)
-    ends = np.array(
-        proportion_confint((targets & decisions).sum(), (targets | decisions).sum(), method="wilson")
-    )
+    ends = np.array(proportion_confint((targets & decisions).sum(), (targets | decisions).sum(), method="wilson"))
     assert report.intervals["by_group"]["site"]["g0"]["f1"] == pytest.approx(list(2 * ends / (1 + ends)))
 
 
@@ -107,13 +99,9 @@ VALUES = {
 
 
 @pytest.mark.parametrize("columns", [1, 5])
-def test_the_low_end_of_a_largest_difference_is_corrected_for_the_comparisons_and_the_high_end_is_not(
-    columns,
-):
+def test_the_low_end_of_a_largest_difference_is_corrected_for_the_comparisons_and_the_high_end_is_not(columns):
     def end(difference, comparisons=1):
-        return difference + np.sqrt(2) * 0.02 * quantile(1 - 0.05 / comparisons) * (
-            -1 if comparisons > 1 else 1
-        )
+        return difference + np.sqrt(2) * 0.02 * quantile(1 - 0.05 / comparisons) * (-1 if comparisons > 1 else 1)
 
     gaps = gap_intervals(VALUES, known, 0.95, clustered=True, columns=columns)
     assert gaps["roc_auc_difference"] == pytest.approx((end(0.3, 3 * columns), end(0.3)))
@@ -136,10 +124,7 @@ def test_the_high_end_of_a_smallest_ratio_is_corrected_for_the_comparisons_and_t
 
 def test_every_figure_has_an_interval_that_holds_it(two):
     _, report = two
-    tables = [
-        (report.overall, report.intervals["overall"]),
-        (report.gaps["site"], report.intervals["gaps"]["site"]),
-    ]
+    tables = [(report.overall, report.intervals["overall"]), (report.gaps["site"], report.intervals["gaps"]["site"])]
     tables += [(report.by_group["site"][g], report.intervals["by_group"]["site"][g]) for g in ("g0", "g1")]
     for figures, intervals in tables:
         assert set(intervals) == set(figures) - {"n", "n_positive"}
@@ -149,9 +134,7 @@ def test_every_figure_has_an_interval_that_holds_it(two):
             assert high <= 1, name
 
 
-@given(
-    seed=st.integers(0, 10**6), clusters=st.sampled_from([None, 3]), order=st.randoms(use_true_random=False)
-)
+@given(seed=st.integers(0, 10**6), clusters=st.sampled_from([None, 3]), order=st.randoms(use_true_random=False))
 @settings(max_examples=15, deadline=None)
 def test_the_order_of_the_rows_and_unknown_rows_change_no_interval(seed, clusters, order):
     found = predictions((30, 25), seed=seed, clusters=clusters)
@@ -161,9 +144,7 @@ def test_the_order_of_the_rows_and_unknown_rows_change_no_interval(seed, cluster
     groups = found.groups[more]
     groups[-2:] = -1
     patients = None if clusters is None else np.array([*found.clusters[rows], -1, -2])
-    changed = Predictions(
-        found.scores[more], found.targets[more], groups, found.attributes, clusters=patients
-    )
+    changed = Predictions(found.scores[more], found.targets[more], groups, found.attributes, clusters=patients)
     first, second = (audit(one, resamples=50).intervals for one in (found, changed))
     for table in ("by_group", "gaps"):
         _same(first[table], second[table])
@@ -187,9 +168,7 @@ def test_the_same_seed_gives_the_same_intervals_and_another_one_others(two):
 def test_perfect_rates_keep_an_interval_of_their_own_size_with_and_without_patients():
     scores, targets = np.array([0.9, 0.1] * 20), np.array([1, 0] * 20)
     for clusters in (None, np.arange(40) // 4):
-        found = Predictions(
-            scores, targets, np.arange(40) // 20, (Attribute("a", ("x", "y")),), clusters=clusters
-        )
+        found = Predictions(scores, targets, np.arange(40) // 20, (Attribute("a", ("x", "y")),), clusters=clusters)
         report = audit(found, resamples=50)
         for name in ("accuracy", "true_positive_rate", "roc_auc", "average_precision", "f1"):
             low, high = report.intervals["by_group"]["a"]["x"][name]
@@ -205,9 +184,7 @@ def test_patients_make_intervals_wider():
     for name in ("true_positive_rate", "roc_auc", "selection_rate", "f1"):
         spread = [np.diff(one["by_group"]["site"]["g0"][name])[0] for one in (wide, narrow)]
         assert spread[0] > 1.2 * spread[1], name
-    assert np.diff(wide["gaps"]["site"]["roc_auc_difference"]) > np.diff(
-        narrow["gaps"]["site"]["roc_auc_difference"]
-    )
+    assert np.diff(wide["gaps"]["site"]["roc_auc_difference"]) > np.diff(narrow["gaps"]["site"]["roc_auc_difference"])
 
 
 def test_where_a_patients_rates_move_against_each_other_their_mean_is_surer_than_both_say():
@@ -216,9 +193,12 @@ def test_where_a_patients_rates_move_against_each_other_their_mean_is_surer_than
     patients, targets = np.arange(400) // 8, random.random(400) < 0.5
     logits = 2 * targets - 1 + np.repeat(random.normal(size=50), 8) + 0.5 * random.normal(size=400)
     found = Predictions(
-        1 / (1 + np.exp(-logits)), targets.astype(int), np.arange(400) // 200, (Attribute("site", ("g0", "g1")),),
+        1 / (1 + np.exp(-logits)),
+        targets.astype(int),
+        np.arange(400) // 200,
+        (Attribute("site", ("g0", "g1")),),
         clusters=patients,
-    )  # fmt: skip
+    )
     own = audit(found, resamples=1000).intervals["by_group"]["site"]["g0"]
     width = {name: high - low for name, (low, high) in own.items()}
     apart = np.hypot(width["true_positive_rate"], width["true_negative_rate"]) / 2
@@ -228,11 +208,7 @@ def test_where_a_patients_rates_move_against_each_other_their_mean_is_surer_than
 def test_patients_of_one_row_each_are_worth_what_rows_are():
     found = predictions((300, 300))
     patients = Predictions(
-        found.scores,
-        found.targets,
-        found.groups,
-        found.attributes,
-        clusters=np.random.default_rng(0).permutation(600),
+        found.scores, found.targets, found.groups, found.attributes, clusters=np.random.default_rng(0).permutation(600)
     )
     ours, rows = (audit(one, resamples=1000).intervals["by_group"]["site"]["g0"] for one in (patients, found))
     for name, (low, high) in ours.items():
@@ -261,9 +237,12 @@ def test_a_group_without_positives_has_no_interval_where_it_has_no_figure():
 
 def test_a_group_of_a_single_patient_has_no_interval():
     found = Predictions(
-        [0.9, 0.2, 0.7, 0.4, 0.6, 0.3], [1, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1], (Attribute("a", ("x", "y")),),
+        [0.9, 0.2, 0.7, 0.4, 0.6, 0.3],
+        [1, 0, 1, 0, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+        (Attribute("a", ("x", "y")),),
         clusters=np.array([1, 1, 2, 3, 4, 4]),
-    )  # fmt: skip
+    )
     report = audit(found, resamples=50)
     assert np.isnan(report.intervals["by_group"]["a"]["y"]["accuracy"]).all()
     assert np.isnan(report.intervals["gaps"]["a"]["accuracy_difference"]).all()
@@ -282,9 +261,14 @@ def test_several_columns_have_intervals_for_the_mean_the_worst_and_each(task, cl
         targets = random.integers(0, 2, (n, 3))
         scores = 1 / (1 + np.exp(-random.normal(size=(n, 3)) - 2 * targets + 1))
     found = Predictions(
-        scores, targets, random.integers(0, 2, n), (Attribute("a", ("x", "y")),), task, ("p", "q", "r"),
+        scores,
+        targets,
+        random.integers(0, 2, n),
+        (Attribute("a", ("x", "y")),),
+        task,
+        ("p", "q", "r"),
         clusters=np.arange(n) // 2 if clustered else None,
-    )  # fmt: skip
+    )
     report = audit(found, resamples=200)
     figures, ends = report.by_group["a"]["x"], report.intervals["by_group"]["a"]["x"]
     gaps, gap_ends = report.gaps["a"], report.intervals["gaps"]["a"]

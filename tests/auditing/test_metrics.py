@@ -54,9 +54,7 @@ def column(scores, targets, threshold=0.5):
 @st.composite
 def cases(draw, groups=3):
     n, random = draw(st.integers(1, 60)), np.random.default_rng(draw(st.integers(0, 2**31)))
-    scores = (
-        random.random(n) if draw(st.booleans()) else random.integers(0, 5, n) / 4
-    )  # with and without ties
+    scores = random.random(n) if draw(st.booleans()) else random.integers(0, 5, n) / 4  # with and without ties
     targets = random.random(n) < draw(st.floats(0, 1))
     return column(scores, targets), random.integers(-1, groups, n)
 
@@ -95,12 +93,8 @@ def test_gaps_agree_with_fairlearn_where_every_cell_has_samples(case):
     gaps = group_gaps(group_metrics(case[0], groups, 3))
     options = {"y_true": y, "y_pred": d, "sensitive_features": groups[known]}
     assert gaps["equalized_odds_difference"] == pytest.approx(fairlearn.equalized_odds_difference(**options))
-    assert gaps["average_odds_difference"] == pytest.approx(
-        fairlearn.equalized_odds_difference(**options, agg="mean")
-    )
-    assert gaps["true_positive_rate_difference"] == pytest.approx(
-        fairlearn.equal_opportunity_difference(**options)
-    )
+    assert gaps["average_odds_difference"] == pytest.approx(fairlearn.equalized_odds_difference(**options, agg="mean"))
+    assert gaps["true_positive_rate_difference"] == pytest.approx(fairlearn.equal_opportunity_difference(**options))
     parity = fairlearn.demographic_parity_difference(**options)
     assert gaps["demographic_parity_difference"] == pytest.approx(parity)
     if d.any():
@@ -122,10 +116,7 @@ def test_a_group_without_positives_has_no_true_positive_rate_instead_of_zero():
 
 def test_the_odds_are_the_larger_and_the_mean_of_both_differences():
     nothing = dict.fromkeys(DIRECTION, np.full(3, np.nan))
-    rates = {
-        "true_positive_rate": np.array([0.9, 0.6, 0.7]),
-        "false_positive_rate": np.array([0.1, 0.2, 0.15]),
-    }
+    rates = {"true_positive_rate": np.array([0.9, 0.6, 0.7]), "false_positive_rate": np.array([0.1, 0.2, 0.15])}
     gaps = group_gaps({**nothing, **rates})
     assert gaps["equalized_odds_difference"] == pytest.approx(0.3)
     assert gaps["average_odds_difference"] == pytest.approx(0.2)

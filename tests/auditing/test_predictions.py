@@ -29,9 +29,7 @@ def binary(n=30, features=5):
 
 def several(task, n=30):
     generator = torch.Generator().manual_seed(0)
-    targets = (
-        torch.arange(n) % 3 if task == "multiclass" else torch.randint(0, 2, (n, 3), generator=generator)
-    )
+    targets = torch.arange(n) % 3 if task == "multiclass" else torch.randint(0, 2, (n, 3), generator=generator)
     return from_arrays(torch.randn(n, 5, generator=generator), targets, torch.arange(n) % 2, attributes=[SEX])
 
 
@@ -67,10 +65,7 @@ def test_several_classes_are_a_softmax_and_labels_sigmoids():
 
 def test_a_loader_of_dict_batches_is_read_through_batch_fn():
     data, model = binary(), nn.Linear(5, 1)
-    rows = [
-        {"x": data.inputs(slice(i, i + 1))[0], "y": data.targets[i], "a": data.groups[i, 0]}
-        for i in range(30)
-    ]
+    rows = [{"x": data.inputs(slice(i, i + 1))[0], "y": data.targets[i], "a": data.groups[i, 0]} for i in range(30)]
     loader = DataLoader(rows, batch_size=8)
     found = predict(model, loader, batch_fn=lambda batch: (batch["x"], batch["y"], batch["a"]))
     np.testing.assert_allclose(found.scores, predict(model, data).scores, atol=1e-7)
@@ -243,9 +238,7 @@ def test_a_batch_size_of_nothing_is_an_error():
 )
 def test_predictions_that_do_not_fit_together_are_refused(change, error, says):
     with pytest.raises(error, match=says):
-        Predictions(
-            **{"scores": [0.1, 0.9], "targets": [0, 1], "groups": [0, 1], "attributes": (SEX,), **change}
-        )
+        Predictions(**{"scores": [0.1, 0.9], "targets": [0, 1], "groups": [0, 1], "attributes": (SEX,), **change})
 
 
 @given(seed=st.integers(0, 2**31), n=st.integers(4, 60))
@@ -268,9 +261,7 @@ def test_a_threshold_is_picked_over_all_labels_and_not_for_classes():
     targets = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
     options = {"groups": [0, 1, 0, 1], "attributes": (SEX,), "classes": ("a", "b")}
     assert pick_threshold(Predictions(scores, targets, task="multilabel", **options)) == pytest.approx(0.35)
-    classes = Predictions(
-        np.full((2, 2), 0.5), np.eye(2), [0, 1], (SEX,), task="multiclass", classes=("a", "b")
-    )
+    classes = Predictions(np.full((2, 2), 0.5), np.eye(2), [0, 1], (SEX,), task="multiclass", classes=("a", "b"))
     with pytest.raises(ConfigError, match="largest score decides"):
         pick_threshold(classes)
 

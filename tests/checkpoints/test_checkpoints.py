@@ -14,14 +14,7 @@ import torch
 from torch import nn
 
 import bmft.checkpoints.formats
-from bmft.checkpoints import (
-    as_stored,
-    build_from,
-    describe,
-    load_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from bmft.checkpoints import as_stored, build_from, describe, load_checkpoint, read_checkpoint, write_checkpoint
 from bmft.checkpoints.checkpoint import fingerprint
 from bmft.checkpoints.layout import same_bits
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MismatchError, NonFiniteError
@@ -95,7 +88,7 @@ CONTAINERS = {
     "legacy": (save_legacy, "state_dict", ""),
     "safetensors": (save_safetensors(), None, ""),
     "safetensors, wrapped": (save_safetensors("model.", {"who": "me"}), None, "model."),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=CONTAINERS)
@@ -232,17 +225,10 @@ def test_a_checkpoint_cannot_have_a_module_imported(tmp_path, state, monkeypatch
 
 
 def test_an_unknown_network_names_the_file_the_nearest_and_what_it_calls_itself(tmp_path, state):
-    torch.save(
-        {"model": {**state, "conv1.0.weight": torch.ones(24, 1, 3, 3)}, "arch": "MyNet"}, tmp_path / "m.pt"
-    )
+    torch.save({"model": {**state, "conv1.0.weight": torch.ones(24, 1, 3, 3)}, "arch": "MyNet"}, tmp_path / "m.pt")
     with pytest.raises(ArchitectureError) as caught:
         load_checkpoint(tmp_path / "m.pt")
-    for part in (
-        "m.pt",
-        "torchvision:shufflenet_v2_x0_5 (1 has another shape",
-        "--arch",
-        "calls itself 'MyNet'",
-    ):
+    for part in ("m.pt", "torchvision:shufflenet_v2_x0_5 (1 has another shape", "--arch", "calls itself 'MyNet'"):
         assert part in str(caught.value)
 
 
@@ -360,9 +346,7 @@ def test_of_tied_weights_one_in_the_file_is_enough(tmp_path):
 def test_weights_that_are_not_finite_are_refused(tmp_path, state, value):
     state["stage2.0.branch2.0.weight"][0, 0, 0, 0] = value
     torch.save(state, tmp_path / "m.pt")
-    with pytest.raises(
-        NonFiniteError, match=r"1 weights in .*m\.pt hold NaN or infinite.*'stage2.0.branch2.0.weight'"
-    ):
+    with pytest.raises(NonFiniteError, match=r"1 weights in .*m\.pt hold NaN or infinite.*'stage2.0.branch2.0.weight'"):
         load_checkpoint(tmp_path / "m.pt")
 
 
@@ -380,9 +364,7 @@ def test_a_buffer_may_be_infinite_but_not_nan(tmp_path):
 def test_integers_are_no_weights(tmp_path, state):
     state["fc.bias"] = state["fc.bias"].to(torch.int8)
     torch.save(state, tmp_path / "m.pt")
-    with pytest.raises(
-        CheckpointError, match=r"'fc.bias' is torch.int8, but the model computes with torch.float32"
-    ):
+    with pytest.raises(CheckpointError, match=r"'fc.bias' is torch.int8, but the model computes with torch.float32"):
         load_checkpoint(tmp_path / "m.pt")
 
 
@@ -452,9 +434,7 @@ def test_writing_twice_gives_the_same_bytes_as_writing_once(container):
 def test_what_was_read_is_not_changed_by_writing(tmp_path, state):
     torch.save({"state_dict": state}, tmp_path / "m.pt")
     checkpoint = read_checkpoint(tmp_path / "m.pt")
-    write_checkpoint(
-        checkpoint, {name: tensor + 1 for name, tensor in checkpoint.state.items()}, tmp_path / "o.pt"
-    )
+    write_checkpoint(checkpoint, {name: tensor + 1 for name, tensor in checkpoint.state.items()}, tmp_path / "o.pt")
     assert same(dict(checkpoint.state), state)
     assert same(checkpoint.file.content["state_dict"], state)
 
@@ -470,17 +450,11 @@ def test_the_versions_that_torch_keeps_beside_the_weights_are_kept(tmp_path, mod
 
 def test_parameters_stay_parameters(tmp_path):
     torch.save(
-        {"w.a": nn.Parameter(torch.ones(2)), "w.b": nn.Parameter(torch.ones(2), requires_grad=False)},
-        tmp_path / "m",
+        {"w.a": nn.Parameter(torch.ones(2)), "w.b": nn.Parameter(torch.ones(2), requires_grad=False)}, tmp_path / "m"
     )
-    write_checkpoint(
-        read_checkpoint(tmp_path / "m"), {"w.a": torch.zeros(2), "w.b": torch.ones(2)}, tmp_path / "o"
-    )
+    write_checkpoint(read_checkpoint(tmp_path / "m"), {"w.a": torch.zeros(2), "w.b": torch.ones(2)}, tmp_path / "o")
     written = torch.load(tmp_path / "o", weights_only=True)
-    assert [(type(t), t.requires_grad) for t in written.values()] == [
-        (nn.Parameter, True),
-        (nn.Parameter, False),
-    ]
+    assert [(type(t), t.requires_grad) for t in written.values()] == [(nn.Parameter, True), (nn.Parameter, False)]
     assert written["w.a"].tolist() == [0, 0]
 
 
@@ -538,26 +512,20 @@ def test_tied_weights_cannot_get_different_values(tmp_path):
     weight = torch.ones(3)
     torch.save({"a.w": weight, "b.w": weight}, tmp_path / "m")
     with pytest.raises(MismatchError, match=r"'a.w' shares its values with another weight"):
-        write_checkpoint(
-            read_checkpoint(tmp_path / "m"), {"a.w": weight * 2, "b.w": weight * 3}, tmp_path / "o"
-        )
+        write_checkpoint(read_checkpoint(tmp_path / "m"), {"a.w": weight * 2, "b.w": weight * 3}, tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
 def test_a_strided_or_tied_state_goes_into_safetensors(tmp_path, state):
     save_safetensors(metadata={"who": "me"})(state, tmp_path / "m")
-    new = {
-        n: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for n, t in state.items()
-    }
+    new = {n: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for n, t in state.items()}
     checkpoint = read_checkpoint(tmp_path / "m")
     write_checkpoint(checkpoint, new, tmp_path / "o")
     assert (tmp_path / "o").read_bytes() == (tmp_path / "m").read_bytes()
 
 
 def test_safetensors_in_an_order_of_their_own_keep_it(tmp_path):
-    b, a = (
-        {"dtype": "F32", "shape": shape, "data_offsets": [at, at + 4]} for shape, at in (([1], 4), ([], 0))
-    )
+    b, a = ({"dtype": "F32", "shape": shape, "data_offsets": [at, at + 4]} for shape, at in (([1], 4), ([], 0)))
     header = json.dumps({"b": b, "a": a}).encode() + b"  "
     data = torch.tensor([1.0, 2.0]).numpy().tobytes()
     (tmp_path / "m").write_bytes(len(header).to_bytes(8, "little") + header + data)
@@ -629,9 +597,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, state):
 def test_a_checkpoint_can_be_written_over_itself(tmp_path, state):
     for kind in ("bare", "safetensors"):
         CONTAINERS[kind][0](state, tmp_path / "m")
-        write_checkpoint(
-            read_checkpoint(tmp_path / "m"), {n: t + 1 for n, t in state.items()}, tmp_path / "m"
-        )
+        write_checkpoint(read_checkpoint(tmp_path / "m"), {n: t + 1 for n, t in state.items()}, tmp_path / "m")
         assert torch.equal(read_checkpoint(tmp_path / "m").state["fc.bias"], state["fc.bias"] + 1)
 
 
@@ -653,9 +619,7 @@ class Trained(nn.Module):
 @pytest.fixture
 def trained(monkeypatch):
     # Pickle looks a class up by its module's name, which pytest's import mode does not register.
-    monkeypatch.setitem(
-        sys.modules, Trained.__module__, sys.modules.get(Trained.__module__) or sys.modules[__name__]
-    )
+    monkeypatch.setitem(sys.modules, Trained.__module__, sys.modules.get(Trained.__module__) or sys.modules[__name__])
     return Trained().train()
 
 
@@ -714,11 +678,18 @@ def test_a_description_is_plain_and_counts_every_parameter_once(tmp_path, state,
     for block in found["blocks"].values():
         assert sum(block["components"].values()) == block["parameters"]
     expected = {
-        "container": "torch", "entry": "state_dict", "prefix": "module.", "arch": f"torchvision:{ARCH}",
-        "says": ARCH, "tensors": len(state), "dtypes": ["float32", "int64"], "beside": {"epoch": 3, "arch": ARCH},
-        "head": {"name": "fc", "num_outputs": 1, "parameters": 1025}, "path": str(tmp_path / "m.pt"),
+        "container": "torch",
+        "entry": "state_dict",
+        "prefix": "module.",
+        "arch": f"torchvision:{ARCH}",
+        "says": ARCH,
+        "tensors": len(state),
+        "dtypes": ["float32", "int64"],
+        "beside": {"epoch": 3, "arch": ARCH},
+        "head": {"name": "fc", "num_outputs": 1, "parameters": 1025},
+        "path": str(tmp_path / "m.pt"),
         "fingerprint": fingerprint(state),
-    }  # fmt: skip
+    }
     assert {key: found[key] for key in expected} == expected
     assert found["blocks"]["head"] == {"parameters": 1025, "components": {"other": 1025}}
 
@@ -742,12 +713,7 @@ def test_a_fingerprint_knows_names_and_shapes_only():
     state = {"a": torch.zeros(2, 3), "b": torch.zeros(1)}
     assert fingerprint(state) == fingerprint({"b": torch.ones(1).half(), "a": torch.ones(2, 3)})
     assert (
-        len(
-            {
-                fingerprint(s)
-                for s in (state, {"a": torch.zeros(3, 2), "b": torch.zeros(1)}, {"a": torch.zeros(2, 3)})
-            }
-        )
+        len({fingerprint(s) for s in (state, {"a": torch.zeros(3, 2), "b": torch.zeros(1)}, {"a": torch.zeros(2, 3)})})
         == 3
     )
 
@@ -755,9 +721,7 @@ def test_a_fingerprint_knows_names_and_shapes_only():
 def test_the_content_hash_is_the_files(tmp_path, state):
     torch.save(state, tmp_path / "m.pt")
     ours = read_checkpoint(tmp_path / "m.pt").content_hash
-    theirs = subprocess.run(
-        ["sha256sum", tmp_path / "m.pt"], capture_output=True, text=True, check=True
-    ).stdout
+    theirs = subprocess.run(["sha256sum", tmp_path / "m.pt"], capture_output=True, text=True, check=True).stdout
     assert ours == theirs.split()[0]
 
 

@@ -21,11 +21,7 @@ from torch import nn
 from bmft.checkpoints import load_checkpoint, read_checkpoint, write_checkpoint
 from bmft.errors import BmftError, CheckpointError, UntrustedPickleError
 
-TENSORS = {
-    "conv.weight": torch.arange(6.0).reshape(2, 3),
-    "fc.bias": torch.ones(2),
-    "n.count": torch.tensor(4),
-}
+TENSORS = {"conv.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2), "n.count": torch.tensor(4)}
 
 
 class Evil:
@@ -143,8 +139,7 @@ def test_a_whole_model_is_refused_by_the_name_of_its_classes(tmp_path, save):
 
 def test_a_long_list_of_classes_is_cut(tmp_path):
     torch.save(
-        [nn.Linear(1, 1), nn.ReLU(), nn.GELU(), nn.Conv2d(1, 1, 1), nn.Dropout(), nn.Flatten()],
-        tmp_path / "m.pt",
+        [nn.Linear(1, 1), nn.ReLU(), nn.GELU(), nn.Conv2d(1, 1, 1), nn.Dropout(), nn.Flatten()], tmp_path / "m.pt"
     )
     assert refuse(tmp_path / "m.pt").count("torch.nn.modules") == 5
 
@@ -154,9 +149,7 @@ def test_a_trusted_pickle_is_read_and_written_back(tmp_path, save):
     save({"state_dict": TENSORS, "range": range(3)}, tmp_path / "m.pt")
     refuse(tmp_path / "m.pt")
     checkpoint = read_checkpoint(tmp_path / "m.pt", trust_pickle=True)
-    write_checkpoint(
-        checkpoint, {name: tensor + 1 for name, tensor in checkpoint.state.items()}, tmp_path / "o.pt"
-    )
+    write_checkpoint(checkpoint, {name: tensor + 1 for name, tensor in checkpoint.state.items()}, tmp_path / "o.pt")
     if save is save_pickle:
         written = pickle.loads((tmp_path / "o.pt").read_bytes())
     else:
@@ -203,14 +196,7 @@ def test_torchscript_is_refused_with_the_way_out(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"not a checkpoint",
-        b"<!DOCTYPE html><html>",
-        b"\x89HDF\r\n\x1a\n" + b"\0" * 50,
-        b"\x80",
-        b"\xff" * 100,
-        b"\n",
-    ],
+    [b"not a checkpoint", b"<!DOCTYPE html><html>", b"\x89HDF\r\n\x1a\n" + b"\0" * 50, b"\x80", b"\xff" * 100, b"\n"],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, content):
     (tmp_path / "m.pt").write_bytes(content)
@@ -287,10 +273,7 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path):
 
 def rezipped(path, change=lambda name, data: data, compression=zipfile.ZIP_STORED):
     """The zip checkpoint with changed records, and right checksums."""
-    with (
-        zipfile.ZipFile(io.BytesIO(WHOLE["zip"])) as source,
-        zipfile.ZipFile(path, "w", compression) as target,
-    ):
+    with zipfile.ZipFile(io.BytesIO(WHOLE["zip"])) as source, zipfile.ZipFile(path, "w", compression) as target:
         for record in source.infolist():
             target.writestr(record.filename, change(record.filename, source.read(record)))
 
@@ -355,10 +338,26 @@ def entry(start, end, shape=(2,), dtype="F32"):
         safetensors_file({"__metadata__": {"a": "b"}}, b""),
     ],
     ids=[
-        "overlap", "hole", "more data", "less data", "backwards", "overflow", "negative", "dtype", "no entry", "list",
-        "cut", "nested", "not utf-8", "huge length", "long length", "metadata", "no tensors", "only metadata",
+        "overlap",
+        "hole",
+        "more data",
+        "less data",
+        "backwards",
+        "overflow",
+        "negative",
+        "dtype",
+        "no entry",
+        "list",
+        "cut",
+        "nested",
+        "not utf-8",
+        "huge length",
+        "long length",
+        "metadata",
+        "no tensors",
+        "only metadata",
     ],
-)  # fmt: skip
+)
 def test_a_forged_safetensors_header_is_refused(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
     refuse(tmp_path / "m.safetensors")
@@ -479,9 +478,7 @@ def edited(content, edits):
     for place, how, data in edits:
         at = int(place * len(content))
         content = (
-            content[:at]
-            + (data if how < 2 else b"")
-            + content[at + (0, len(data), len(data), len(content))[how] :]
+            content[:at] + (data if how < 2 else b"") + content[at + (0, len(data), len(data), len(content))[how] :]
         )
     return content
 
@@ -517,8 +514,7 @@ json_values = st.recursive(
 )
 tensor_entries = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E5M2", "F64", "X"])
-        | json_values,
+        "dtype": st.sampled_from(["F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E5M2", "F64", "X"]) | json_values,
         "shape": st.lists(st.integers(-1, 9), max_size=3) | json_values,
         "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | json_values,
     }
@@ -526,10 +522,7 @@ tensor_entries = st.fixed_dictionaries(
 
 
 @FUZZ
-@given(
-    header=st.dictionaries(st.text(max_size=8), tensor_entries | json_values, max_size=4),
-    size=st.integers(0, 64),
-)
+@given(header=st.dictionaries(st.text(max_size=8), tensor_entries | json_values, max_size=4), size=st.integers(0, 64))
 def test_any_safetensors_header_is_survived(tmp_path, header, size):
     assert "\n" not in survives(tmp_path / "m", safetensors_file(header, bytes(size)))
 
@@ -544,9 +537,7 @@ plain = st.recursive(
     st.none() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6) | st.just(torch.ones(2)),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["state_dict", "model", "net", "a.b", "module.w", "x", 3]), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(["state_dict", "model", "net", "a.b", "module.w", "x", 3]), inner, max_size=4)
     ),
     max_leaves=12,
 )

@@ -40,17 +40,11 @@ def test_apply_and_revert_are_exact_through_a_file(tmp_path, dtype):
     assert patch.moved == 4
 
 
-@given(
-    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20), st.data()
-)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20), st.data())
 def test_any_change_of_finite_values_is_restored_to_the_last_bit(values, data):
     before = {"w": torch.tensor(values)}
     new = data.draw(
-        st.lists(
-            st.floats(width=32, allow_nan=False, allow_infinity=False),
-            min_size=len(values),
-            max_size=len(values),
-        )
+        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=len(values), max_size=len(values))
     )
     after = {"w": torch.tensor(new)}
     patch = WeightPatch.between(before, after)

@@ -31,12 +31,7 @@ def test_the_test_split_is_measured_where_there_is_a_split_column(audit, bmft, s
 def test_the_figures_are_those_of_the_library(audit, study, tmp_path):
     assert audit("--json", "a.json") == 0
     data = library.load_manifest(
-        study / "isic.csv",
-        target="malignant",
-        sensitive="sex",
-        split_column="split",
-        split="test",
-        image_size=32,
+        study / "isic.csv", target="malignant", sensitive="sex", split_column="split", split="test", image_size=32
     )
     predictions = library.predict(library.load_checkpoint(study / "model.pt"), data)
     report = json.loads((tmp_path / "a.json").read_text())

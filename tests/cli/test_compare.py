@@ -16,10 +16,7 @@ def compare(bmft, study, data_options):
 
 
 def test_the_methods_are_compared_and_the_files_are_left(compare, study, tmp_path, capsys):
-    assert (
-        compare("--methods", "threshold,dfr", "--report", "out", "--eval", f"clinic={study / 'isic.csv'}")
-        == 0
-    )
+    assert compare("--methods", "threshold,dfr", "--report", "out", "--eval", f"clinic={study / 'isic.csv'}") == 0
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0] == "measured on the test rows (n = 240)"

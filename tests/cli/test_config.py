@@ -86,9 +86,7 @@ def test_config_names_another_file(run, tmp_path):
 
 
 def test_a_commands_own_table_wins_and_is_not_read_by_others(run, tmp_path):
-    (tmp_path / "bmft.toml").write_text(
-        'data = "a.csv"\nseed = 1\n[fit]\nseed = 2\n[check]\npolicy = "p.toml"\n'
-    )
+    (tmp_path / "bmft.toml").write_text('data = "a.csv"\nseed = 1\n[fit]\nseed = 2\n[check]\npolicy = "p.toml"\n')
     assert "seed=2" in run("fit").output
     assert "policy=p.toml" in run("check").output
 

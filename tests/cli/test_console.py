@@ -8,9 +8,7 @@ from bmft_cli.console import Progress, Settings, duration, put, table
 
 
 def test_a_table_lines_its_columns_up():
-    assert table([["group", "n"], ["female", "7"], ["m", "1,000"]]) == (
-        "group       n\nfemale      7\nm       1,000"
-    )
+    assert table([["group", "n"], ["female", "7"], ["m", "1,000"]]) == ("group       n\nfemale      7\nm       1,000")
 
 
 def test_durations_read_as_clocks_do():

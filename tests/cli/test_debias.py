@@ -27,9 +27,7 @@ def test_the_main_job_leaves_its_files_and_prints_before_and_after(debias, study
     assert written == {"report.html", "report.json", "report.md", "mask.safetensors"}
     shown = capsys.readouterr().out
     assert "measured on the test rows (n = 240)" in shown
-    assert [line.split()[0] for line in shown.splitlines()[2:8]] == [
-        "female", "after", "male", "after", "gap", "after",
-    ]  # fmt: skip
+    assert [line.split()[0] for line in shown.splitlines()[2:8]] == ["female", "after", "male", "after", "gap", "after"]
     assert shown.splitlines()[-1] == "report/report.html"
     before, after = state(study / "model.pt"), state(tmp_path / "fair.pt")
     assert list(before) == list(after)
@@ -54,9 +52,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(debias, tmp_
     assert a != c
 
 
-def test_nothing_that_meets_the_conditions_is_exit_1_with_a_report_and_no_checkpoint(
-    debias, tmp_path, capsys
-):
+def test_nothing_that_meets_the_conditions_is_exit_1_with_a_report_and_no_checkpoint(debias, tmp_path, capsys):
     # No epoch can raise the AUC it may not lower, when none is trained.
     assert debias("--epochs", "0", "--report", "report") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"report"}
@@ -84,9 +80,7 @@ def test_weights_that_were_frozen_by_name_are_bit_identical(debias, study, tmp_p
 
 
 def test_settings_of_a_method_come_from_flags_over_the_config_file(debias, tmp_path):
-    (tmp_path / "own.toml").write_text(
-        'epochs = [1, 1]\nkeep = "last"\n[settings]\nfraction = 0.3\nmomentum = 0.5\n'
-    )
+    (tmp_path / "own.toml").write_text('epochs = [1, 1]\nkeep = "last"\n[settings]\nfraction = 0.3\nmomentum = 0.5\n')
     assert debias("--config", "own.toml", "--fraction", "0.2", "--set", "patience=4", "--report", "r") == 0
     config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
     assert config["epochs"] == [1, 1]
@@ -113,16 +107,7 @@ def test_a_set_up_folder_needs_no_options(bmft, study, tmp_path, capsys):
 
 
 def test_without_a_split_column_fit_and_select_are_cut_from_the_data(bmft, study, tmp_path, capsys):
-    data = [
-        "--data",
-        study / "isic.csv",
-        "--label",
-        "malignant",
-        "--sensitive",
-        "sex",
-        "--cluster",
-        "patient_id",
-    ]
+    data = ["--data", study / "isic.csv", "--label", "malignant", "--sensitive", "sex", "--cluster", "patient_id"]
     assert bmft("debias", study / "model.pt", *data, "--image-size", 32, *FAST) == 0
     shown = capsys.readouterr()
     assert "half of" in shown.err
@@ -150,9 +135,7 @@ def containers(study):
 
 
 @pytest.mark.parametrize("name", ["ddp.pth", "light.ckpt", "half.pt"])
-def test_the_container_that_came_in_goes_out_and_the_patch_goes_both_ways(
-    name, debias, bmft, study, tmp_path
-):
+def test_the_container_that_came_in_goes_out_and_the_patch_goes_both_ways(name, debias, bmft, study, tmp_path):
     torch.save(containers(study)[name], tmp_path / name)
     assert debias(*FAST, "--out", f"out-{name}", checkpoint=tmp_path / name) == 0
     before, after = state(tmp_path / name), state(tmp_path / f"out-{name}")
@@ -272,9 +255,15 @@ def test_a_site_that_is_not_one_is_a_usage_error(debias, given, message, capsys)
 def test_a_site_that_labels_otherwise_is_refused_before_anything_is_trained(debias, study, tmp_path, capsys):
     rows = (study / "isic.csv").read_text().splitlines()
     (tmp_path / "clinic.csv").write_text(
-        "\n".join([rows[0], f"{study}/{rows[1]}".replace(",0,", ",no,").replace(",1,", ",no,"),
-                   f"{study}/{rows[2]}".replace(",0,", ",yes,").replace(",1,", ",yes,")]) + "\n"
-    )  # fmt: skip
+        "\n".join(
+            [
+                rows[0],
+                f"{study}/{rows[1]}".replace(",0,", ",no,").replace(",1,", ",no,"),
+                f"{study}/{rows[2]}".replace(",0,", ",yes,").replace(",1,", ",yes,"),
+            ]
+        )
+        + "\n"
+    )
     assert debias("--eval", "clinic=clinic.csv") == 4
     assert "clinic.csv" in capsys.readouterr().err
 

@@ -7,9 +7,7 @@ def test_the_demo_does_the_main_job_and_the_command_it_shows_does_it_again(bmft,
     assert shown.out.splitlines()[-1] == "demo/report.html"
     assert (tmp_path / "demo" / "report.html").is_file()
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    before, after = (
-        report[when]["gaps"]["skin"]["equalized_odds_difference"] for when in ("before", "after")
-    )
+    before, after = (report[when]["gaps"]["skin"]["equalized_odds_difference"] for when in ("before", "after"))
     assert after < before
     command = shown.err.partition("now the main job: bmft ")[2].splitlines()[0].split()
     command[command.index("--out") + 1] = "again.pt"

@@ -20,9 +20,19 @@ def policy(metric="false_positive_rate", bound="max_difference = 0.9", gate="", 
 def gate(bmft, study, tmp_path):
     """Gate the study's model by a policy's text; the attributes are the policy's."""
     options = [
-        "--data", study / "isic.csv", "--label", "malignant", "--cluster", "patient_id",
-        "--split-column", "split", "--image-size", 32, "--policy", "p.toml",
-    ]  # fmt: skip
+        "--data",
+        study / "isic.csv",
+        "--label",
+        "malignant",
+        "--cluster",
+        "patient_id",
+        "--split-column",
+        "split",
+        "--image-size",
+        32,
+        "--policy",
+        "p.toml",
+    ]
 
     def run(text, *args, checkpoint=study / "model.pt"):
         (tmp_path / "p.toml").write_text(text)
@@ -160,9 +170,7 @@ def test_predictions_of_any_model_can_be_gated(bmft, tmp_path):
     assert bmft("gate", *swapped) == 1
 
 
-@pytest.mark.parametrize(
-    ("score", "words"), [("1.2", "row 0: '1.2'"), ("high", "row 0: 'high'"), ("", "row 0")]
-)
+@pytest.mark.parametrize(("score", "words"), [("1.2", "row 0: '1.2'"), ("high", "row 0: 'high'"), ("", "row 0")])
 def test_scores_that_are_no_probabilities_are_listed(bmft, tmp_path, capsys, score, words):
     (tmp_path / "p.csv").write_text(f"y_true,y_score,sex\n1,{score},f\n0,0.2,m\n")
     (tmp_path / "p.toml").write_text(policy())

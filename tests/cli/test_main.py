@@ -112,7 +112,7 @@ def failing(error: BaseException) -> click.Command:
 @pytest.fixture
 def fail_with(monkeypatch):
     def install(error: BaseException) -> None:
-        monkeypatch.setitem(sys.modules, "bmft_cli.fail", SimpleNamespace(fail=failing(error)))
+        monkeypatch.setitem(sys.modules, "bmft_cli.commands.fail", SimpleNamespace(fail=failing(error)))
         monkeypatch.setitem(COMMANDS, "fail", "Fail.")
         monkeypatch.setattr(module, "find_spec", lambda *_: True)
 
@@ -168,13 +168,11 @@ def test_warnings_and_the_library_s_log_are_lines_that_quiet_silences(monkeypatc
         logging.getLogger("bmft.data").info("nobody asked")
         settings().say("a remark")
 
-    monkeypatch.setitem(sys.modules, "bmft_cli.warn", SimpleNamespace(warn=warn))
+    monkeypatch.setitem(sys.modules, "bmft_cli.commands.warn", SimpleNamespace(warn=warn))
     monkeypatch.setitem(COMMANDS, "warn", "Warn.")
     monkeypatch.setattr(module, "find_spec", lambda *_: True)
     assert main(["warn"]) == 0
-    assert capsys.readouterr().err == (
-        "bmft: warning: two lines\nbmft: warning: left out: a.png\nbmft: a remark\n"
-    )
+    assert capsys.readouterr().err == ("bmft: warning: two lines\nbmft: warning: left out: a.png\nbmft: a remark\n")
     assert main(["warn", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -49,14 +49,10 @@ def test_a_file_that_is_no_patch_is_one_line(bmft, pair, capsys):
 
 def test_weights_that_lie_channels_last_in_the_file_are_patched_too(bmft, study, tmp_path):
     before = torch.load(study / "model.pt", weights_only=True)
-    before = {
-        k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in before.items()
-    }
+    before = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in before.items()}
     # A 1 x 1 convolution passes for contiguous in both layouts, so a view of it may share its memory.
     name = next(k for k, v in before.items() if v.dim() == 4 and v.shape[1] > 1 and v.shape[2:] == (1, 1))
-    before[name] = before[name].as_strided(
-        before[name].shape, (before[name].shape[1], 1, *[before[name].shape[1]] * 2)
-    )
+    before[name] = before[name].as_strided(before[name].shape, (before[name].shape[1], 1, *[before[name].shape[1]] * 2))
     after = {k: v + 1 if k == name else v for k, v in before.items()}
     torch.save(before, tmp_path / "a.pt")
     WeightPatch.between(before, after).save(tmp_path / "p.safetensors")

@@ -35,15 +35,7 @@ def test_a_single_audit_has_a_line_per_group_and_one_for_the_gaps(report):
 
 def test_two_audits_stand_under_each_other_and_counts_are_written_once(report):
     lines = audit_table({"before": report, "after": report}).splitlines()
-    assert [line.split()[0] for line in lines[:7]] == [
-        "sex",
-        "female",
-        "after",
-        "male",
-        "after",
-        "gap",
-        "after",
-    ]
+    assert [line.split()[0] for line in lines[:7]] == ["sex", "female", "after", "male", "after", "gap", "after"]
     assert str(report.by_group["sex"]["male"]["n"]) in lines[3].split()
     assert lines[7].startswith("equalized odds difference: before ")
     assert len({len(line) for line in lines[1:7]}) == 1

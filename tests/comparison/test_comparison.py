@@ -45,9 +45,7 @@ def world():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(50):
         optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            model(fit.inputs(slice(None)))[:, 0], fit.targets.float()
-        )
+        loss = nn.functional.binary_cross_entropy_with_logits(model(fit.inputs(slice(None)))[:, 0], fit.targets.float())
         loss.backward()
         optimizer.step()
     return World(model.eval(), fit, select, test, {"clinic": select})
@@ -60,18 +58,33 @@ def comparison(world):
 
 def result(method, seed, gap, auc=0.9, trial=0, select=None, before=0.2, kept=True):
     def figures(gap, auc):
-        values = {"gap": gap, "roc_auc": auc, "worst_group_roc_auc": auc, "balanced_accuracy": 0.8,
-                  "equalized_odds_difference": gap}  # fmt: skip
-        return {
-            name: {"value": value, "interval": [value - 0.05, value + 0.05]} for name, value in values.items()
+        values = {
+            "gap": gap,
+            "roc_auc": auc,
+            "worst_group_roc_auc": auc,
+            "balanced_accuracy": 0.8,
+            "equalized_odds_difference": gap,
         }
+        return {name: {"value": value, "interval": [value - 0.05, value + 0.05]} for name, value in values.items()}
 
     return {
-        "method": method, "seed": seed, "trial": trial, "accepted": kept, "before": figures(before, 0.9),
-        "after": figures(gap, auc), "change": figures(gap - before, auc - 0.9), "moved": 0.05, "image_passes": 100,
-        "seconds": 1.0, "wall_seconds": 1.0, "leakage": {"sex": {"before": 0.7, "after": 0.6}}, "evaluations": {},
-        "select": {"gap": gap if select is None else select}, "evaluated_on": "test", "n": 50,
-    }  # fmt: skip
+        "method": method,
+        "seed": seed,
+        "trial": trial,
+        "accepted": kept,
+        "before": figures(before, 0.9),
+        "after": figures(gap, auc),
+        "change": figures(gap - before, auc - 0.9),
+        "moved": 0.05,
+        "image_passes": 100,
+        "seconds": 1.0,
+        "wall_seconds": 1.0,
+        "leakage": {"sex": {"before": 0.7, "after": 0.6}},
+        "evaluations": {},
+        "select": {"gap": gap if select is None else select},
+        "evaluated_on": "test",
+        "n": 50,
+    }
 
 
 def made_up(*results):
@@ -145,9 +158,7 @@ def test_other_data_conditions_settings_and_seeds_are_other_results(world):
     keys = {
         trial_key(world.fingerprint(), trial),
         trial_key(other_world.fingerprint(), trial),
-        trial_key(
-            World(world.model, world.fit, world.select, world.test, world.sites, 0.4).fingerprint(), trial
-        ),
+        trial_key(World(world.model, world.fit, world.select, world.test, world.sites, 0.4).fingerprint(), trial),
         trial_key(world.fingerprint(), Trial("bmft", 1, 0, trial.config)),
         trial_key(world.fingerprint(), Trial("bmft", 0, 0, {**trial.config, "fraction": 0.2})),
     }
@@ -223,9 +234,7 @@ def test_with_the_attribute_rows_of_unknown_group_keep_the_models_own_decision(w
     pytest.importorskip("oxonfair")
     unknown = world.test.groups.clone()
     unknown[::3] = -1
-    test = from_arrays(
-        world.test.inputs(slice(None)), world.test.targets, unknown, attributes=world.test.attributes
-    )
+    test = from_arrays(world.test.inputs(slice(None)), world.test.targets, unknown, attributes=world.test.attributes)
     before, select = predict(world.model, test), predict(world.model, world.select)
     case = Case(world.model, None, world.fit, world.select, test, select, before)
     own = before.decisions(0.5)[::3]
@@ -287,11 +296,7 @@ def test_the_verdict_names_the_smallest_gap_that_keeps_the_auc_and_what_it_canno
 
 
 def test_a_verdict_without_a_winner_says_so():
-    assert (
-        made_up(result("rw", 0, 0.3), result("rw", 1, 0.01, auc=0.5))
-        .verdict()[0]
-        .startswith("No method made")
-    )
+    assert made_up(result("rw", 0, 0.3), result("rw", 1, 0.01, auc=0.5)).verdict()[0].startswith("No method made")
 
 
 def test_the_three_files_hold_the_same_and_the_page_needs_no_network(comparison, tmp_path):

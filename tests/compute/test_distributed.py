@@ -36,10 +36,21 @@ def patients(n=203):
 
 def network():
     torch.manual_seed(3)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(96, 5), nn.ReLU(), nn.Linear(5, 1),
-    ).double().eval()  # fmt: skip
+    model = (
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(96, 5),
+            nn.ReLU(),
+            nn.Linear(5, 1),
+        )
+        .double()
+        .eval()
+    )
     with torch.no_grad():  # untrained, it says the same of everyone: its threshold is put among the answers
         model[-1].bias -= model(patients().inputs(slice(0, 50))).median()
     return model
@@ -54,9 +65,14 @@ def trained(loss, mask, **step):
         return False
 
     tune(
-        model, data, loss, WeightMask.by_name(model, mask), Step(2, batch_size=37, **step),
-        generator=torch.Generator().manual_seed(0), after_epoch=note,
-    )  # fmt: skip
+        model,
+        data,
+        loss,
+        WeightMask.by_name(model, mask),
+        Step(2, batch_size=37, **step),
+        generator=torch.Generator().manual_seed(0),
+        after_epoch=note,
+    )
     return {"losses": torch.tensor(losses, dtype=torch.float64), **model.state_dict()}
 
 
@@ -68,8 +84,9 @@ def everything():
         parts = weight_importances(model, OBJECTIVES, data, batch_size=32, exact=exact)
         for name, part in zip(("gap", "task"), parts, strict=True):
             found[f"importance of the {name}, {'exact' if exact else 'published'}"] = {
-                "value": torch.tensor(part.value), **part
-            }  # fmt: skip
+                "value": torch.tensor(part.value),
+                **part,
+            }
     features = penultimate_features(model, find_head(model, data.inputs(slice(0, 2))), data)
     found["features"] = {"inputs": features.inputs(slice(0, None))}
     gap = Loss(fairness.equalized_odds_gap, task_weight=0.5)
@@ -115,10 +132,12 @@ def work(rank, folder):
         averaged = own_gradient()
         distributed.all_reduce(averaged)
         found = {
-            "all": everything(), "averaged": averaged / TOGETHER, "together": gradient_together(),
+            "all": everything(),
+            "averaged": averaged / TOGETHER,
+            "together": gradient_together(),
             "refused": [refusal(on_out_of_memory="halve"), refusal(norm_stats="update")],
             "few": predict(network(), patients(1), device="cpu").scores.shape,
-        }  # fmt: skip
+        }
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -137,9 +156,7 @@ def refusal(**config):
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as t; t.work"
-    started = [
-        subprocess.Popen([sys.executable, "-c", f"{code}({rank}, {str(folder)!r})"]) for rank in range(TOGETHER)
-    ]
+    started = [subprocess.Popen([sys.executable, "-c", f"{code}({rank}, {str(folder)!r})"]) for rank in range(TOGETHER)]
     assert [process.wait() for process in started] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(TOGETHER)]
 
@@ -155,8 +172,12 @@ def test_two_processes_give_what_one_gives(two, one):
         for part, tensors in one.items():
             for name, tensor in tensors.items():
                 torch.testing.assert_close(
-                    found["all"][part][name], tensor, rtol=1e-6, atol=1e-6, msg=lambda m: f"{part}, {name}: {m}"  # noqa: B023
-                )  # fmt: skip
+                    found["all"][part][name],
+                    tensor,
+                    rtol=1e-6,
+                    atol=1e-6,
+                    msg=lambda m: f"{part}, {name}: {m}",  # noqa: B023
+                )
 
 
 def test_the_processes_agree_to_the_last_bit(two):
@@ -217,9 +238,7 @@ max_difference = 0.1
 
 
 @pytest.mark.parametrize(("command", "code"), [("audit", 0), ("gate", 1)])
-def test_a_measurement_of_two_processes_is_that_of_one_to_the_byte(
-    bmft, study, data_options, tmp_path, command, code
-):
+def test_a_measurement_of_two_processes_is_that_of_one_to_the_byte(bmft, study, data_options, tmp_path, command, code):
     (tmp_path / "fairness.toml").write_text(POLICY)
     more = ["--policy", "fairness.toml"] if command == "gate" else []
     options = [command, study / "model.pt", *data_options, *more, "--json"]

@@ -45,9 +45,14 @@ def patients(n=160):
 def tuned(most, room, *, whole_set=True, augment=()):
     model, data = Cramped(most), patients()
     tune(
-        model, data, Loss(fairness.equalized_odds_gap, 1.0, 1.0, whole_set=whole_set), WeightMask.by_name(model),
-        Step(2, 0.05, balance="cell", augment=augment), generator=torch.Generator().manual_seed(0), room=room,
-    )  # fmt: skip
+        model,
+        data,
+        Loss(fairness.equalized_odds_gap, 1.0, 1.0, whole_set=whole_set),
+        WeightMask.by_name(model),
+        Step(2, 0.05, balance="cell", augment=augment),
+        generator=torch.Generator().manual_seed(0),
+        room=room,
+    )
     return model
 
 

@@ -253,11 +253,7 @@ def test_labels_are_0_1_or_class_numbers_or_names(manifest, labels, task, classe
 def test_given_classes_set_the_order(manifest):
     path = manifest([(row[0], "mel" if row[1] else "nv", *row[2:]) for row in ROWS])
     data = load(path, classes=["nv", "mel", "bcc"])
-    assert (data.task, data.classes, data.targets.tolist()) == (
-        "multiclass",
-        ("nv", "mel", "bcc"),
-        [0, 1] * 3,
-    )
+    assert (data.task, data.classes, data.targets.tolist()) == ("multiclass", ("nv", "mel", "bcc"), [0, 1] * 3)
     with pytest.raises(DataError, match=r"values other than bcc, nv:\n  row 1: 'mel'"):
         load(path, classes=["bcc", "nv"])
 
@@ -311,17 +307,13 @@ def test_a_patient_in_two_splits_is_leakage(manifest):
 
 
 def test_rows_without_a_patient_or_a_split_leak_nothing(manifest):
-    rows = [
-        (*row[:4], "", row[5]) if i % 2 else (*row[:4], "b", "" if i else "fit") for i, row in enumerate(ROWS)
-    ]
+    rows = [(*row[:4], "", row[5]) if i % 2 else (*row[:4], "b", "" if i else "fit") for i, row in enumerate(ROWS)]
     data = load(manifest(rows), split_column="split", cluster="patient")
     assert len(data.clusters.unique()) == 4  # b, and three people of their own
 
 
 def test_an_unknown_split_lists_those_that_exist(manifest):
-    with pytest.raises(
-        DataError, match=r"no split 'Test'. Did you mean 'test'\? There are 'fit', 'select', 'test'"
-    ):
+    with pytest.raises(DataError, match=r"no split 'Test'. Did you mean 'test'\? There are 'fit', 'select', 'test'"):
         load(manifest(), split_column="split", split="Test")
     with pytest.raises(ConfigError, match="without a split column"):
         load(manifest(), split="fit")
@@ -469,8 +461,7 @@ def test_a_missing_or_damaged_manifest_is_a_data_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"image_size": 0}, {"channels": 4}, {"on_bad_image": "ignore"}, {"normalize": "x"}, {"sensitive": []}],
+    "options", [{"image_size": 0}, {"channels": 4}, {"on_bad_image": "ignore"}, {"normalize": "x"}, {"sensitive": []}]
 )
 def test_an_option_that_makes_no_sense_is_refused(manifest, options):
     with pytest.raises(ConfigError):
@@ -485,9 +476,7 @@ def grouped(n=40, attributes=2, seed=0, clusters=None):
     ids = torch.randint(-1, 2, (n, attributes), generator=generator)
     targets = torch.randint(0, 2, (n,), generator=generator)
     names = {"ab"[i]: ("x", "y") for i in range(attributes)}
-    return from_arrays(
-        torch.randn(n, 3, generator=generator), targets, ids, attributes=names, clusters=clusters
-    )
+    return from_arrays(torch.randn(n, 3, generator=generator), targets, ids, attributes=names, clusters=clusters)
 
 
 def test_a_loader_collates_samples_into_the_same_batches():
@@ -569,14 +558,8 @@ def test_data_that_have_no_room_elsewhere_stay(manifest):
 
 
 def test_a_batch_moves_with_all_its_tensors():
-    batch = GroupBatch(
-        {"ids": torch.zeros(2), "more": (torch.ones(2),)}, torch.zeros(2), torch.zeros(2, 1)
-    ).to("meta")
-    assert {
-        batch.inputs["ids"].device.type,
-        batch.inputs["more"][0].device.type,
-        batch.groups.device.type,
-    } == {"meta"}
+    batch = GroupBatch({"ids": torch.zeros(2), "more": (torch.ones(2),)}, torch.zeros(2), torch.zeros(2, 1)).to("meta")
+    assert {batch.inputs["ids"].device.type, batch.inputs["more"][0].device.type, batch.groups.device.type} == {"meta"}
 
 
 # ---- arrays and foreign data
@@ -619,20 +602,10 @@ def test_the_task_follows_from_the_targets(targets, options, task, classes):
         ((torch.zeros(3, 1), [0, -1, 1], [0, 1, 1]), {}, DataError, "from -1 to 1"),
         ((torch.zeros(3, 1), [[0, 2], [1, 1], [0, 0]], [0, 1, 1]), {}, DataError, "0/1 for 2 labels"),
         ((torch.zeros(3, 1), [0, 1, 1], [0, 1, 1]), {"task": "multiclass"}, DataError, "does not fit"),
-        (
-            (torch.zeros(3, 1), [0, 1, 2], [0, 1, 1]),
-            {"classes": "ab"},
-            DataError,
-            "class numbers from 0 to 1",
-        ),
+        ((torch.zeros(3, 1), [0, 1, 2], [0, 1, 1]), {"classes": "ab"}, DataError, "class numbers from 0 to 1"),
         ((torch.zeros(3, 1), [0, 1, 1], [0, 1, 2]), {"attributes": {"sex": "fm"}}, GroupError, "from 0 to 2"),
         ((torch.zeros(3, 1), [0, 1, 1], [0, 1, -2]), {}, GroupError, "-2"),
-        (
-            (torch.zeros(3, 1), [0, 1, 1], [0, 1, 1]),
-            {"attributes": ["sex", "age"]},
-            GroupError,
-            "2 attributes",
-        ),
+        ((torch.zeros(3, 1), [0, 1, 1], [0, 1, 1]), {"attributes": ["sex", "age"]}, GroupError, "2 attributes"),
         (([[0.0]] * 3, [0, 1, 1], [0, 1, 1]), {}, DataError, "hold a float"),
     ],
 )
@@ -734,9 +707,7 @@ def counts(data):
 def data_of(table):
     targets, groups, clusters = table
     attributes = {"g": ("a", "b", "c")}
-    return from_arrays(
-        torch.arange(len(targets))[:, None], targets, groups, attributes=attributes, clusters=clusters
-    )
+    return from_arrays(torch.arange(len(targets))[:, None], targets, groups, attributes=attributes, clusters=clusters)
 
 
 FRACTIONS = st.sampled_from([(0.5, 0.5), (0.5, 0.2, 0.3), (0.7, 0.3), (0.4, 0.4)])
@@ -825,11 +796,7 @@ def test_every_batch_has_its_share_of_every_cell(table, batch_size, seed):
         assert max(per_batch) == -(-size // number)
 
 
-@given(
-    cell_tables(clustered=False),
-    st.integers(4, 40),
-    st.sampled_from(["group", "group_in_label", "cell"]),
-)
+@given(cell_tables(clustered=False), st.integers(4, 40), st.sampled_from(["group", "group_in_label", "cell"]))
 @settings(max_examples=80, deadline=None)
 def test_a_balance_draws_each_cell_its_share_from_its_own_rows(table, batch_size, balance):
     data = data_of(table)

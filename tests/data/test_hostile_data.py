@@ -236,7 +236,7 @@ def test_any_other_path_is_taken_as_it_is_written_and_is_no_image_here(folder, p
 
 
 def test_a_nul_a_mark_and_a_formula_are_text_like_any_other(folder):
-    (folder / "m.csv").write_bytes(b"\xef\xbb\xbf" + ROWS.replace("f\n", '"=cmd|\'/c calc\'!A0"\n').encode())
+    (folder / "m.csv").write_bytes(b"\xef\xbb\xbf" + ROWS.replace("f\n", "\"=cmd|'/c calc'!A0\"\n").encode())
     assert load(folder / "m.csv").attributes[0].groups == ("=cmd|'/c calc'!A0", "m")
     (folder / "m.csv").write_bytes(ROWS.replace("f\n", "f\0\n").encode())
     assert load(folder / "m.csv").attributes[0].groups == ("f\0", "m")
@@ -244,7 +244,7 @@ def test_a_nul_a_mark_and_a_formula_are_text_like_any_other(folder):
 
 # ---- names in what is written and shown
 
-NASTY = '<img src=x onerror=alert(1)>\x1b[31m\n::error::|"\'&]]>=cmd()\u202e\x07'
+NASTY = "<img src=x onerror=alert(1)>\x1b[31m\n::error::|\"'&]]>=cmd()\u202e\x07"
 NASTY_NAME = NASTY.replace(":", ";")  # of an attribute, which is cut where there is a colon
 
 
@@ -311,9 +311,18 @@ def test_the_gate_shows_nasty_names_as_text(tmp_path, bmft, capsys, monkeypatch)
         f'[[check]]\nmetric = "roc_auc"\nsensitive = [{name}]\nmax_difference = 0.001\nmin_group = 0.99999\n'
     )
     code = bmft(
-        "gate", "--predictions", "scores.csv", "--policy", "p.toml", "--junit", "<b>.xml", "--summary", "s.md",
-        "--json", "g.json",
-    )  # fmt: skip
+        "gate",
+        "--predictions",
+        "scores.csv",
+        "--policy",
+        "p.toml",
+        "--junit",
+        "<b>.xml",
+        "--summary",
+        "s.md",
+        "--json",
+        "g.json",
+    )
     told = capsys.readouterr()
     assert code in (1, 3), told.err
     assert "=2+5" in told.out

@@ -45,10 +45,7 @@ def dicom(stored=None, **elements):
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
+    dataset.SOPClassUID, dataset.SOPInstanceUID = (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID)
     bits = stored.dtype.itemsize * 8
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
     dataset.PixelRepresentation = int(stored.dtype.kind == "i")
@@ -85,11 +82,7 @@ def test_a_16_bit_image_is_scaled_by_its_full_range():
 
 
 def test_a_float_tiff_is_scaled_from_0_to_1_and_refused_beyond():
-    assert decode_image(encode(np.array([[0, 0.5, 1]], np.float32), "TIFF"))[0, :, 0].tolist() == [
-        0,
-        128,
-        255,
-    ]
+    assert decode_image(encode(np.array([[0, 0.5, 1]], np.float32), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
     with pytest.raises(DataError, match="from 0 to 2 where 0 to 1 were expected"):
         decode_image(encode(np.array([[0.0, 2.0]], np.float32), "TIFF"))
 
@@ -221,9 +214,7 @@ def test_normalization_is_scaling_then_mean_and_std(text):
     assert torch.allclose(parse_normalization(text, 3)(image), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "half", "0.5", "1,2/3,4", "0/0", "0/-1", "0/nan", "nan/1", "1,2,3/1,2", "0/1/2"]
-)
+@pytest.mark.parametrize("text", ["", "half", "0.5", "1,2/3,4", "0/0", "0/-1", "0/nan", "nan/1", "1,2,3/1,2", "0/1/2"])
 def test_a_normalization_that_makes_no_sense_shows_the_syntax(text):
     with pytest.raises(ConfigError, match=r"0\.76,0\.55,0\.57/0\.14,0\.15,0\.17"):
         parse_normalization(text, 3)
@@ -306,9 +297,7 @@ def test_warnings_of_the_decoders_are_logged_once(tmp_path, monkeypatch, caplog)
 def test_an_array_of_images_is_decoded_as_their_files_would_be(shape, channels):
     array = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
     source = images_from_array(array, size=6, channels=channels, normalize="none")
-    files = [
-        decode_image(encode(a.squeeze(-1) if shape[-1] == 1 else a), size=6, channels=channels) for a in array
-    ]
+    files = [decode_image(encode(a.squeeze(-1) if shape[-1] == 1 else a), size=6, channels=channels) for a in array]
     expected = torch.from_numpy(np.stack(files)).permute(0, 3, 1, 2)
     assert torch.equal(source.pixels, expected)
 

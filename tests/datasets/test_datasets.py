@@ -84,11 +84,7 @@ def isic2018(root):
         "ISIC_0024306,HAM_0000550,serial imaging showing no change",
         "ISIC_0024310,HAM_0003577,histopathology",
     )
-    text(
-        root / "HAM10000_metadata",
-        "lesion_id,image_id,dx,dx_type,age,sex",
-        "H,ISIC_0024310,mel,histo,60.0,male",
-    )
+    text(root / "HAM10000_metadata", "lesion_id,image_id,dx,dx_type,age,sex", "H,ISIC_0024310,mel,histo,60.0,male")
     for name in ("ISIC_0024306", "ISIC_0024310"):
         image(root / "ISIC2018_Task3_Training_Input" / f"{name}.jpg")
     return {
@@ -103,12 +99,7 @@ def isic2018(root):
 
 def isic2019(root):
     head = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
-    text(
-        root / "ISIC_2019_Training_GroundTruth.csv",
-        head,
-        "ISIC_0000000,0,1,0,0,0,0,0,0,0",
-        "B,0,0,0,0,0,0,0,1,0",
-    )
+    text(root / "ISIC_2019_Training_GroundTruth.csv", head, "ISIC_0000000,0,1,0,0,0,0,0,0,0", "B,0,0,0,0,0,0,0,1,0")
     text(
         root / "ISIC_2019_Training_Metadata.csv",
         "image,age_approx,anatom_site_general,lesion_id,sex",
@@ -121,12 +112,7 @@ def isic2019(root):
         "C,0,0,0,0,0,0,0,0,1,0.0",
         "D,1,0,0,0,0,0,0,0,0,1",
     )
-    text(
-        root / "ISIC_2019_Test_Metadata.csv",
-        "image,age_approx,anatom_site_general,sex",
-        "C,1,x,male",
-        "D,40,x,male",
-    )
+    text(root / "ISIC_2019_Test_Metadata.csv", "image,age_approx,anatom_site_general,sex", "C,1,x,male", "D,40,x,male")
     for part, names in (("Training", ("ISIC_0000000", "B")), ("Test", ("C", "D"))):
         for name in names:
             image(root / f"ISIC_2019_{part}_Input" / f"ISIC_2019_{part}_Input" / f"{name}.jpg")
@@ -204,14 +190,7 @@ def derm7pt(root):
     )
     for name, index in (("train", 2), ("valid", 0), ("test", 1)):
         text(meta / f"{name}_indexes.csv", "indexes", str(index))
-    for name in (
-        "NEL/NEL025.JPG",
-        "NEL/Nel026.jpg",
-        "NFL/Nfl1.jpg",
-        "NFL/Nfl2.jpg",
-        "FAL/a.jpg",
-        "FAL/b.jpg",
-    ):
+    for name in ("NEL/NEL025.JPG", "NEL/Nel026.jpg", "NFL/Nfl1.jpg", "NFL/Nfl2.jpg", "FAL/a.jpg", "FAL/b.jpg"):
         image(root / "release_v0" / "images" / name)
     return {
         "path": [f"release_v0/images/{name}" for name in ("NEL/Nel026.jpg", "NFL/Nfl2.jpg", "FAL/b.jpg")],
@@ -307,9 +286,7 @@ def chexpert(root):
         f"{base.name}/{one},Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0",
         f"{base.name}/{two},Male,0,Lateral,,,,-1.0,,,,-1.0,,,,1.0,,,",
     )
-    text(
-        base / "valid.csv", CHEXPERT, f"{base.name}/{three},Male,73,Frontal,AP,0.0,1.0,1.0,1.0" + ",0.0" * 10
-    )
+    text(base / "valid.csv", CHEXPERT, f"{base.name}/{three},Male,73,Frontal,AP,0.0,1.0,1.0,1.0" + ",0.0" * 10)
     for name in (one, two, three):
         image(base / name)
     excel(
@@ -413,10 +390,7 @@ def nih_chestxray14(root):
 
 def harvard_gf3300(root):
     thickness = np.full((200, 200), 350.0, np.float32)
-    for name, glaucoma, male, race in (
-        ("train/data_0001", 1, 0, 1),
-        ("test/data_0002", 0, 1, "White or Caucasian"),
-    ):
+    for name, glaucoma, male, race in (("train/data_0001", 1, 0, 1), ("test/data_0002", 0, 1, "White or Caucasian")):
         path = root / f"{name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, rnflt=thickness * male, glaucoma=glaucoma, age=61.5, male=male, race=race, md=-3.0)

@@ -30,9 +30,16 @@ LOOSE = {"max_auc_drop": 0.3, "max_group_auc_drop": 0.4}
 def network(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1),
-    ).eval()  # fmt: skip
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 1),
+    ).eval()
 
 
 def parts(n=160, seed=0):
@@ -110,8 +117,10 @@ def test_the_blocks_that_a_method_moves_by_itself_are_a_point_of_the_space(task)
     space = search_space(model, fit.inputs(slice(0, 2)), base)
     (name, point), *_ = space.fixed_points(base)
     assert (name, sum(point[switch] for switch in space.switches), len(space.switches)) == (
-        "the method's own blocks", 5, 6,
-    )  # fmt: skip
+        "the method's own blocks",
+        5,
+        6,
+    )
     runs = [
         bmft.debias(model, fit, select, config=config, keep="last", device="cpu")
         for config in (FAST, {**FAST, **space.settings(point, base)})
@@ -315,10 +324,13 @@ def test_select_can_be_cross_validated(task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"goal": "worst_group_acu"}, "worst_group_auc"), ({"pruner": "halfing"}, "halving"), ({"trials": 0}, "trials"),
-        ({"also": ["fractoin"]}, "fraction"), ({"storage": "/no/such/folder/study"}, "no folder"),
+        ({"goal": "worst_group_acu"}, "worst_group_auc"),
+        ({"pruner": "halfing"}, "halving"),
+        ({"trials": 0}, "trials"),
+        ({"also": ["fractoin"]}, "fraction"),
+        ({"storage": "/no/such/folder/study"}, "no folder"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_by_name(task, options, message):
     with pytest.raises(ConfigError, match=message):
         search(task, **options)
@@ -379,9 +391,18 @@ def postgresql(tmp_path):
     try:
         for command in (
             [programs / "initdb", "-D", folder / "data", "-A", "trust"],
-            [programs / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log",
-             "-o", f"-p {port} -k {folder} -h 127.0.0.1", "start"],
-        ):  # fmt: skip
+            [
+                programs / "pg_ctl",
+                "-D",
+                folder / "data",
+                "-w",
+                "-l",
+                folder / "log",
+                "-o",
+                f"-p {port} -k {folder} -h 127.0.0.1",
+                "start",
+            ],
+        ):
             subprocess.run([*as_postgres, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd="/")
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
     finally:
@@ -461,8 +482,10 @@ def test_without_optuna_a_search_names_the_extra_and_the_rest_works():
     command = [sys.executable, "-c", "import sys; sys.modules['optuna'] = None; import bmft_cli.__main__"]
     asked = subprocess.run(
         [*command, "search", "no.pt", "--data", "no.csv", "--label", "y", "--sensitive", "s"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert asked.returncode == 2
     assert "pip install 'bmft[search]'" in asked.stderr
     assert "Traceback" not in asked.stderr

@@ -120,9 +120,7 @@ def test_every_metric_can_be_bounded_and_the_interval_decides(metric, bound, clu
         result = only(decide(predictions, policy((metric, bound, limit))))
         low, high = result.interval
         assert low <= result.estimate <= high
-        holds, broken = (
-            (high <= limit, low > limit) if bound.startswith("max") else (low >= limit, high < limit)
-        )
+        holds, broken = (high <= limit, low > limit) if bound.startswith("max") else (low >= limit, high < limit)
         assert result.decision == ("pass" if holds else "fail" if broken else "inconclusive")
 
 
@@ -134,9 +132,7 @@ def test_estimates_are_the_audits(metric):
         values = [by_group[group][metric] for group in SEX.groups]
     else:
         called, positive = predictions.decisions()[:, 0], predictions.targets[:, 0]
-        values = [
-            called[own].sum() / positive[own].sum() for own in (predictions.groups[:, 0] == g for g in (0, 1))
-        ]
+        values = [called[own].sum() / positive[own].sum() for own in (predictions.groups[:, 0] == g for g in (0, 1))]
     result = only(decide(predictions, policy((metric, "max_difference", 0.5))))
     assert result.estimate == pytest.approx(abs(values[0] - values[1]))
     ratio = only(decide(predictions, policy((metric, "min_ratio", 0.5))))
@@ -148,19 +144,14 @@ def test_equalized_odds_is_both_rates():
     result = only(decide(predictions, policy(("equalized_odds", "max_difference", 0.1))))
     assert result.estimate == pytest.approx(70 / 300)
     assert result.decision == "fail"
-    assert [one.name.split(":")[0] for one in result.findings] == [
-        "true_positive_rate",
-        "false_positive_rate",
-    ]
+    assert [one.name.split(":")[0] for one in result.findings] == ["true_positive_rate", "false_positive_rate"]
     alike = counted((800, 1000, 300, 1000), (800, 1000, 300, 1000))
     assert decide(alike, policy(("equalized_odds", "max_difference", 0.1))).decision == "pass"
 
 
 def test_neither_the_order_of_rows_nor_the_names_of_groups_matter():
     one = random_predictions(clusters=np.repeat(np.arange(300), 3))
-    rules = policy(
-        *((metric, "max_difference", 0.1) for metric in ("true_positive_rate", "roc_auc", "brier_score"))
-    )
+    rules = policy(*((metric, "max_difference", 0.1) for metric in ("true_positive_rate", "roc_auc", "brier_score")))
     order = np.random.default_rng(1).permutation(len(one))
     parts = (part[order] for part in (one.scores, one.targets, one.groups))
     shuffled = Predictions(*parts, one.attributes, clusters=one.clusters[order])
@@ -175,9 +166,11 @@ def test_neither_the_order_of_rows_nor_the_names_of_groups_matter():
 def test_rows_of_unknown_group_are_left_out():
     one = counted((320, 400, 0, 50), (316, 400, 0, 50))
     more = Predictions(
-        np.append(one.scores, np.full(200, 0.1)), np.append(one.targets, np.ones(200, int)),
-        np.append(one.groups, np.full(200, -1)), one.attributes,
-    )  # fmt: skip
+        np.append(one.scores, np.full(200, 0.1)),
+        np.append(one.targets, np.ones(200, int)),
+        np.append(one.groups, np.full(200, -1)),
+        one.attributes,
+    )
     rules = policy(("true_positive_rate", "max_difference", 0.1))
     assert only(decide(more, rules)).interval == only(decide(one, rules)).interval
     assert decide(more, rules).facts["unknown"] == {"sex": 200}
@@ -209,9 +202,7 @@ def test_as_many_samples_as_are_asked_for_settle_it(limit):
 
 def test_an_estimate_on_the_bound_is_settled_by_no_number():
     result = only(
-        decide(
-            counted((80, 100, 0, 40), (70, 100, 0, 40)), policy(("true_positive_rate", "max_difference", 0.1))
-        )
+        decide(counted((80, 100, 0, 40), (70, 100, 0, 40)), policy(("true_positive_rate", "max_difference", 0.1)))
     )
     assert result.needed is None
     assert "No number of samples" in result.reason
@@ -260,10 +251,7 @@ def test_a_violation_is_a_fail_also_beside_a_group_too_small_to_judge():
 
 def test_one_group_has_nothing_to_be_compared_with():
     alone = counted((80, 100, 0, 40), attribute=Attribute("sex", ("only",)))
-    assert (
-        "fewer than two groups"
-        in only(decide(alone, policy(("true_positive_rate", "max_difference", 0.5)))).reason
-    )
+    assert "fewer than two groups" in only(decide(alone, policy(("true_positive_rate", "max_difference", 0.5)))).reason
 
 
 # Baselines
@@ -272,9 +260,7 @@ LIKE_IT = '[[non_inferiority]]\nmetric = "{}"\nmargin = {}\nper_group = true\nse
 
 
 @pytest.mark.parametrize("clusters", [None, np.repeat(np.arange(400), 3)], ids=["rows", "patients"])
-@pytest.mark.parametrize(
-    "metric", ["roc_auc", "true_positive_rate", "false_positive_rate", "brier_score", "f1"]
-)
+@pytest.mark.parametrize("metric", ["roc_auc", "true_positive_rate", "false_positive_rate", "brier_score", "f1"])
 def test_a_model_made_worse_fails_and_one_made_better_passes(metric, clusters):
     good, bad = (random_predictions(1, 1200, drift=drift, clusters=clusters) for drift in (0.0, 1.6))
     rules = policy(LIKE_IT.format(metric, 0.05))
@@ -293,9 +279,7 @@ def test_paired_intervals_are_those_of_the_same_rows():
     good, bad = (random_predictions(1, 1200, drift=drift) for drift in (0.0, 0.8))
     result = decide(bad, policy(LIKE_IT.format("roc_auc", 0.05)), good).checks[0]
     paired = intervals.delong_paired(bad.scores[:, 0], good.scores[:, 0], good.targets[:, 0], 0.9)
-    assert (result.estimate, *result.findings[0].interval) == pytest.approx(
-        (paired.value, paired.low, paired.high)
-    )
+    assert (result.estimate, *result.findings[0].interval) == pytest.approx((paired.value, paired.low, paired.high))
     rate = decide(bad, policy(LIKE_IT.format("false_positive_rate", 0.05)), good).checks[0]
     negative = good.targets[:, 0] == 0
     own, theirs = (p.decisions()[negative, 0] == 1 for p in (bad, good))
@@ -348,9 +332,7 @@ def test_every_class_and_label_is_checked(task):
     rules = policy(("roc_auc", "max_difference", 0.1), ("accuracy", "min_group", 0.5))
     verdict = decide(several(task), rules)
     ids = [one.id for one in verdict.checks]
-    accuracy = (
-        ["accuracy/sex"] if task == "multiclass" else [f"accuracy/sex/{c}" for c in ("akiec", "mel", "nv")]
-    )
+    accuracy = ["accuracy/sex"] if task == "multiclass" else [f"accuracy/sex/{c}" for c in ("akiec", "mel", "nv")]
     assert ids == ["roc_auc/sex/akiec", "roc_auc/sex/mel", "roc_auc/sex/nv", *accuracy]
     assert verdict.decision == "pass"
     if task == "multiclass":
@@ -362,10 +344,7 @@ def test_only_the_named_classes_are_checked():
     table = '[[check]]\nmetric = "roc_auc"\nsensitive = ["sex"]\nclasses = ["mel"]\nmax_difference = 0.1\n'
     table += "min_group = 0.6"
     verdict = decide(several("multiclass"), policy(table))
-    assert [one.id for one in verdict.checks] == [
-        "roc_auc/sex/mel:max_difference",
-        "roc_auc/sex/mel:min_group",
-    ]
+    assert [one.id for one in verdict.checks] == ["roc_auc/sex/mel:max_difference", "roc_auc/sex/mel:min_group"]
     with pytest.raises(PolicyError, match=r"no class 'mell'\. Did you mean 'mel'"):
         decide(several("multiclass"), policy(table.replace("mel", "mell")))
 
@@ -374,13 +353,13 @@ def test_only_the_named_classes_are_checked():
 def test_copies_of_a_patient_count_as_one(metric):
     one = random_predictions(n=400)
     copies = Predictions(
-        *(np.repeat(part, 4, axis=0) for part in (one.scores, one.targets, one.groups)), one.attributes,
+        *(np.repeat(part, 4, axis=0) for part in (one.scores, one.targets, one.groups)),
+        one.attributes,
         clusters=np.repeat(np.arange(400), 4),
-    )  # fmt: skip
+    )
     rules = policy((metric, "max_difference", 0.5))
     width = [
-        np.ptp(only(decide(each, rules)).findings[0].interval)
-        for each in (one, copies, replace(copies, clusters=None))
+        np.ptp(only(decide(each, rules)).findings[0].interval) for each in (one, copies, replace(copies, clusters=None))
     ]
     assert width[1] == pytest.approx(width[0], rel=0.12)
     assert width[2] == pytest.approx(width[0] / 2, rel=0.12)
@@ -401,9 +380,7 @@ def test_patients_in_both_groups_make_the_groups_alike():
 
 def test_asking_for_one_metric_gives_the_same_interval_as_asking_for_all():
     predictions = random_predictions(clusters=np.repeat(np.arange(300), 3))
-    column = Column(
-        predictions.scores[:, 0], predictions.decisions()[:, 0] == 1, predictions.targets[:, 0] == 1
-    )
+    column = Column(predictions.scores[:, 0], predictions.decisions()[:, 0] == 1, predictions.targets[:, 0] == 1)
     sample = Sample(predictions.groups[:, 0], 2, predictions.clusters, 300, 0)
     values = group_metrics(column, sample.groups, 2)
     (everything,) = gather([column], [values], sample)
@@ -432,9 +409,7 @@ def test_a_gate_on_the_debiasing_set_is_refused():
 
 
 def test_an_audit_from_a_file_has_no_predictions_to_decide_on():
-    report = AuditReport.from_dict(
-        json.loads(json.dumps(audit(random_predictions(), intervals=False).to_dict()))
-    )
+    report = AuditReport.from_dict(json.loads(json.dumps(audit(random_predictions(), intervals=False).to_dict())))
     with pytest.raises(ConfigError, match="audit the model again"):
         check(report, policy(("roc_auc", "max_difference", 0.3)))
 
@@ -454,9 +429,7 @@ WAIVER = '[[waiver]]\ncheck = "{}"\nreason = "known | <b>, see #12"\n'
 
 def test_a_waived_check_does_not_stop_the_gate_and_is_shown_everywhere():
     predictions = counted((380, 400, 0, 40), (200, 400, 0, 40))
-    rules = policy(
-        ("true_positive_rate", "max_difference", 0.1), more=WAIVER.format("true_positive_rate/sex")
-    )
+    rules = policy(("true_positive_rate", "max_difference", 0.1), more=WAIVER.format("true_positive_rate/sex"))
     verdict = decide(predictions, rules)
     result = only(verdict)
     assert (verdict.decision, verdict.exit_code) == ("pass", 0)
@@ -486,9 +459,7 @@ def test_a_waived_group_leaves_the_others_to_be_judged():
 
 
 def test_a_waiver_that_nothing_needs_is_a_warning():
-    rules = policy(
-        ("true_positive_rate", "max_difference", 0.2), more=WAIVER.format("true_positive_rate/sex")
-    )
+    rules = policy(("true_positive_rate", "max_difference", 0.2), more=WAIVER.format("true_positive_rate/sex"))
     verdict = decide(counted((320, 400, 0, 40), (320, 400, 0, 40)), rules)
     assert only(verdict).decision == "pass"
     assert only(verdict).waivers == ()
@@ -508,18 +479,13 @@ def test_a_waiver_that_nothing_needs_is_a_warning():
 def test_a_waiver_of_nothing_is_refused(text, words):
     with pytest.raises(PolicyError, match=words):
         decide(
-            counted((32, 40, 0, 40), (32, 40, 0, 40)),
-            policy(("true_positive_rate", "max_difference", 0.2), more=text),
+            counted((32, 40, 0, 40), (32, 40, 0, 40)), policy(("true_positive_rate", "max_difference", 0.2), more=text)
         )
 
 
 # Outputs
 
-RULES = (
-    ("true_positive_rate", "max_difference", 0.1),
-    ("roc_auc", "min_group", 0.99),
-    ("accuracy", "min_group", 0.5),
-)
+RULES = (("true_positive_rate", "max_difference", 0.1), ("roc_auc", "min_group", 0.99), ("accuracy", "min_group", 0.5))
 
 
 def mixed(**gate):
@@ -538,11 +504,7 @@ def test_any_failure_fails_the_gate_and_any_open_check_leaves_it_open():
     fails, passes = ("false_negative_rate", "max_difference", 0.1), ("accuracy", "min_group", 0.5)
     predictions = counted((380, 400, 0, 40), (200, 400, 0, 40))
     opens = ("true_positive_rate", "max_difference", 0.45)
-    for rules, decision in (
-        ((passes,), "pass"),
-        ((passes, opens), "inconclusive"),
-        ((passes, opens, fails), "fail"),
-    ):
+    for rules, decision in (((passes,), "pass"), ((passes, opens), "inconclusive"), ((passes, opens, fails), "fail")):
         assert decide(predictions, policy(*rules)).decision == decision
 
 
@@ -558,9 +520,7 @@ def test_what_an_inconclusive_gate_does_is_the_policys(setting, code):
 
 
 def test_json_has_numbers_and_null():
-    verdict = decide(
-        counted((400, 400, 0, 50), (29, 29, 0, 50)), policy(("true_positive_rate", "max_difference", 0.1))
-    )
+    verdict = decide(counted((400, 400, 0, 50), (29, 29, 0, 50)), policy(("true_positive_rate", "max_difference", 0.1)))
     content = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
     assert (content["schema"], content["decision"], content["seed"]) == (1, "inconclusive", 0)
     (result,) = content["checks"]
@@ -578,7 +538,7 @@ JUNIT = {
     "error": (set(), {"message", "type"}, set()),
     "skipped": (set(), set(), {"message"}),
     "system-out": (set(), set(), set()),
-}  # fmt: skip
+}
 
 
 def junit_problems(element):
@@ -586,9 +546,7 @@ def junit_problems(element):
     yield from (f"{element.tag} has no {name}" for name in required - set(element.attrib))
     yield from (f"{element.tag} has {name}" for name in set(element.attrib) - required - optional)
     numbers = {"tests", "failures", "errors", "skipped", "time"} & set(element.attrib)
-    yield from (
-        f"{name} is no number" for name in numbers if not element.attrib[name].replace(".", "").isdigit()
-    )
+    yield from (f"{name} is no number" for name in numbers if not element.attrib[name].replace(".", "").isdigit())
     for child in element:
         yield from junit_problems(child) if child.tag in children else [f"{element.tag} holds {child.tag}"]
 
@@ -640,19 +598,14 @@ def test_assert_fair_returns_the_verdict_of_what_passes():
 def test_assert_fair_says_what_failed():
     with pytest.raises(AssertionError) as caught:
         assert_fair(
-            counted((380, 400, 0, 40), (200, 400, 0, 40)),
-            None,
-            policy(("true_positive_rate", "max_difference", 0.1)),
+            counted((380, 400, 0, 40), (200, 400, 0, 40)), None, policy(("true_positive_rate", "max_difference", 0.1))
         )
     assert "FAIL: 1 failed" in str(caught.value)
     assert "female - male: 0.450; beyond max_difference 0.1" in str(caught.value)
 
 
 def test_assert_fair_warns_if_the_policy_only_wants_a_warning():
-    predictions, check_ = (
-        counted((80, 100, 0, 50), (76, 100, 0, 50)),
-        ("true_positive_rate", "max_difference", 0.1),
-    )
+    predictions, check_ = (counted((80, 100, 0, 50), (76, 100, 0, 50)), ("true_positive_rate", "max_difference", 0.1))
     with pytest.raises(AssertionError, match="inconclusive"):
         assert_fair(predictions, None, policy(check_))
     with pytest.warns(UserWarning, match="INCONCLUSIVE"):
@@ -662,9 +615,7 @@ def test_assert_fair_warns_if_the_policy_only_wants_a_warning():
 def test_assert_fair_takes_a_model_its_baseline_and_a_policy_file(tmp_path):
     rng = np.random.default_rng(0)
     inputs = torch.from_numpy(rng.normal(size=(800, 3))).float()
-    data = from_arrays(
-        inputs, (inputs[:, 0] > 0).long(), rng.integers(0, 2, 800), attributes={"sex": ("f", "m")}
-    )
+    data = from_arrays(inputs, (inputs[:, 0] > 0).long(), rng.integers(0, 2, 800), attributes={"sex": ("f", "m")})
     model, other = nn.Linear(3, 1), nn.Linear(3, 1)
     with torch.no_grad():
         for one, weight in ((model, [3.0, 0.0, 0.0]), (other, [1.0, 1.0, 0.0])):
@@ -681,9 +632,7 @@ def test_assert_fair_takes_a_model_its_baseline_and_a_policy_file(tmp_path):
 
 
 def test_a_starting_policy_is_a_policy_with_what_was_measured(tmp_path):
-    report = audit(
-        random_predictions(attributes=(SEX, AGE), clusters=np.repeat(np.arange(300), 3)), intervals=False
-    )
+    report = audit(random_predictions(attributes=(SEX, AGE), clusters=np.repeat(np.arange(300), 3)), intervals=False)
     text = starting_policy(report, ["sex", "age:60"], cluster="patient_id")
     rules = parse_policy(text)
     assert rules.sensitive == ("sex", "age:60")
@@ -703,9 +652,7 @@ def test_the_planned_power_is_the_gates():
     rng, three = np.random.default_rng(0), Attribute("sex", ("a", "b", "c"))
     rules = policy(("true_positive_rate", "max_difference", 0.1))
     passed = [
-        decide(
-            counted(*((x, size, 0, 1) for x in rng.binomial(size, 0.8, 3)), attribute=three), rules
-        ).decision
+        decide(counted(*((x, size, 0, 1) for x in rng.binomial(size, 0.8, 3)), attribute=three), rules).decision
         == "pass"
         for _ in range(200)
     ]

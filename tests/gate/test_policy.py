@@ -118,7 +118,7 @@ def test_a_file_and_its_text_are_the_same_policy(tmp_path):
         ("= nonsense", ["is no TOML file"]),
         ("a = " + "[" * 5000, ["is no TOML file"]),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_says_where_and_what_instead(text, words):
     message = refusal(text)
     assert message.startswith("p.toml")
@@ -152,10 +152,24 @@ def test_the_schema_knows_the_bounds_and_metrics_the_code_knows():
 
 def test_the_schema_uses_only_what_the_reader_reads():
     known = {
-        "type", "enum", "properties", "items", "required", "anyOf", "additionalProperties", "minItems",
-        "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "description", "default",
-        "title", "$schema",
-    }  # fmt: skip
+        "type",
+        "enum",
+        "properties",
+        "items",
+        "required",
+        "anyOf",
+        "additionalProperties",
+        "minItems",
+        "minLength",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "description",
+        "default",
+        "title",
+        "$schema",
+    }
 
     def walk(rule):
         assert set(rule) <= known, set(rule) - known
@@ -167,9 +181,7 @@ def test_the_schema_uses_only_what_the_reader_reads():
     walk(schema())
 
 
-@pytest.mark.parametrize(
-    ("spec", "name"), [("sex", "sex"), ("age:40,60", "age"), ("age:60 * sex", "age*sex")]
-)
+@pytest.mark.parametrize(("spec", "name"), [("sex", "sex"), ("age:40,60", "age"), ("age:60 * sex", "age*sex")])
 def test_an_attribute_is_named_without_its_cuts(spec, name):
     assert attribute_name(spec) == name
 

@@ -15,12 +15,7 @@ from bmft.masks.importance import SCORES
 def net(outputs=1, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.Tanh(),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(4 * 36, outputs),
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4 * 36, outputs)
     )
 
 
@@ -28,9 +23,7 @@ def samples(n=64, classes=2, seed=0, attributes=1):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(0, classes, (n,), generator=generator)
     groups = torch.randint(0, 2, (n, attributes), generator=generator)
-    inputs = (
-        torch.randn(n, 1, 8, 8, generator=generator) + (targets + 0.7 * groups[:, 0])[:, None, None, None]
-    )
+    inputs = torch.randn(n, 1, 8, 8, generator=generator) + (targets + 0.7 * groups[:, 0])[:, None, None, None]
     return from_arrays(inputs, targets, groups)
 
 
@@ -38,9 +31,7 @@ def autograd(model, objective, data):
     """The obvious way: one graph over the whole set, in evaluation mode."""
     model = copy.deepcopy(model).eval()
     probabilities = fairness.probabilities(model(data.inputs(slice(0, len(data)))).double())
-    value = objective(
-        probabilities, fairness.one_vs_rest(data.targets, probabilities.shape[1]), data.groups[:, 0]
-    )
+    value = objective(probabilities, fairness.one_vs_rest(data.targets, probabilities.shape[1]), data.groups[:, 0])
     value.backward()
     return value.item(), {n: p.grad for n, p in model.named_parameters()}
 
@@ -71,8 +62,7 @@ def test_exact_importance_does_not_depend_on_batch_size_or_order(score):
 def test_the_published_form_does_depend_on_batch_size():
     model, data = net(), samples()
     one, two = (
-        weight_importance(model, fairness.equalized_odds_gap, data, exact=False, batch_size=size)
-        for size in (64, 8)
+        weight_importance(model, fairness.equalized_odds_gap, data, exact=False, batch_size=size) for size in (64, 8)
     )
     assert one.value < two.value  # the mean of batch gaps overstates the gap
     assert not torch.allclose(one["0.weight"], two["0.weight"], rtol=0.05)
@@ -87,9 +77,7 @@ def test_scores_are_the_stated_functions_of_the_gradient():
         torch.testing.assert_close(weight_importance(model, score="fisher", **options)[name], tensor**2)
         product = weight_importance(model, score="input_x_gradient", **options)[name]
         torch.testing.assert_close(product, tensor * weights[name].detach().abs(), rtol=1e-4, atol=1e-9)
-        own = weight_importance(model, score=lambda weight, gradient: gradient.abs() + 0 * weight, **options)[
-            name
-        ]
+        own = weight_importance(model, score=lambda weight, gradient: gradient.abs() + 0 * weight, **options)[name]
         torch.testing.assert_close(own, tensor)
 
 
@@ -99,14 +87,10 @@ def test_it_is_captum_s_saliency_over_the_weights():
     names = [name for name, _ in model.named_parameters()]
 
     def forward(*weights):
-        logits = torch.func.functional_call(
-            model, dict(zip(names, weights, strict=True)), data.inputs(slice(0, 64))
-        )
+        logits = torch.func.functional_call(model, dict(zip(names, weights, strict=True)), data.inputs(slice(0, 64)))
         return value_of(torch.sigmoid(logits)).reshape(1)
 
-    expected = Saliency(forward).attribute(
-        tuple(p.detach().clone().requires_grad_() for p in model.parameters())
-    )
+    expected = Saliency(forward).attribute(tuple(p.detach().clone().requires_grad_() for p in model.parameters()))
     scores = weight_importance(model, fairness.equalized_odds_gap, data, score="saliency")
     for name, tensor in zip(names, expected, strict=True):
         torch.testing.assert_close(scores[name], tensor, rtol=1e-3, atol=1e-7)
@@ -116,9 +100,7 @@ def test_two_objectives_share_one_forward_pass_per_batch():
     model, data = net(), samples()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    pair = weight_importances(
-        model, [fairness.equalized_odds_gap, fairness.cross_entropy], data, batch_size=16
-    )
+    pair = weight_importances(model, [fairness.equalized_odds_gap, fairness.cross_entropy], data, batch_size=16)
     assert (calls.count(True), calls.count(False)) == (4, 4)
     alone = weight_importance(model, fairness.cross_entropy, data, batch_size=16)
     assert all(torch.equal(alone[name], pair[1][name]) for name in alone)
@@ -173,9 +155,7 @@ def test_several_outputs_are_scored(classes):
 
 def test_labels_and_attributes_of_several_columns_are_scored():
     data = samples(attributes=2)
-    labels = from_arrays(
-        data.inputs(slice(0, 64)), torch.stack([data.targets, 1 - data.targets], 1), data.groups
-    )
+    labels = from_arrays(data.inputs(slice(0, 64)), torch.stack([data.targets, 1 - data.targets], 1), data.groups)
     mean, worst = (
         weight_importance(net(2), fairness.equalized_odds_gap, labels, multi_label=True, combine=combine)
         for combine in ("mean", "worst")

@@ -48,10 +48,7 @@ def test_weights_outside_within_do_not_compete():
 def test_units_are_taken_whole_within_the_budget(granularity):
     model = net()
     mask = WeightMask.top_fraction(
-        scores_of(model),
-        0.6,
-        granularity=granularity,
-        unit_of=lambda name: "head" if name.startswith("3") else "body",
+        scores_of(model), 0.6, granularity=granularity, unit_of=lambda name: "head" if name.startswith("3") else "body"
     )
     assert 0 < mask.selected <= round(0.6 * mask.total)
     for name, tensor in mask.tensors.items():
@@ -161,9 +158,7 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path):
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(MismatchError, match="no bmft file"):
         WeightMask.load(path)
-    save_file(
-        {"w": torch.ones(2)}, path, metadata={"kind": "bmft.mask", "format": "2", "recipe": json.dumps({})}
-    )
+    save_file({"w": torch.ones(2)}, path, metadata={"kind": "bmft.mask", "format": "2", "recipe": json.dumps({})})
     with pytest.raises(MismatchError, match="newer bmft"):
         WeightMask.load(path)
     with pytest.raises(MismatchError, match="cannot be read"):

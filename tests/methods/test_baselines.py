@@ -177,11 +177,8 @@ def test_pruning_zeroes_the_asked_share_of_the_extractor_and_nothing_else():
 def test_bias_gradient_descent_lowers_the_gap_of_the_fit_set():
     model = trained()
     fit, _ = sets()
-    outcome = run(
-        model, "bias_gradient_descent", config={"epochs": (4, 0), "lr": (0.02, 0.02), "batch_size": 32}
-    )
+    outcome = run(model, "bias_gradient_descent", config={"epochs": (4, 0), "lr": (0.02, 0.02), "batch_size": 32})
     gaps = [
-        audit(each, fit, intervals=False).gaps["group"]["average_odds_difference"]
-        for each in (model, outcome.model)
+        audit(each, fit, intervals=False).gaps["group"]["average_odds_difference"] for each in (model, outcome.model)
     ]
     assert gaps[1] < gaps[0]

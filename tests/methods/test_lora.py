@@ -16,9 +16,18 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.body = nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(),
-            nn.Conv2d(4, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 8),
+            nn.ReLU(),
+        )
         self.fc = nn.Linear(8, 1)
 
     def forward(self, x):
@@ -101,9 +110,16 @@ def test_a_search_ends_with_lora_too(task):
     pytest.importorskip("optuna")
     model, fit, select = task
     found = bmft.search(
-        model, fit, select, trials=1, config=CONFIG, goal="average_odds", device="cpu", max_auc_drop=0.3,
+        model,
+        fit,
+        select,
+        trials=1,
+        config=CONFIG,
+        goal="average_odds",
+        device="cpu",
+        max_auc_drop=0.3,
         max_group_auc_drop=0.4,
-    )  # fmt: skip
+    )
     assert found.summary["finals"][-1]["name"] == "LoRA"
     assert "lora" in METHODS
 

@@ -227,22 +227,13 @@ def test_every_granularity_runs(tabular, granularity):
 
 def test_name_patterns_choose_what_may_move(tabular):
     outcome = run(tabular, keep="last", config=QUICK | {"tune": "0.*", "freeze": "*.bias"})
-    assert {name for name, tensor in outcome.mask.tensors.items() if tensor.any()} == {
-        "0.weight",
-        "4.weight",
-        "4.bias",
-    }
+    assert {name for name, tensor in outcome.mask.tensors.items() if tensor.any()} == {"0.weight", "4.weight", "4.bias"}
 
 
 def test_three_classes_and_two_attributes_run():
     generator = torch.Generator().manual_seed(0)
-    targets, groups = (
-        torch.arange(240) % 3,
-        torch.stack([torch.arange(240) // 3 % 2, torch.arange(240) // 6 % 4], 1),
-    )
-    inputs = (
-        torch.randn(240, 6, generator=generator) + nn.functional.one_hot(targets, 6) * 2 + 0.4 * groups[:, :1]
-    )
+    targets, groups = (torch.arange(240) % 3, torch.stack([torch.arange(240) // 3 % 2, torch.arange(240) // 6 % 4], 1))
+    inputs = torch.randn(240, 6, generator=generator) + nn.functional.one_hot(targets, 6) * 2 + 0.4 * groups[:, :1]
     fit, select = from_arrays(inputs, targets, groups).split(0.5, 0.5)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -290,13 +281,7 @@ def test_the_paper_s_preset_is_the_published_procedure():
     paper = settings_for("bmft", {"preset": "paper"})
     assert (paper.epochs, paper.lr, paper.momentum, paper.weight_decay) == ((10, 10), (1e-4, 1e-3), 0.9, 5e-4)
     assert (paper.bias_weight, paper.task_weight) == ((1.0, 0.1), (0.0, 1.0))
-    assert (paper.fraction, paper.rank, paper.scale, paper.floor, paper.exact) == (
-        0.5,
-        "ratio",
-        "tensor",
-        1e-10,
-        False,
-    )
+    assert (paper.fraction, paper.rank, paper.scale, paper.floor, paper.exact) == (0.5, "ratio", "tensor", 1e-10, False)
 
 
 def test_the_public_names_are_all_there():

@@ -121,9 +121,7 @@ def test_gradients_of_the_tail_are_those_of_the_network():
     model = small("resnet18")
     tail = tail_above(model, ["layer4.0.conv1.weight"], IMAGES)
     weight = model.layer4[0].conv1.weight
-    found = [
-        torch.autograd.grad(run.sum(), weight)[0] for run in (model(IMAGES), tail(tail.entering(IMAGES)))
-    ]
+    found = [torch.autograd.grad(run.sum(), weight)[0] for run in (model(IMAGES), tail(tail.entering(IMAGES)))]
     assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
 
 
@@ -198,9 +196,7 @@ def test_a_debiasing_that_leaves_the_lower_blocks_alone_is_the_same_without_the_
     ran = []
     handle = torchvision.models.resnet.BasicBlock.forward
     monkeypatch.setattr(
-        torchvision.models.resnet.BasicBlock,
-        "forward",
-        lambda self, x: (ran.append(True), handle(self, x))[1],
+        torchvision.models.resnet.BasicBlock, "forward", lambda self, x: (ran.append(True), handle(self, x))[1]
     )
     with_cache = run()
     few = len(ran)

@@ -33,16 +33,24 @@ KNOWN = {
 KNOWN_TIMM = {
     "timm:vit_tiny_patch16_224": (12, "blocks.0", {"norm", "attention", "mlp"}, ("norm",)),
     "timm:deit_tiny_distilled_patch16_224": (12, "blocks.0", {"norm", "attention", "mlp"}, ("norm",)),
-    "timm:swin_tiny_patch4_window7_224": (12, "layers.1.blocks.0", {"norm", "attention", "mlp"}, (
-        "layers.1.downsample", "norm")),
-    "timm:convnext_atto": (12, "stages.1.blocks.0", {"norm", "conv", "mlp", "other"}, (
-        "stages.1.downsample", "head.norm")),
+    "timm:swin_tiny_patch4_window7_224": (
+        12,
+        "layers.1.blocks.0",
+        {"norm", "attention", "mlp"},
+        ("layers.1.downsample", "norm"),
+    ),
+    "timm:convnext_atto": (
+        12,
+        "stages.1.blocks.0",
+        {"norm", "conv", "mlp", "other"},
+        ("stages.1.downsample", "head.norm"),
+    ),
     "timm:resnet18": (8, "layer2.0", {"norm", "conv", "shortcut"}, ()),
     "timm:densenet121": (4, "features.denseblock2", {"norm", "conv"}, ("features.transition1",)),
     "timm:efficientnet_b0": (16, "blocks.1.0", {"norm", "conv"}, ("conv_head",)),
     "timm:mobilenetv3_small_100": (11, "blocks.2.1", {"norm", "conv"}, ("conv_head",)),
     "timm:regnety_004": (16, "s2.b1", {"norm", "conv", "shortcut"}, ()),
-}  # fmt: skip
+}
 ALL = [*KNOWN, *(KNOWN_TIMM if HAS_TIMM else ())]
 
 
@@ -72,9 +80,7 @@ def test_the_blocks_of_a_known_network_are_what_it_repeats(arch):
     assert set(between) <= set(found)
     if count:
         assert next(iter(found)) == "stem"
-        several = [
-            b for b in found if sum(n.endswith("weight") for n in found[b]) > 2 and b not in ("stem", "head")
-        ]
+        several = [b for b in found if sum(n.endswith("weight") for n in found[b]) > 2 and b not in ("stem", "head")]
         assert len(several) == count
 
 
@@ -82,8 +88,11 @@ def test_the_stem_is_everything_before_the_first_block():
     found = blocks(outline("resnet18"))
     assert found["stem"] == ("conv1.weight", "bn1.weight", "bn1.bias")
     assert set(blocks(outline("vit_b_16"))["stem"]) == {
-        "class_token", "conv_proj.weight", "conv_proj.bias", "encoder.pos_embedding"
-    }  # fmt: skip
+        "class_token",
+        "conv_proj.weight",
+        "conv_proj.bias",
+        "encoder.pos_embedding",
+    }
 
 
 def test_each_part_of_a_residual_block_has_its_kind():
@@ -91,9 +100,7 @@ def test_each_part_of_a_residual_block_has_its_kind():
     assert kinds["shortcut"] == ("layer2.0.downsample.0.weight",)
     assert kinds["conv"] == tuple(f"layer2.0.conv{i}.weight" for i in (1, 2, 3))
     assert set(kinds["norm"]) == {
-        f"layer2.0.{norm}.{part}"
-        for norm in ("bn1", "bn2", "bn3", "downsample.1")
-        for part in ("weight", "bias")
+        f"layer2.0.{norm}.{part}" for norm in ("bn1", "bn2", "bn3", "downsample.1") for part in ("weight", "bias")
     }
 
 
@@ -137,9 +144,9 @@ def test_a_wrapped_network_has_the_same_blocks_under_its_name(arch):
     bare = outline(arch, num_outputs=2)
     wrapped = nn.ModuleDict({"backbone": bare, "fc": nn.Linear(2, 1)})
     inner = [block for block in blocks(bare) if block not in ("stem", "head")]
-    assert [f"backbone.{block}" for block in inner] == [
-        b for b in blocks(wrapped) if b.startswith("backbone.")
-    ][: len(inner)]
+    assert [f"backbone.{block}" for block in inner] == [b for b in blocks(wrapped) if b.startswith("backbone.")][
+        : len(inner)
+    ]
 
 
 def test_a_sequential_that_adds_its_input_is_one_block():

@@ -16,11 +16,31 @@ needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="ti
 
 # The smallest of each of torchvision's families.
 FAMILIES = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
-    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf",
-    "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1",
-    "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2",
-]  # fmt: skip
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_0",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11",
+    "vgg11_bn",
+    "vit_b_16",
+    "wide_resnet50_2",
+]
 
 
 def shapes(arch, outputs=None):
@@ -194,9 +214,7 @@ def test_a_timm_network_of_its_own_is_known_by_its_weights():
 
 @needs_timm
 def test_timm_networks_with_the_same_weights_are_asked_about():
-    with pytest.raises(
-        ArchitectureError, match=r"timm:deit_tiny_patch16_224, timm:vit_tiny_patch16_224.*--arch"
-    ):
+    with pytest.raises(ArchitectureError, match=r"timm:deit_tiny_patch16_224, timm:vit_tiny_patch16_224.*--arch"):
         infer_architecture(shapes("timm:vit_tiny_patch16_224", 2))
 
 
@@ -260,7 +278,7 @@ def test_the_nearest_network_shares_most_weights():
         ("resnet18,weights=1", False, ()),
         ("resnet18,", False, ()),
     ],
-)  # fmt: skip
+)
 def test_a_name_is_read_as_far_as_its_source_is_trusted(arch, trusted, expected):
     found = readings(arch, trusted=trusted)
     assert tuple(name for name in found if name in expected) == expected
@@ -285,13 +303,11 @@ def test_a_broken_option_is_an_error_where_the_name_is_trusted():
 
 def test_a_fit_counts_what_differs():
     fit = fit_of(
-        {"a": (1,), "b": (2,), "c": (3,), "bn.num_batches_tracked": ()},
-        {"b": (2,), "c": (4,), "d": (5,), "e": (1,)},
+        {"a": (1,), "b": (2,), "c": (3,), "bn.num_batches_tracked": ()}, {"b": (2,), "c": (4,), "d": (5,), "e": (1,)}
     )
     assert (fit.missing, fit.unexpected, fit.reshaped, fit.distance) == (("a",), ("d", "e"), ("c",), 4)
     assert (
-        fit.notes
-        == "1 has another shape ('c' is (4,), expected (3,)), 1 is missing ('a'), 2 are unexpected ('d', 'e')"
+        fit.notes == "1 has another shape ('c' is (4,), expected (3,)), 1 is missing ('a'), 2 are unexpected ('d', 'e')"
     )
     assert fit_of({"a": (1,)}, {"a": (1,)}).notes == ""
 
@@ -307,9 +323,7 @@ def test_shapes_of_leave_out_what_is_no_tensor():
 
 def test_the_index_has_every_network_of_torchvision():
     names = torchvision.models.list_models(module=torchvision.models)
-    assert {f"torchvision:{name}" for name in names} <= set(index()), (
-        "run benchmarks/make_architecture_index.py"
-    )
+    assert {f"torchvision:{name}" for name in names} <= set(index()), "run benchmarks/make_architecture_index.py"
 
 
 @pytest.mark.parametrize("arch", ["torchvision:squeezenet1_1", "torchvision:inception_v3,aux_logits=False"])

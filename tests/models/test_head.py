@@ -114,13 +114,7 @@ def test_the_head_is_found_by_the_models_structure(arch):
 
 @pytest.mark.parametrize(
     ("arch", "outputs"),
-    [
-        ("googlenet", 1),
-        ("inception_v3", 2),
-        ("mobilenet_v3_small", 3),
-        ("squeezenet1_1", 1),
-        ("squeezenet1_1", 4),
-    ],
+    [("googlenet", 1), ("inception_v3", 2), ("mobilenet_v3_small", 3), ("squeezenet1_1", 1), ("squeezenet1_1", 4)],
 )
 def test_the_head_is_found_by_running_the_model(arch, outputs):
     name, size = TORCHVISION[arch]

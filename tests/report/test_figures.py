@@ -51,9 +51,7 @@ def test_every_chart_is_valid_xml_with_role_title_and_description(drawn):
 
 def test_labels_are_shown_as_they_are(drawn):
     for name in ("forest", "unit_square", "tradeoff", "bars", "grid"):
-        shown = {
-            element.text for element in ElementTree.fromstring(drawn[name]).iter() if element.tag == "text"
-        }
+        shown = {element.text for element in ElementTree.fromstring(drawn[name]).iter() if element.tag == "text"}
         assert {"female", "<script>&\"'", "$x^2$", "皮肤类型"} <= shown, name
         assert any("…" in text for text in shown if text), name
 

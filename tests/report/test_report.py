@@ -24,11 +24,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 def predictions(
-    strength: float,
-    attributes: tuple[Attribute, ...] = (SEX, AGE),
-    n: int = 400,
-    columns: int = 1,
-    **fields: object,
+    strength: float, attributes: tuple[Attribute, ...] = (SEX, AGE), n: int = 400, columns: int = 1, **fields: object
 ) -> Predictions:
     """Drawn from one seed: the same rows each time, scored by a model whose bias has the given strength."""
     rng = np.random.default_rng(3)
@@ -42,15 +38,7 @@ def predictions(
 
 def report(before: Predictions, after: Predictions, **fields: object) -> DebiasReport:
     history = [
-        {
-            "step": 0,
-            "epoch": 0,
-            "loss": float("nan"),
-            "gap": 0.3,
-            "roc_auc": 0.9,
-            "eligible": True,
-            "chosen": False,
-        },
+        {"step": 0, "epoch": 0, "loss": float("nan"), "gap": 0.3, "roc_auc": 0.9, "eligible": True, "chosen": False},
         {"step": 1, "epoch": 1, "loss": 0.4, "gap": 0.2, "roc_auc": 0.89, "eligible": True, "chosen": True},
         {"step": 2, "epoch": 1, "loss": 0.3, "gap": 0.1, "roc_auc": 0.8, "eligible": False, "chosen": False},
     ]
@@ -158,9 +146,7 @@ def test_the_json_has_the_contract_s_keys_and_no_nan(done):
         "versions",
     } <= set(found)
     assert found["history"][0]["loss"] is None
-    assert found["before"]["by_group"]["sex"]["male"]["n"] == int(
-        (done.before.predictions.groups[:, 0] == 1).sum()
-    )
+    assert found["before"]["by_group"]["sex"]["male"]["n"] == int((done.before.predictions.groups[:, 0] == 1).sum())
     assert isinstance(found["after"]["gaps"]["age"]["equalized_odds_difference"], float)
     assert found["mask"]["by_layer"]["conv1.weight"]["selected"] == 3
 
@@ -222,9 +208,7 @@ def test_every_chart_has_a_role_a_title_and_its_numbers_in_words(page):
 
 def test_every_rate_of_a_group_has_a_count_and_an_interval_beside_it(page):
     tables = [
-        table
-        for table in Reader(page).tables
-        if table[0][0] == "Group" and "Change" in table[0] and len(table[0]) == 5
+        table for table in Reader(page).tables if table[0][0] == "Group" and "Change" in table[0] and len(table[0]) == 5
     ]
     assert len(tables) == 8  # four measures of two attributes
     for row in (row for table in tables for row in table[1:]):
@@ -238,8 +222,7 @@ def test_markdown_and_html_have_the_same_tables(done, page):
 
     ours = [[[flat(cell) for cell in row] for row in table] for table in Reader(page).tables]
     theirs = [
-        [[flat(cell) for cell in row] for row in table[:1] + table[2:]]
-        for table in markdown_tables(to_markdown(done))
+        [[flat(cell) for cell in row] for row in table[:1] + table[2:]] for table in markdown_tables(to_markdown(done))
     ]
     assert theirs == ours
 
@@ -248,10 +231,7 @@ def test_hostile_names_are_shown_not_obeyed():
     bad = '<script>alert("1")</script>|`&$x$ a_b *c*'
     attribute = Attribute(f"{bad}-attribute", (bad, "--><style>*{}</style>"))
     hostile = report(
-        predictions(1.0, (attribute,)),
-        predictions(0.2, (attribute,)),
-        reason=bad,
-        config={"data": bad, bad: bad},
+        predictions(1.0, (attribute,)), predictions(0.2, (attribute,)), reason=bad, config={"data": bad, bad: bad}
     )
     html, markdown = to_html(hostile, date=bad), to_markdown(hostile)
     read = Reader(html)
@@ -356,22 +336,22 @@ def test_optional_pages_appear_where_they_are_given(done):
         png = b"\x89PNG\r\n\x1a\n"
         text = "sex: male. Row 3, melanoma: score 0.20 before, 0.80 after."
 
-    trials = [
-        {"number": 0, "value": 0.8, "state": "complete"},
-        {"number": 1, "value": None, "state": "pruned"},
-    ]
+    trials = [{"number": 0, "value": 0.8, "state": "complete"}, {"number": 1, "value": None, "state": "pruned"}]
     extra = {
         "pixels": [Case()],
         "mask_stability": {"labels": ["seed 0", "seed 1"], "overlap": [[1, 0.7], [0.7, 1]], "expected": 0.05},
         "evaluations": {"Hospital B": {"before": done.before, "after": done.after}},
         "leakage": {"sex": {"before": 0.71, "after": 0.66, "after_interval": [0.6, 0.7]}},
         "search": {
-            "objective": "worst_group_roc_auc", "trials": trials, "importances": {"lr": 0.7, "layer4": 0.3},
+            "objective": "worst_group_roc_auc",
+            "trials": trials,
+            "importances": {"lr": 0.7, "layer4": 0.3},
             "pareto": [{"number": 0, "gap": 0.1, "roc_auc": 0.9, "chosen": True}],
             "mask": {"layer1": {"norm": True}, "layer2": {"norm": False, "conv": True}},
-            "select": 0.8, "image_passes": 12000,
+            "select": 0.8,
+            "image_passes": 12000,
         },
-    }  # fmt: skip
+    }
     full = replace(done, extra=extra)
     html = to_html(full)
     expected = {"How stable the mask is", "What changed in the pixels", "On other sites' data", "The search"}
@@ -437,17 +417,10 @@ def golden() -> dict[str, str]:
     n = 240
     groups, targets = np.arange(n) % 2, (np.arange(n) // 2) % 3 == 0
     base = 0.5 + 0.3 * np.where(targets, 1, -1) + 0.35 * np.sin(np.arange(n) * 1.7)
-    sides = [
-        Predictions(np.clip(base + tilt * groups, 0.01, 0.99), targets, groups, (SEX,))
-        for tilt in (0.25, 0.1)
-    ]
-    fixed = replace(
-        report(*sides), before=audit(sides[0], intervals=False), after=audit(sides[1], intervals=False)
-    )
+    sides = [Predictions(np.clip(base + tilt * groups, 0.01, 0.99), targets, groups, (SEX,)) for tilt in (0.25, 0.1)]
+    fixed = replace(report(*sides), before=audit(sides[0], intervals=False), after=audit(sides[1], intervals=False))
     alone = replace(audit(sides[0], intervals=False), content_hash="cd" * 32)
-    audited = re.sub(
-        r"#### Versions\n.*?(?=\n## )", "", to_markdown(alone), flags=re.DOTALL
-    )  # they differ by machine
+    audited = re.sub(r"#### Versions\n.*?(?=\n## )", "", to_markdown(alone), flags=re.DOTALL)  # they differ by machine
     return {"report.md": to_markdown(fixed), "report.json": to_json(fixed), "audit.md": audited}
 
 
@@ -483,9 +456,7 @@ def test_intervals_of_changes_count_patients_where_they_are_known():
 
     def thrice(once: Predictions) -> Predictions:
         rows = np.repeat(np.arange(400), 3)
-        return Predictions(
-            once.scores[rows], once.targets[rows], once.groups[rows], once.attributes, clusters=rows
-        )
+        return Predictions(once.scores[rows], once.targets[rows], once.groups[rows], once.attributes, clusters=rows)
 
     single = [replace(each, clusters=np.arange(400)) for each in (before, after)]
     one = paired_changes(*single, 0.5)

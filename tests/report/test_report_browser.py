@@ -84,8 +84,7 @@ class Tab:
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         os.write(
-            self.commands,
-            json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0",
+            self.commands, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0"
         )
         while (answer := self.receive()).get("id") != self.number:
             pass
@@ -105,11 +104,7 @@ class Tab:
 
     def show(self, page: Path, width: int, *, scheme: str = "light", media: str = "") -> None:
         self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=900,
-            deviceScaleFactor=1,
-            mobile=width < 600,
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", media=media, features=features)
@@ -134,13 +129,7 @@ def tab() -> Iterator[Tab]:
     # Above 4, since they become the child's descriptors 3 and 4 and must not overwrite each other on the way.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read_commands, write_answers)]
     with tempfile.TemporaryDirectory() as profile:
-        options = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--hide-scrollbars",
-        ]
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         program = [str(CHROMIUM), *options, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
         shell = ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", *program]
         process = subprocess.Popen(shell, pass_fds=ends, stderr=subprocess.DEVNULL)
@@ -170,12 +159,17 @@ class Case:
 def build(folder: Path) -> Path:
     """A report with everything in it, many groups, long names, and figures that cannot be measured."""
     rng = np.random.default_rng(5)
-    names = ("female*under 40", "male*under 40", "female*40-60", "male*40-60", "female*60+", "male*60+",
-             "another group with a remarkably long name", "nobody")  # fmt: skip
-    attributes = (
-        Attribute("sex*age", names),
-        Attribute("skin_type_by_fitzpatrick", ("I-II", "III-IV", "V-VI")),
+    names = (
+        "female*under 40",
+        "male*under 40",
+        "female*40-60",
+        "male*40-60",
+        "female*60+",
+        "male*60+",
+        "another group with a remarkably long name",
+        "nobody",
     )
+    attributes = (Attribute("sex*age", names), Attribute("skin_type_by_fitzpatrick", ("I-II", "III-IV", "V-VI")))
     n = 1500
     groups = np.stack([rng.integers(0, 7, n), rng.integers(0, 3, n)], axis=1)
     targets = (rng.random(n) < 0.3).astype(int)
@@ -185,13 +179,7 @@ def build(folder: Path) -> Path:
         scores = 1 / (1 + np.exp(-(logits + tilt * (groups[:, 0] - 3))))
         sides.append(audit(Predictions(scores, targets, groups, attributes), resamples=50))
     history = [
-        {
-            "step": 1 + i // 10,
-            "epoch": 1 + i % 10,
-            "gap": 0.3 - 0.01 * i,
-            "roc_auc": 0.9 - 0.001 * i,
-            "chosen": i == 14,
-        }
+        {"step": 1 + i // 10, "epoch": 1 + i % 10, "gap": 0.3 - 0.01 * i, "roc_auc": 0.9 - 0.001 * i, "chosen": i == 14}
         for i in range(20)
     ]
     layers = {

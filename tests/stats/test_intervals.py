@@ -29,12 +29,120 @@ WFNS = "32455552521254425552525245441442255225555" + (
     "111151221221112121134141551124112212122111121211324214115422111312244111"
 )
 S100B = [
-    14, 10, 20, 13, 37, 43, 41, 4, 30, 8, 4, 35, 33, 40, 43, 25, 43, 43, 43, 4, 43, 27, 1, 8, 23, 43, 25,
-    43, 6, 25, 14, 10, 12, 23, 43, 16, 43, 28, 43, 43, 37, 14, 16, 10, 2, 38, 22, 10, 10, 2, 6, 2, 8, 12,
-    4, 22, 4, 12, 14, 22, 2, 20, 16, 32, 8, 42, 38, 20, 4, 36, 38, 12, 6, 8, 6, 2, 14, 10, 16, 18, 2, 2,
-    8, 2, 8, 6, 20, 8, 6, 30, 12, 26, 4, 10, 28, 4, 2, 24, 34, 10, 18, 6, 16, 10, 4, 2, 22, 18, 38, 22,
-    18, 42, 40,
-]  # fmt: skip
+    14,
+    10,
+    20,
+    13,
+    37,
+    43,
+    41,
+    4,
+    30,
+    8,
+    4,
+    35,
+    33,
+    40,
+    43,
+    25,
+    43,
+    43,
+    43,
+    4,
+    43,
+    27,
+    1,
+    8,
+    23,
+    43,
+    25,
+    43,
+    6,
+    25,
+    14,
+    10,
+    12,
+    23,
+    43,
+    16,
+    43,
+    28,
+    43,
+    43,
+    37,
+    14,
+    16,
+    10,
+    2,
+    38,
+    22,
+    10,
+    10,
+    2,
+    6,
+    2,
+    8,
+    12,
+    4,
+    22,
+    4,
+    12,
+    14,
+    22,
+    2,
+    20,
+    16,
+    32,
+    8,
+    42,
+    38,
+    20,
+    4,
+    36,
+    38,
+    12,
+    6,
+    8,
+    6,
+    2,
+    14,
+    10,
+    16,
+    18,
+    2,
+    2,
+    8,
+    2,
+    8,
+    6,
+    20,
+    8,
+    6,
+    30,
+    12,
+    26,
+    4,
+    10,
+    28,
+    4,
+    2,
+    24,
+    34,
+    10,
+    18,
+    6,
+    16,
+    10,
+    4,
+    2,
+    22,
+    18,
+    38,
+    22,
+    18,
+    42,
+    40,
+]
 OUTCOME = np.repeat([1, 0], [41, 72])
 counts = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -67,9 +175,7 @@ def test_differences_of_rates_are_the_published_ones(table, score, hybrid):
     np.testing.assert_allclose(ends(intervals.newcombe(*table)), hybrid, atol=6e-5)
 
 
-@pytest.mark.parametrize(
-    "table", [(19, 22, 109, 281), (0, 30, 3, 40), (80, 80, 150, 160), (250, 300, 200, 260)]
-)
+@pytest.mark.parametrize("table", [(19, 22, 109, 281), (0, 30, 3, 40), (80, 80, 150, 160), (250, 300, 200, 260)])
 def test_miettinen_nurminen_ends_where_the_score_test_rejects(table):
     # Not statsmodels' own: its constrained likelihood has a wrong coefficient (statsmodels issue 10269).
     x1, n1, x2, n2 = table
@@ -243,14 +349,8 @@ def test_intervals_of_areas_cover_as_often_as_they_say():
         one, other = latent[0] + 1.2 * targets, 0.6 * latent[0] + 0.8 * latent[1] + 1.2 * targets
         apart = latent[2] + 1.2 * targets
         first, second = intervals.delong(one, targets), intervals.delong(apart, targets)
-        unpaired, paired = (
-            intervals.delong_unpaired(first, second),
-            intervals.delong_paired(one, other, targets),
-        )
-        hits += [
-            first.low <= truth <= first.high,
-            *(area.low <= 0 <= area.high for area in (unpaired, paired)),
-        ]
+        unpaired, paired = (intervals.delong_unpaired(first, second), intervals.delong_paired(one, other, targets))
+        hits += [first.low <= truth <= first.high, *(area.low <= 0 <= area.high for area in (unpaired, paired))]
     assert (hits / 1500 > 0.93).all(), hits / 1500
     assert (hits / 1500 < 0.97).all(), hits / 1500
 
@@ -315,9 +415,7 @@ def test_two_statistics_see_the_same_resamples():
     units = Units.of(None, strata=GROUPS)
     where = bootstrap.cells(GROUPS, 2)
     drawn = bootstrap.bootstrap(
-        {"a": bootstrap.mean(SCORES, where, units), "b": bootstrap.mean(1 - SCORES, where, units)},
-        units,
-        resamples=300,
+        {"a": bootstrap.mean(SCORES, where, units), "b": bootstrap.mean(1 - SCORES, where, units)}, units, resamples=300
     )
     np.testing.assert_allclose(drawn["a"] + drawn["b"], 1, atol=1e-6)
     again = bootstrap.bootstrap({"a": bootstrap.mean(SCORES, where, units)}, units, resamples=300)

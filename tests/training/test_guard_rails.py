@@ -171,17 +171,13 @@ def outside(model: nn.Module) -> dict[str, object]:
         "flags": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
         "dtypes": {name: tensor.dtype for name, tensor in tensors_of(model).items()},
         "strides": {name: parameter.stride() for name, parameter in model.named_parameters()},
-        "tied": len(
-            {parameter.data_ptr() for _, parameter in model.named_parameters(remove_duplicate=False)}
-        ),
+        "tied": len({parameter.data_ptr() for _, parameter in model.named_parameters(remove_duplicate=False)}),
         "hooks": [len(module._forward_pre_hooks) for module in model.modules()],
     }
 
 
 def bits(state: dict[str, Tensor]) -> dict[str, bytes]:
-    return {
-        k: t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for k, t in state.items()
-    }
+    return {k: t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for k, t in state.items()}
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -311,13 +307,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("trained", "network"),
-    [
-        pytest.param(*makes, id=name)
-        for name, makes in FILES.items()
-    ],
-)
+@pytest.mark.parametrize(("trained", "network"), [pytest.param(*makes, id=name) for name, makes in FILES.items()])
 def test_a_file_comes_back_with_its_precision_strides_and_ties(tmp_path, trained, network):
     torch.save(centred(trained).state_dict(), tmp_path / "model.pt")
     model = load_checkpoint(tmp_path / "model.pt", into=network())
@@ -326,9 +316,7 @@ def test_a_file_comes_back_with_its_precision_strides_and_ties(tmp_path, trained
     write_checkpoint(checkpoint, outcome.model.state_dict(), tmp_path / "fair.pt")
     old, new = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "fair.pt"))
     assert list(new) == list(old)
-    assert {k: (t.dtype, t.stride()) for k, t in new.items()} == {
-        k: (t.dtype, t.stride()) for k, t in old.items()
-    }
+    assert {k: (t.dtype, t.stride()) for k, t in new.items()} == {k: (t.dtype, t.stride()) for k, t in old.items()}
     assert len({t.data_ptr() for t in new.values()}) == len({t.data_ptr() for t in old.values()})
     moved = {name for name, value in bits(new).items() if value != bits(old)[name]}
     assert moved <= set(outcome.patch.changes)
@@ -356,10 +344,7 @@ def test_a_computed_tensor_is_copied_with_its_values():
 
 def test_what_did_not_change_keeps_its_bits_in_any_precision():
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        own = {
-            "w": torch.randn(50, generator=torch.Generator().manual_seed(0)).to(dtype) / 3,
-            "n": torch.tensor(7),
-        }
+        own = {"w": torch.randn(50, generator=torch.Generator().manual_seed(0)).to(dtype) / 3, "n": torch.tensor(7)}
         single = {name: tensor.float() if name == "w" else tensor for name, tensor in own.items()}
         single["w"][0] = 5.0
         back = in_own_precision(single, own)

@@ -61,9 +61,19 @@ def run(folder=None, *, resume=False, die_at=None, method="bmft", **config):
             raise Killed
 
     outcome = debias(
-        network(), fit, select, method=method, config=FAST | config, device="cpu", journal=folder, resume=resume,
-        progress=progress, intervals=False, max_auc_drop=0.2, max_group_auc_drop=0.5,
-    )  # fmt: skip
+        network(),
+        fit,
+        select,
+        method=method,
+        config=FAST | config,
+        device="cpu",
+        journal=folder,
+        resume=resume,
+        progress=progress,
+        intervals=False,
+        max_auc_drop=0.2,
+        max_group_auc_drop=0.5,
+    )
     return outcome, seen
 
 

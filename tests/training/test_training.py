@@ -110,10 +110,7 @@ def test_weights_outside_the_mask_survive_lbfgs_and_reused_momentum():
 
     with masked(lbfgs, model, mask):
         lbfgs.step(closure)
-    assert all(
-        torch.equal(after[~mask.tensors[n]], before[n][~mask.tensors[n]])
-        for n, after in weights(model).items()
-    )
+    assert all(torch.equal(after[~mask.tensors[n]], before[n][~mask.tensors[n]]) for n, after in weights(model).items())
 
 
 @pytest.mark.parametrize("optimizer", [partial(SGD, lr=0.1), partial(Adam, lr=0.01), partial(AdamW, lr=0.01)])
@@ -157,10 +154,7 @@ def test_the_hooks_are_gone_afterwards_also_on_failure():
 
 def test_a_mask_for_another_model_is_refused():
     model, other = net(), nn.Linear(2, 1)
-    with (
-        pytest.raises(MismatchError),
-        masked(SGD(model.parameters(), lr=0.1), model, WeightMask.by_name(other)),
-    ):
+    with pytest.raises(MismatchError), masked(SGD(model.parameters(), lr=0.1), model, WeightMask.by_name(other)):
         pass
     with pytest.raises(MismatchError):
         SelectedWeights(model, WeightMask.by_name(other))
@@ -208,9 +202,14 @@ def settings(**changes):
 
 def run(model, mask, step=None, loss=None, seed=0, **options):
     tune(
-        model, images(), loss or Loss(fairness.equalized_odds_gap, 1.0, 1.0), mask, step or settings(),
-        generator=torch.Generator().manual_seed(seed), **options,
-    )  # fmt: skip
+        model,
+        images(),
+        loss or Loss(fairness.equalized_odds_gap, 1.0, 1.0),
+        mask,
+        step or settings(),
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
@@ -236,9 +235,7 @@ def test_dropout_is_off_while_tuning():
     other[2] = nn.Identity()
     run(model, WeightMask.by_name(model))
     run(other, WeightMask.by_name(other))
-    assert all(
-        torch.equal(a, b) for a, b in zip(weights(model).values(), weights(other).values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(weights(model).values(), weights(other).values(), strict=True))
 
 
 def test_the_model_s_flags_are_put_back_also_on_failure():
@@ -261,9 +258,7 @@ def test_the_same_seed_gives_the_same_bytes():
     for model, seed in ((one, 3), (two, 3), (three, 4)):
         run(model, half_mask(model), settings(augment=("hflip", "transpose")), seed=seed)
     assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
-    assert not all(
-        torch.equal(a, b) for a, b in zip(weights(one).values(), weights(three).values(), strict=True)
-    )
+    assert not all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(three).values(), strict=True))
 
 
 def test_a_non_finite_loss_stops_before_anything_moves():
@@ -273,19 +268,20 @@ def test_a_non_finite_loss_stops_before_anything_moves():
     data.inputs(slice(0, 1))
     broken = from_arrays(torch.full((8, 1, 8, 8), float("inf")), [0, 1] * 4, [0, 0, 1, 1] * 2)
     with pytest.raises(NonFiniteError, match="loss is nan"):
-        tune(model, broken, Loss(fairness.equalized_odds_gap, 0.0, 1.0), WeightMask.by_name(model), settings(),
-             generator=torch.Generator())  # fmt: skip
+        tune(
+            model,
+            broken,
+            Loss(fairness.equalized_odds_gap, 0.0, 1.0),
+            WeightMask.by_name(model),
+            settings(),
+            generator=torch.Generator(),
+        )
     assert all(torch.equal(after, before[n]) for n, after in weights(model).items())
 
 
 def test_after_epoch_can_stop_the_training():
     seen = []
-    run(
-        net(),
-        half_mask(net()),
-        settings(epochs=5),
-        after_epoch=lambda epoch, loss: seen.append(epoch) or epoch == 2,
-    )
+    run(net(), half_mask(net()), settings(epochs=5), after_epoch=lambda epoch, loss: seen.append(epoch) or epoch == 2)
     assert seen == [1, 2]
 
 
@@ -308,9 +304,7 @@ def test_batch_gradients_of_the_whole_set_s_gap_add_up_to_the_whole_gradient():
     data = images()
     logits = torch.randn(len(data), 1)
     leaf = logits.double().requires_grad_()
-    fairness.equalized_odds_gap(
-        torch.sigmoid(leaf), data.targets[:, None].double(), data.groups[:, 0]
-    ).backward()
+    fairness.equalized_odds_gap(torch.sigmoid(leaf), data.targets[:, None].double(), data.groups[:, 0]).backward()
     loss = pooled_loss(data, logits)
     total = torch.zeros_like(logits)
     batches = torch.arange(len(data)).view(4, -1)  # every batch holds the cells in the set's own shares
@@ -360,17 +354,13 @@ def test_head_steps_on_cached_features_equal_full_forward_steps():
     options = {"loss": Loss(fairness.equalized_odds_gap, 0.1, 1.0), "step": settings(epochs=3)}
     for model, source in ((module, features), (slow, data)):
         mask = WeightMask.by_name(model, *(head.parameters if model is slow else ()))
-        tune(
-            model, source, options["loss"], mask, options["step"], generator=torch.Generator().manual_seed(0)
-        )
+        tune(model, source, options["loss"], mask, options["step"], generator=torch.Generator().manual_seed(0))
     for a, b in zip(weights(cached).values(), weights(slow).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_features_are_not_cached_where_the_head_is_not_the_last_thing_that_happens():
-    model = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    ).eval()
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     data = images()
     assert penultimate_features(model, find_head(model, data.inputs(slice(0, 2))), data) is None
 
@@ -400,12 +390,17 @@ def test_a_parametrized_head_is_not_zeroed_into_nan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": -1}, "epochs"), ({"learning_rate": -1.0}, "learning_rate"), ({"trust": 0.0}, "trust"),
-            ({"batch_size": 0}, "batch_size"),
-        ({"optimizer": "sgdd"}, "sgdd"), ({"augment": ("rotate",)}, "rotate"), ({"average": 1.0}, "average"),
-        ({"norm_stats": "on"}, "norm_stats"), ({"weight_decay": float("nan")}, "weight_decay"),
+        ({"epochs": -1}, "epochs"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"trust": 0.0}, "trust"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"optimizer": "sgdd"}, "sgdd"),
+        ({"augment": ("rotate",)}, "rotate"),
+        ({"average": 1.0}, "average"),
+        ({"norm_stats": "on"}, "norm_stats"),
+        ({"weight_decay": float("nan")}, "weight_decay"),
     ],
-)  # fmt: skip
+)
 def test_a_step_that_cannot_be_is_refused_by_name(change, message):
     with pytest.raises(ConfigError, match=message):
         settings(**change)
@@ -415,8 +410,14 @@ def test_augmenting_what_is_no_square_image_is_refused():
     data = from_arrays(torch.randn(16, 5), [0, 1] * 8, [0, 0, 1, 1] * 4)
     model = nn.Linear(5, 1)
     with pytest.raises(ConfigError, match="square images"):
-        tune(model, data, Loss(fairness.equalized_odds_gap), WeightMask.by_name(model), settings(augment=("hflip",)),
-             generator=torch.Generator())  # fmt: skip
+        tune(
+            model,
+            data,
+            Loss(fairness.equalized_odds_gap),
+            WeightMask.by_name(model),
+            settings(augment=("hflip",)),
+            generator=torch.Generator(),
+        )
 
 
 def convolving(scale=1.0):
