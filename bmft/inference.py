@@ -92,6 +92,7 @@ def predict(
         rows=grouped.rows.numpy(),
         content_hash=grouped.content_hash,
         skipped=grouped.skipped,
+        assumed=grouped.assumed,
     )
 
 

@@ -6,12 +6,15 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from bmft._assumed import Assumption
 
 DONE, REJECTED, USAGE, INCONCLUSIVE, RUNTIME, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -28,6 +31,11 @@ class Settings:
         """A remark, on standard error."""
         if not self.quiet:
             click.echo(f"bmft: {visible(text)}", err=True)
+
+    def announce(self, assumed: Iterable[Assumption]) -> None:
+        """What was inferred, in one short block on standard error."""
+        for one in dict.fromkeys(assumed):
+            self.say(f"{'warning: ' if one.guess else ''}{one}")
 
     @contextmanager
     def speaking(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bmft._assumed import as_json
 from bmft.auditing.gap_intervals import summarise_intervals
 from bmft.auditing.group_intervals import Sample
 from bmft.auditing.metrics import (
@@ -36,8 +37,8 @@ Figures = dict[str, Any]
 class AuditReport:
     """What an audit found. NaN stands for what cannot be measured on these samples.
 
-        intervals: ``overall``, ``by_group`` and ``gaps`` with ``[low, high]``, if they were asked for.
-    ``by_class`` with the figures of each and ``worst_class`` with the worst.
+    For several classes or labels each figure is the mean over them; beside it stand ``by_class``, with the figures of
+    each class or label, and ``worst_class``, with the worst of them.
 
     Attributes:
         n: samples.
@@ -54,6 +55,7 @@ class AuditReport:
         flags: what makes figures mean little; ``"constant predictor"`` where every answer is the same.
         content_hash: of the data.
         skipped: unreadable images that were left out.
+        assumed: subject -> what was inferred about it, and from where.
         predictions: what was audited; not part of the file.
     """
 
@@ -71,6 +73,7 @@ class AuditReport:
     flags: tuple[str, ...]
     content_hash: str | None
     skipped: int = 0
+    assumed: Mapping[str, Any] = field(default_factory=dict, repr=False)
     predictions: Predictions | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,12 +90,13 @@ class AuditReport:
         """
         if values.get("schema") != SCHEMA:
             raise DataError(f"audit: schema is {values.get('schema')!r}, expected {SCHEMA}: not by this version")
-        names = [f.name for f in fields(cls) if f.name not in ("predictions", "skipped")]
+        names = [f.name for f in fields(cls) if f.name not in ("predictions", "skipped", "assumed")]
         if missing := [name for name in names if name not in values]:
             raise DataError(f"audit: no {', '.join(missing)}: not an audit that bmft wrote")
         figures = {name: _measured(values[name]) for name in ("overall", "by_group", "gaps", "intervals")}
         texts = {name: tuple(values[name]) for name in ("classes", "flags")}
-        counted = {"skipped": int(values.get("skipped") or 0)}  # audits of 0.1.0's first days have none
+        # Audits of 0.1.0's first days have neither.
+        counted = {"skipped": int(values.get("skipped") or 0), "assumed": values.get("assumed") or {}}
         return cls(**{**{name: values[name] for name in names}, **figures, **texts, **counted})
 
 
@@ -153,6 +157,7 @@ def audit_predictions(
         flags=_flags(predictions, ask.columns),
         content_hash=predictions.content_hash,
         skipped=predictions.skipped,
+        assumed=as_json(predictions.assumed),
         predictions=predictions,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bmft._assumed import Assumption
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables import Attribute
 
@@ -28,6 +29,7 @@ class Predictions:
         rows: ``(n,)`` row of the manifest each sample came from; default 0, 1, ...
         content_hash: of the data; None where unknown.
         skipped: unreadable images that were left out.
+        assumed: what was inferred about the model, its classes, its pixels and its rows.
 
     One column may be given as ``(n,)`` each time.
 
@@ -51,6 +53,7 @@ class Predictions:
     rows: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     content_hash: str | None = field(default=None, repr=False)
     skipped: int = field(default=0, repr=False)
+    assumed: tuple[Assumption, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         scores, groups = np.asarray(self.scores, np.float64), np.asarray(self.groups, np.int64)

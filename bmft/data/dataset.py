@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bmft._assumed import Assumption
 from bmft._text import did_you_mean, short
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.sampling import cells, split_cells
@@ -56,6 +57,7 @@ class GroupedData(Dataset[GroupBatch]):
         clusters: ``(n,)`` int64 patient (or lesion, ...) ids, or None.
         rows: ``(n,)`` int64 row of the manifest each sample came from, counted from 0 after the header.
         skipped: unreadable images left out (``on_bad_image="skip"``).
+        assumed: what was inferred about the classes, the pixels and the rows.
     """
 
     task: Task
@@ -69,6 +71,7 @@ class GroupedData(Dataset[GroupBatch]):
     _source: Source
     _index: Tensor
     _table: pd.DataFrame | None = None
+    assumed: tuple[Assumption, ...] = ()
     _elsewhere: dict[torch.device, GroupedData] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:

@@ -92,7 +92,7 @@ class DebiasReport:
         top = {name: _plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
         rest = {name: value for name, value in self.extra.items() if name not in top}
         values = {name: _plain(getattr(self, name)) for name in names}
-        return {"schema": SCHEMA, **values, "extra": _plain(rest), **top}
+        return {"schema": SCHEMA, **values, "assumed": _plain(self.before.assumed), "extra": _plain(rest), **top}
 
 
 Report = DebiasReport | AuditReport
