@@ -10,6 +10,7 @@ from functools import partial, wraps
 from typing import Any, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
 from .config import config_file, config_option
 from .console import Settings, settings
@@ -79,9 +80,24 @@ class _Option(click.Option):
         self.section = section
 
 
+_ON_DISK = {"FILE": "file", "CSV": "file", "TOML": "file", "CHECKPOINT": "file", "PATCH": "file", "DIR": "dir"}
+
+
+def _completed(_: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers for a file or a folder: its own list."""
+    return [CompletionItem(incomplete, type=_ON_DISK.get(param.metavar or "FILE", "file"))]
+
+
 def option(*declarations: str, **attributes: Any) -> Decorator:
     """`click.option` that shows its default and takes the ``section`` of the help it stands in."""
+    if attributes.get("metavar") in _ON_DISK:
+        attributes = {"shell_complete": _completed, **attributes}
     return click.option(*declarations, cls=_Option, **{"show_default": True, **attributes})
+
+
+def argument(name: str, **attributes: Any) -> Decorator:
+    """`click.argument` of a file; a shell completes its name."""
+    return click.argument(name, shell_complete=_completed, **attributes)
 
 
 def apply_options(function: Callable[..., Any], options: Iterable[Decorator]) -> Callable[..., Any]:

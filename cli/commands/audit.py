@@ -6,12 +6,12 @@ import click
 
 from ..console import put, settings
 from ..distributed import part_company
-from ..options import Command, Common, common_options, option
+from ..options import Command, Common, argument, common_options, option
 from ..tables import audit_table
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint")
+@argument("checkpoint")
 @option("--json", "json_file", metavar="FILE", help="Write audit.json here; - is standard output.")
 @option("--report", metavar="DIR", help="Write report.html, report.json and report.md here.")
 @common_options()

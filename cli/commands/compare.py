@@ -10,7 +10,7 @@ import click
 
 from ..console import Progress, settings, table
 from ..method import How, shared_options
-from ..options import Command, Common, Pair, common_options, option
+from ..options import Command, Common, Pair, argument, common_options, option
 from ..sites import Sites, sites_option
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _FIGURES = {"gap": "gap", "roc_auc": "ROC AUC", "worst_group_roc_auc": "worst gr
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint")
+@argument("checkpoint")
 @option("--methods", metavar="A,B,C", help="Which methods. [default: all]")
 @option("--seeds", type=click.IntRange(1), default=3, metavar="N", help="Repetitions of every method.")
 @option(

@@ -13,7 +13,7 @@ import click
 from ..console import REJECTED, Progress, settings, table
 from ..distributed import part_company, several
 from ..method import How, method_options
-from ..options import Command, Common, common_options, option
+from ..options import Command, Common, argument, common_options, option
 from ..sites import Sites, sites_option, sites_table
 from ..tables import audit_table
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint")
+@argument("checkpoint")
 @option("--out", metavar="FILE", help="Where to write the new checkpoint. [default: fair, with CHECKPOINT's suffix]")
 @option("--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here.")
 @sites_option

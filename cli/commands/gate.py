@@ -12,7 +12,7 @@ import click
 
 from ..console import put, settings
 from ..distributed import part_company
-from ..options import Command, Common, common_options, option
+from ..options import Command, Common, argument, common_options, option
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -43,7 +43,7 @@ class Evidence:
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint", required=False)
+@argument("checkpoint", required=False)
 @option("--policy", default="fairness.toml", metavar="TOML", help="What has to be shown.")
 @option("--baseline", metavar="FILE", help="What it may not be worse than: a checkpoint, or a CSV as below.")
 @option("--predictions", metavar="CSV", help="Scores to gate instead: y_true, y_score and the attributes.")

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from ..console import put, table
-from ..options import Command, import_from_here, option, talking_options
+from ..options import Command, argument, import_from_here, option, talking_options
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint")
+@argument("checkpoint")
 @option("--arch", metavar="NAME", help="The network, where it is neither said nor inferred; see bmft debias.")
 @option("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
 @option("--head", metavar="NAME", help="Module that makes the logits. [default: found]")

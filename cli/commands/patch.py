@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..console import table, visible
-from ..options import talking_options
+from ..options import argument, talking_options
 
 _TRUST = click.option(
     "--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."
@@ -24,7 +24,7 @@ def patch() -> None:
 
 
 @patch.command()
-@click.argument("patch_file", metavar="PATCH")
+@argument("patch_file", metavar="PATCH")
 @talking_options
 def show(patch_file: str) -> None:
     """List what PATCH changes: per tensor how many values, and how far.
@@ -55,8 +55,8 @@ def _row(name: str, entry: dict[str, float], total: float) -> list[str]:
 
 
 @patch.command()
-@click.argument("original")
-@click.argument("patch_file", metavar="PATCH")
+@argument("original")
+@argument("patch_file", metavar="PATCH")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the debiased checkpoint.")
 @_TRUST
 @talking_options
@@ -71,8 +71,8 @@ def apply(original: str, patch_file: str, out: str, trust_pickle: bool) -> None:
 
 
 @patch.command()
-@click.argument("debiased")
-@click.argument("patch_file", metavar="PATCH")
+@argument("debiased")
+@argument("patch_file", metavar="PATCH")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the original checkpoint.")
 @_TRUST
 @talking_options

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..console import settings
-from ..options import Command, option, talking_options
+from ..options import Command, argument, option, talking_options
 
 
 def _list(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -20,9 +20,15 @@ def _list(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    from bmft.datasets import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete.lower())]
+
+
 @click.command(cls=Command)
-@click.argument("dataset")
-@click.argument("root", required=False)
+@click.argument("dataset", shell_complete=_names)
+@argument("root", required=False)
 @option("--out", metavar="FILE", help="The manifest. [default: DATASET.csv in the current folder]")
 @option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="Name the datasets.")
 @talking_options

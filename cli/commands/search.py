@@ -9,7 +9,7 @@ import click
 
 from ..console import REJECTED, Progress, put, settings
 from ..method import How, method_options
-from ..options import Command, Common, common_options, option
+from ..options import Command, Common, argument, common_options, option
 from .debias import outcome_table, output_path, write_outcome, write_report_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ALSO = ("fraction", "bias_weight", "epochs", "score")
 
 
 @click.command(cls=Command)
-@click.argument("checkpoint")
+@argument("checkpoint")
 @option("--trials", type=click.IntRange(1), default=20, metavar="N", help="Finished trials, over all workers.")
 @option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds after which no new trial begins.")
 @option("--goal", type=click.Choice(GOALS), default="worst_group_auc", help="What is looked for on select.")
