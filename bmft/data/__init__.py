@@ -5,9 +5,10 @@ from bmft.data.dataset import GroupBatch, GroupedData
 from bmft.data.images import LARGEST_IMAGE
 from bmft.data.loading import as_grouped, from_arrays, load_manifest, skipped_images, split_names, stratified_batches
 from bmft.data.sampling import Balance
-from bmft.data.sources import BadImage, DecodedImages, images_from_array
+from bmft.data.sources import FLIPS, BadImage, DecodedImages, images_from_array
 
 __all__ = [
+    "FLIPS",
     "LARGEST_IMAGE",
     "BadImage",
     "Balance",

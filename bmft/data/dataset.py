@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +20,7 @@ from bmft._assumed import Assumption
 from bmft._text import did_you_mean, short
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.sampling import cells, split_cells
-from bmft.data.sources import ArraySource, DecodedImages, Source, StreamedImages
+from bmft.data.sources import ArraySource, DecodedImages, Flipped, Source, StreamedImages
 from bmft.errors import DataError, GroupError
 from bmft.tables import Attribute, Ints, cluster_ids, product
 
@@ -141,6 +141,34 @@ class GroupedData(Dataset[GroupBatch]):
             moved = source.on(device, self._index)
             self._elsewhere[device] = replace(self, _source=moved, _index=torch.arange(len(self)))
         return self._elsewhere[device]
+
+    def with_views(self, flips: Sequence[str]) -> GroupedData:
+        """The same samples, then all of them again with their images flipped, once for every subset of `flips`.
+
+        Args:
+            flips: names in `bmft.data.FLIPS`; two of them give four views.
+
+        Raises:
+            ConfigError: the inputs are no images ``(n, c, h, w)``, or not square where they are transposed.
+
+        >>> from bmft.data import from_arrays
+        >>> data = from_arrays(torch.arange(8.0).reshape(2, 1, 2, 2), [0, 1], [0, 1])
+        >>> data.with_views(["hflip"]).take(slice(2, 3)).inputs
+        tensor([[[[1., 0.],
+                  [3., 2.]]]])
+        """
+        source = Flipped(self._source, self._index, tuple(flips))
+        source.check()
+        clusters = None if self.clusters is None else self.clusters.repeat(source.views)
+        return replace(
+            self,
+            targets=torch.cat([self.targets] * source.views),
+            groups=torch.cat([self.groups] * source.views),
+            clusters=clusters,
+            rows=self.rows.repeat(source.views),
+            _source=source,
+            _index=torch.arange(len(self) * source.views),
+        )
 
     def with_inputs(self, inputs: Inputs) -> GroupedData:
         """The same samples with other inputs ``(n, ...)`` in their place, such as what a layer made of them."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from bmft.data.arrays import Inputs, leaves, map_tensors
 from bmft.data.images import Pixels, decode_image, fit, log, read_image
 from bmft.data.transforms import Normalization, parse_normalization
-from bmft.errors import DataError
+from bmft.errors import ConfigError, DataError
 
 
 class Source(Protocol):
@@ -85,6 +85,55 @@ class StreamedImages:
     def digests(self, index: Tensor) -> list[bytes]:
         """SHA-256 of each file as it was when the set was loaded."""
         return [self.sha256[i].tobytes() for i in index.tolist()]
+
+
+FLIPS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "hflip": lambda images: images.flip(-1),
+    "vflip": lambda images: images.flip(-2),
+    "transpose": lambda images: images.transpose(-1, -2),
+}
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """The rows `index` of a source of images once for every subset of `flips`, the empty one first."""
+
+    source: Source
+    index: Tensor
+    flips: tuple[str, ...]
+
+    @property
+    def views(self) -> int:
+        """How often each image stands here."""
+        return int(2 ** len(self.flips))
+
+    def check(self) -> None:
+        """Raise unless these are images that can be flipped so.
+
+        Raises:
+            ConfigError: a flip is unknown, or the inputs are no images, or not square ones for a transpose.
+        """
+        if unknown := set(self.flips) - set(FLIPS):
+            raise ConfigError(f"views has {sorted(unknown)[0]!r}: expected any of {', '.join(FLIPS)}")
+        one = self.source.take(self.index[:1])
+        image = isinstance(one, Tensor) and one.dim() == 4
+        if not image or ("transpose" in self.flips and one.shape[-1] != one.shape[-2]):
+            raise ConfigError("flipped views need square images of shape (n, c, h, w): turn them off for other inputs")
+
+    def take(self, index: Tensor) -> Tensor:
+        """The images of these rows, each as its view has it."""
+        view = (index // len(self.index)).to("cpu")
+        images: Tensor = self.source.take(self.index[index % len(self.index)])
+        for place, name in enumerate(self.flips):
+            chosen = (view >> place & 1).bool().to(images.device)
+            images = torch.where(chosen[:, None, None, None], FLIPS[name](images), images)
+        return images
+
+    def digests(self, index: Tensor) -> list[bytes]:
+        """Of the image and its view."""
+        views = (index // len(self.index)).tolist()
+        found = self.source.digests(self.index[index % len(self.index)])
+        return [hashlib.sha256(digest + bytes([view])).digest() for digest, view in zip(found, views, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Move only the weights a mask allows: the step rule, the extractor step and the head step."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import FunctionType
@@ -35,11 +36,13 @@ def tune(
     tail: Tail | None = None,
     room: Room | None = None,
     keeper: EpochKeeper | None = None,
+    gap_weight: Callable[[int], float] | None = None,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
     1. The weights of the mask are gathered into one vector, which the optimizer owns.
-    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves.
+    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves. Where
+       `gap_weight` is given, it says how much the gap weighs in each epoch, from 1.
     3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
@@ -63,7 +66,10 @@ def tune(
             if kept
             else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
         )
-        pooled = PooledLoss(loss, data, logits, multi_label)
+        pooled = PooledLoss(loss, data, logits, multi_label, kept["start"].to(device) if kept else None)
+        weight = gap_weight or (lambda epoch: loss.bias_weight)
+        # The first epoch's rate is found for the loss that most of the training has, or it would be far too large.
+        pooled.bias_weight = weight(step.epochs)
         rate = (
             float(kept["numbers"][0])
             if kept
@@ -75,14 +81,16 @@ def tune(
             course.go_on(kept)
         while course.epoch < step.epochs and not course.stopped:
             course.epoch += 1
+            pooled.bias_weight = weight(course.epoch)
             batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
+            batches = batches[: math.ceil(len(batches) * step.share)]
             total = 0.0
             own = (index[Share(len(index)).rows] for index in batches)
             for index, batch in zip(batches, data.iterate(own), strict=True):
                 inputs = augmented(batch.to(device).inputs, step.augment, Share(len(index)), generator)
                 at = index.to(device)
                 total += take_gradient(runs, chosen, pooled, inputs, at, autocast, room, course.epoch)
-                course.step(step.average)
+                course.step(step.average, step.warmup)
             chosen.write_back(course.average)
             course.stopped = after_epoch(course.epoch, total / len(batches))
             chosen.write_back()

@@ -15,11 +15,14 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    r"""What a step minimises: ``task_weight`` x task + ``bias_weight`` x bias.
+    r"""What a step minimises: ``task_weight`` x task + ``bias_weight`` x bias + ``order_weight`` x order.
 
     The task term is the weighted cross-entropy of the batch. The bias term is `objective`\ 's value: of the whole set
     (``whole_set=True``: the latest known logits of every sample; those of the batch carry the gradient, each scaled to
     stand for its share of its group x label cell), or of the batch alone, as published.
+
+    The order term holds the ranking inside each group: the mean square of what each logit has moved by, less the
+    batch's mean of that over its group, so that a group may move as a whole and nobody is reordered inside it.
 
     Attributes:
         balance: whose samples weigh the same in the task term: those of every ``"cell"`` (group x label), of every
@@ -33,12 +36,20 @@ class Loss:
     balance: Literal["none", "label", "cell"] = "label"
     whole_set: bool = True
     combine: Literal["mean", "worst"] = "mean"
+    order_weight: float = 0.0
 
 
 class PooledLoss:
-    """A `Loss` of one set: knows the targets, groups, weight and latest logits of every sample."""
+    """A `Loss` of one set: knows the targets, groups, weight and latest logits of every sample.
 
-    def __init__(self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool) -> None:
+    Attributes:
+        start: the logits that the order term compares with; by default those given.
+        bias_weight: of the gap from now on; the loss's own at first.
+    """
+
+    def __init__(
+        self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool, start: Tensor | None = None
+    ) -> None:
         device = logits.device
         self.objective = fairness.over_attributes(loss.objective, combine=loss.combine)
         self.loss, self.multi_label, self.logits = loss, multi_label, logits.detach().float()
@@ -49,6 +60,10 @@ class PooledLoss:
         self.sample_weights = _sample_weights(data, loss.balance).to(device)
         self.cells = _cells(data, "cell").to(device)
         self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
+        self.start = self.logits.clone() if start is None else start
+        # Of several attributes, a group is a combination of theirs; so are the samples that lack one.
+        self.blocs = torch.unique(self.groups, dim=0, return_inverse=True)[1]
+        self.bias_weight = loss.bias_weight
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
         """The loss of the samples `index`, whose logits these are."""
@@ -56,8 +71,10 @@ class PooledLoss:
         total = torch.zeros((), device=logits.device)
         if self.loss.task_weight:
             total = total + self.loss.task_weight * self._task(logits, index)
-        if self.loss.bias_weight:
-            total = total + self.loss.bias_weight * self._bias(logits, index)
+        if self.bias_weight:
+            total = total + self.bias_weight * self._bias(logits, index)
+        if self.loss.order_weight:
+            total = total + self.loss.order_weight * reordering(logits - self.start[index], self.blocs[index])
         return total
 
     def _task(self, logits: Tensor, index: Tensor) -> Tensor:
@@ -80,6 +97,25 @@ class PooledLoss:
     def _objective(self, logits: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
         probabilities = fairness.probabilities(logits, multi_label=self.multi_label)
         return self.objective(probabilities, targets.to(probabilities.dtype), groups)
+
+
+def reordering(moved: Tensor, groups: Tensor) -> Tensor:
+    r"""How much samples moved against each other inside their groups: 0 where each group moved as a whole.
+
+    :math:`\frac{1}{nK} \sum_{ik} (\delta_{ik} - \bar\delta_{a(i)k})^2`, the change :math:`\delta` of each logit and its
+    mean :math:`\bar\delta_a` over the samples of group a.
+
+    Args:
+        moved: ``(n, K)`` change of each logit.
+        groups: ``(n,)`` numbers from 0.
+
+    >>> moved = torch.tensor([[2.0], [2.0], [-1.0], [1.0]])
+    >>> reordering(moved, torch.tensor([0, 0, 1, 1]))
+    tensor(0.5000)
+    """
+    size = torch.bincount(groups).clamp(min=1).to(moved.dtype)
+    means = moved.new_zeros(len(size), moved.shape[1]).index_add(0, groups, moved) / size[:, None]
+    return (moved - means[groups]).square().mean()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bmft.compute import AutocastMaker, Room, Share
-from bmft.data import GroupedData, map_tensors
+from bmft.data import FLIPS, GroupedData, map_tensors
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.models import forward_logits
 from bmft.training.loss import PooledLoss
 from bmft.training.masked_step import SelectedWeights
-from bmft.training.settings import FLIPS
 
 
 def take_gradient(

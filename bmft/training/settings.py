@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bmft.data import FLIPS
 from bmft.errors import ConfigError
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -36,6 +37,8 @@ class Step:
         augment: any of ``"hflip"``, ``"vflip"``, ``"transpose"``, each done to half of the batches' images.
         average: in [0, 1); the weights kept are an exponential moving average over steps with this decay, which
             evens out the noise of small groups. 0 keeps the last step's weights.
+        warmup: steps over which the learning rate rises to its value.
+        share: of the set's batches that an epoch takes; 1/4 where the set holds four views of every image.
         norm_stats: ``"frozen"`` keeps the running statistics of normalization layers, ``"update"`` lets them move.
             Dropout stays off in both.
     """
@@ -51,6 +54,8 @@ class Step:
     average: float = 0.0
     norm_stats: Literal["frozen", "update"] = "frozen"
     trust: float = 0.1
+    warmup: int = 0
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate >= 0 or not self.weight_decay >= 0:
@@ -64,6 +69,8 @@ class Step:
             raise ConfigError(
                 f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a callable"
             )
+        if self.warmup < 0 or not 0 < self.share <= 1:
+            raise ConfigError(f"warmup {self.warmup}, share {self.share}: expected at least 0, and a share in (0, 1]")
         if not 0 <= self.average < 1:
             raise ConfigError(f"average is {self.average}: expected at least 0 and less than 1")
         if unknown := set(self.augment) - set(FLIPS):
@@ -83,10 +90,3 @@ class Step:
             options["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
         make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         return make(parameters, **options)
-
-
-FLIPS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "hflip": lambda images: images.flip(-1),
-    "vflip": lambda images: images.flip(-2),
-    "transpose": lambda images: images.transpose(-1, -2),
-}

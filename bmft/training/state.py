@@ -38,8 +38,10 @@ class Course:
     def __post_init__(self) -> None:
         self.average = self.chosen.vector.detach().clone()
 
-    def step(self, decay: float) -> None:
-        """Take a step along the gradient that the chosen weights have."""
+    def step(self, decay: float, warmup: int = 0) -> None:
+        """Take a step along the gradient that the chosen weights have, the first `warmup` ones at a rising rate."""
+        for group in self.optimizer.param_groups if self.taken <= warmup else ():
+            group["lr"] = self.rate * min(1.0, (self.taken + 1) / max(warmup, 1))
         self.chosen.step(self.optimizer)
         self.taken += 1
         # The decay grows to its value, so that the first steps are not held back by the start.
@@ -54,6 +56,7 @@ class Course:
             "vector": self.chosen.vector.detach(),
             "average": self.average,
             "logits": self.pooled.logits,
+            "start": self.pooled.start,
             "generator": self.generator.get_state(),
             **{f"optimizer {name}": torch.as_tensor(value) for name, value in kept.items()},
         }
