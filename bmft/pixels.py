@@ -1,14 +1,11 @@
 """What each model looked at where the decision changed: Captum attributions over the pixels."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
+from captum.attr import IntegratedGradients
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -16,18 +13,14 @@ from torch import Tensor, nn
 
 from bmft.auditing import Predictions
 from bmft.data import GroupedData
-from bmft.errors import ConfigError, DataError
-from bmft.models import forward_logits
+from bmft.errors import DataError
+from bmft.models import evaluating, forward_logits
 
-Method = Literal["integrated_gradients", "gradcam"]
 Map = NDArray[np.float32]
 TILE = 160  # pixels: two or three tiles fit a phone's width, and 50 cases stay below a few megabytes
-_RAISED, _LOWERED = (
-    np.array([230, 97, 0]),
-    np.array([0, 114, 178]),
-)  # orange and blue, apart for every kind of colour vision
+# Orange and blue, apart for every kind of colour vision.
+_RAISED, _LOWERED = np.array([230, 97, 0]), np.array([0, 114, 178])
 _BLUR = 24  # single pixels of an integrated gradient are noise to the eye: smooth over 1/24 of the side
-_COARSEST = 4  # a feature map of fewer pixels a side shows no place
 
 
 @dataclass(frozen=True)
@@ -114,37 +107,24 @@ def _case(before: Predictions, after: Predictions, index: int, column: int, attr
 
 
 def explain_cases(
-    model_before: nn.Module,
-    model_after: nn.Module,
-    data: GroupedData,
-    cases: Sequence[Case],
-    *,
-    method: Method = "integrated_gradients",
-    steps: int = 25,
-    layer: str | None = None,
+    model_before: nn.Module, model_after: nn.Module, data: GroupedData, cases: Sequence[Case], *, steps: int = 25
 ) -> list[Explanation]:
     """Attribute each case's logit to its pixels, by both models, on one scale.
 
     Integrated Gradients (Sundararajan 2017) goes from the mean image (0 after normalization) to the image and
-    is smoothed for the eye; Grad-CAM (Selvaraju 2017) weighs the feature maps of one layer and keeps both
-    signs. Both models are left as they were.
+    is smoothed for the eye. Both models are left as they were.
 
     Args:
         model_before: the original.
         model_after: the new one, of the same architecture.
         data: what `cases` were found on, in the same order.
         cases: from `changed_cases`.
-        method: ``"integrated_gradients"``, or ``"gradcam"``, which is 50 times faster and coarse.
         steps: of the integral.
-        layer: for Grad-CAM, a module's path; by default the last one with a map of at least 4 x 4.
 
     Raises:
         DataError: `data` is of other rows, or its inputs are no images.
-        ConfigError: the method or the layer is unknown.
     """
-    if method not in ("integrated_gradients", "gradcam"):
-        raise ConfigError(f"pixel method {method!r}: expected 'integrated_gradients' or 'gradcam'.")
-    return [_explain(model_before, model_after, _image(data, case), case, method, steps, layer) for case in cases]
+    return [_explain((model_before, model_after), _image(data, case), case, steps) for case in cases]
 
 
 def _image(data: GroupedData, case: Case) -> Tensor:
@@ -158,30 +138,12 @@ def _image(data: GroupedData, case: Case) -> Tensor:
     return inputs
 
 
-def _explain(
-    before: nn.Module, after: nn.Module, image: Tensor, case: Case, method: Method, steps: int, layer: str | None
-) -> Explanation:
+def _explain(models: Sequence[nn.Module], image: Tensor, case: Case, steps: int) -> Explanation:
     maps = []
-    for model in (before, after):
-        with _resting(model):
-            forward = _logit_of(model, case)
-            if method == "gradcam":
-                maps.append(_gradcam(model, forward, image, layer))
-            else:
-                maps.append(_integrated_gradients(model, forward, image, steps))
+    for model in models:
+        with evaluating(model):
+            maps.append(_integrated_gradients(model, _logit_of(model, case), image, steps))
     return Explanation(case, _picture(image[0], maps))
-
-
-@contextmanager
-def _resting(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _logit_of(model: nn.Module, case: Case) -> Callable[[Tensor], Tensor]:
@@ -194,51 +156,12 @@ def _logit_of(model: nn.Module, case: Case) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _placed(model: nn.Module, image: Tensor) -> Tensor:
-    """The image where and as the model's weights are."""
-    weight = next(model.parameters())
-    return image.to(weight.device, weight.dtype).requires_grad_()
-
-
 def _integrated_gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, steps: int) -> Map:
-    placed = _placed(model, image)
+    weight = next(model.parameters())
+    placed = image.to(weight.device, weight.dtype).requires_grad_()
     found = IntegratedGradients(forward).attribute(placed, n_steps=steps, internal_batch_size=32)
     raw = found.detach().sum(1)[0].float().cpu().numpy()  # (height, width)
     return np.asarray(gaussian_filter(raw, sigma=max(raw.shape) / _BLUR), dtype=np.float32)
-
-
-def _gradcam(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, layer: str | None) -> Map:
-    placed = _placed(model, image)
-    name = _last_map(model, placed) if layer is None else layer
-    modules = dict(model.named_modules())
-    if name not in modules:
-        raise ConfigError(f"no layer {name!r} in this model; its modules are named like {list(modules)[-1]!r}.")
-    found = LayerGradCam(forward, modules[name]).attribute(placed, relu_attributions=False)
-    size = tuple(image.shape[2:])
-    return np.asarray(LayerAttribution.interpolate(found, size, "bilinear")[0, 0].detach().float().cpu().numpy())
-
-
-def _last_map(model: nn.Module, image: Tensor) -> str:
-    """Path of the last module that gives a feature map large enough to show a place."""
-    seen: list[str] = []
-
-    def note(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) >= _COARSEST:
-                seen.append(name)
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not seen:
-        raise ConfigError("Grad-CAM needs a layer with feature maps; this model has none. Use 'integrated_gradients'.")
-    return seen[-1]
 
 
 def _picture(image: Tensor, maps: Sequence[Map]) -> bytes:

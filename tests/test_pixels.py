@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from bmft.auditing import Predictions
 from bmft.data import GroupedData, from_arrays
-from bmft.errors import ConfigError, DataError
+from bmft.errors import DataError
 from bmft.inference import predict
 from bmft.pixels import TILE, Case, changed_cases, explain_cases
 from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))
-METHODS = ["integrated_gradients", "gradcam"]
 
 
 class Half(nn.Module):
@@ -99,15 +98,11 @@ def test_predictions_of_other_rows_are_refused():
         changed_cases(scored([0.1], [0]), scored([0.9], [0], rows=np.array([7])))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_colour_lies_where_each_model_looks(method):
-    (found,) = explain_cases(
-        Half(True), Half(False), images(), [case()], method=method, layer="norm" if method == "gradcam" else None
-    )
+def test_the_colour_lies_where_each_model_looks():
+    (found,) = explain_cases(Half(True), Half(False), images(), [case()])
     picture, before, after = (colour(tile) for tile in tiles(found.png))
-    if method == "integrated_gradients":  # a feature map's weight is one number for the whole image
-        assert before[: TILE // 3].mean() > 20 * before[-TILE // 3 :].mean()
-        assert after[-TILE // 3 :].mean() > 20 * after[: TILE // 3].mean()
+    assert before[: TILE // 3].mean() > 20 * before[-TILE // 3 :].mean()
+    assert after[-TILE // 3 :].mean() > 20 * after[: TILE // 3].mean()
     assert picture.mean() > 20
     assert before.mean() > 1
 
@@ -121,26 +116,16 @@ def test_both_maps_share_one_scale():
     assert after > 4 * before
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_models_are_left_as_they_were(method):
+def test_the_models_are_left_as_they_were():
     models = [torchvision.models.resnet18(num_classes=1).train(), torchvision.models.resnet18(num_classes=1).eval()]
     states = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
-    explain_cases(*models, images(), [case()], method=method, steps=2)
+    explain_cases(*models, images(), [case()], steps=2)
     for model, state in zip(models, states, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
         assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     assert all(module.training for module in models[0].modules())
     assert not any(module.training for module in models[1].modules())
-
-
-@pytest.mark.parametrize("arch", ["densenet121", "squeezenet1_1", "mobilenet_v2"])
-def test_gradcam_finds_a_layer_in_common_networks(arch):
-    model = torchvision.models.get_model(arch, num_classes=1)
-    inputs = torch.randn(2, 3, 64, 64)
-    data = from_arrays(inputs, [0, 1], [0, 1], attributes=[SEX])
-    (found,) = explain_cases(model, model, data, [case()], method="gradcam")
-    tiles(found.png)
 
 
 def test_two_outputs_of_a_binary_label_are_explained_by_their_difference():
@@ -187,10 +172,3 @@ def test_what_cannot_be_explained_is_refused_with_the_reason():
     flat = from_arrays(torch.zeros(2, 5), [0, 1], [0, 1], attributes=[SEX])
     with pytest.raises(DataError, match="need images"):
         explain_cases(nn.Linear(5, 1), nn.Linear(5, 1), flat, [case()])
-    with pytest.raises(ConfigError, match="expected 'integrated_gradients' or 'gradcam'"):
-        explain_cases(model, model, data, [case()], method="lime")
-    with pytest.raises(ConfigError, match="no layer 'layer9'"):
-        explain_cases(model, model, data, [case()], method="gradcam", layer="layer9")
-    mlp = nn.Sequential(nn.Flatten(), nn.Linear(768, 1))
-    with pytest.raises(ConfigError, match="has none"):
-        explain_cases(mlp, mlp, data, [case()], method="gradcam")

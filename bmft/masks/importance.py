@@ -1,28 +1,33 @@
-"""How much each weight carries an objective: attributions over the weights of a model, by Captum."""
+"""How much each weight carries an objective: over the whole set, per batch as published, or by chance."""
 
-import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bmft import fairness
 from bmft.compute import Share
 from bmft.compute import distributed as processes
 from bmft.data import GroupBatch, GroupedData, as_grouped
-from bmft.errors import ArchitectureError, ConfigError, GroupError, NonFiniteError
-from bmft.models import check_tunable, evaluating, forward_logits, trainable
+from bmft.errors import ConfigError, GroupError, NonFiniteError
+from bmft.masks.attribution import (
+    NOTHING_TO_COMPARE,
+    Network,
+    Objective,
+    SharedLogits,
+    attribute,
+    batches,
+    integrated_gradients,
+    logit_gradient,
+)
+from bmft.models import check_tunable, evaluating, trainable
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 Score = str | Callable[[Tensor, Tensor], Tensor]
 SCORES: tuple[str, ...] = ("fisher", "saliency", "input_x_gradient", "integrated_gradients", "random", "ones")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,13 @@ def weight_importances(
     pooled = tuple(fairness.over_attributes(objective, combine=combine) for objective in objectives)
     # What is scored is passed in from outside; the model's own weights need no graph.
     with evaluating(model), trainable(model, ()):
-        network = _Network(model, multi_label, autocast, None if only is None else set(only))
+        network = Network(model, multi_label, autocast, None if only is None else set(only))
         if score == "integrated_gradients":
-            return tuple(_integrated(network, objective, grouped, batch_size, steps) for objective in pooled)
+            found = (integrated_gradients(network, objective, grouped, batch_size, steps) for objective in pooled)
+            return tuple(Importance(*parts) for parts in found)
         if score in ("random", "ones"):
             return tuple(_ablation(network, str(score), seed + k) for k in range(len(pooled)))
-        return _gradients(network, pooled, grouped, score, exact, batch_size)
+        return (_of_the_whole_set if exact else _of_batches)(network, pooled, grouped, score, batch_size)
 
 
 def relative(
@@ -176,123 +182,75 @@ def _minmax(scores: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     return (scores - low) / (high - low)
 
 
-class _Network(nn.Module):
-    """The user's model with its logits as the output, so that weights can be passed in by name."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        multi_label: bool,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        only: set[str] | None,
-    ) -> None:
-        super().__init__()
-        self.model, self.multi_label, self.autocast = model, multi_label, autocast
-        known = [name for name, _ in model.named_parameters()]
-        if unknown := sorted((only or set()) - set(known)):
-            raise ConfigError(f"the model has no parameter {unknown[0]!r} to score")
-        self.scored = [name for name in known if only is None or name in only]
-
-    def forward(self, inputs: Any) -> Tensor:
-        with self.autocast():
-            return forward_logits(self.model, inputs).float()
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return fairness.probabilities(logits.double(), multi_label=self.multi_label)
-
-    def weights(self) -> dict[str, Tensor]:
-        parameters = dict(self.named_parameters())
-        return {f"model.{name}": parameters[f"model.{name}"].detach().requires_grad_() for name in self.scored}
-
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-
-def _batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterator[tuple[slice, GroupBatch]]:
-    start = 0
-    for batch in data.batches(batch_size):
-        stop = start + len(batch.targets)
-        yield slice(start, stop), batch.to(device)
-        start = stop
-
-
-def _own_batches(data: GroupedData, batch_size: int, device: torch.device) -> Iterator[tuple[slice, GroupBatch]]:
-    """The batches of all rows that are this process's: every one of a single process."""
-    together = 1 if Share(len(data)).whole else processes.count()
-    indices = list(torch.split(torch.arange(len(data)), batch_size))[processes.number() % together :: together]
-    for index, batch in zip(indices, data.iterate(indices), strict=True):
-        yield slice(int(index[0]), int(index[-1]) + 1), batch.to(device)
-
-
-def _gradients(
-    network: _Network, objectives: Sequence[Objective], data: GroupedData, score: Score, exact: bool, batch_size: int
+def _of_the_whole_set(
+    network: Network, objectives: Sequence[Objective], data: GroupedData, score: Score, batch_size: int
 ) -> tuple[Importance, ...]:
-    weights = network.weights()
-    device = network.device()
-    totals = [{name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives]
-    counts = [0] * len(objectives)
-    share = Share(len(data))
+    """A pass without gradients fixes what each logit counts for; a second one carries that on to the weights."""
+    weights, device, share = network.weights(), network.device(), Share(len(data))
     own = share.of(data)
-    if exact:
-        pooled = share.gather(_forward(network, own, batch_size, device))
-        targets, groups = data.targets.to(device), data.groups.to(device)
-        parts = [_logit_gradient(network, objective, pooled, targets, groups) for objective in objectives]
-        values = [value for value, _ in parts]
-        if any(value != value for value in values):
-            raise GroupError(
-                "the objective cannot be computed: no two groups have samples to compare; check the groups"
-            )
-    else:
-        values = [0.0] * len(objectives)
-    # The published form is of batches, so it is they that are dealt out.
-    dealt = _batches(own, batch_size, device) if exact else _own_batches(data, batch_size, device)
-    for rows, batch in dealt:
-        logits = _SharedLogits(network, batch.inputs)
+    with torch.no_grad():
+        pooled = share.gather(torch.cat([network(batch.inputs) for _, batch in batches(own, batch_size, device)]))
+    targets, groups = data.targets.to(device), data.groups.to(device)
+    parts = [logit_gradient(network, objective, pooled, targets, groups) for objective in objectives]
+    if any(math.isnan(value) for value, _ in parts):
+        raise GroupError(NOTHING_TO_COMPARE)
+    totals = _zeros(weights, objectives)
+    for rows, batch in batches(own, batch_size, device):
+        logits = SharedLogits(network, batch.inputs)
+        for (_, gradient), total in zip(parts, totals, strict=True):
+            for name, attribution in attribute(logits, gradient[share.rows][rows], weights, score).items():
+                total[name] += attribution
+    found = [
+        {n: _score(score, weights[n].detach(), share.total(tensor)) for n, tensor in total.items()} for total in totals
+    ]
+    return tuple(_importance(scores, value) for scores, (value, _) in zip(found, parts, strict=True))
+
+
+def _of_batches(
+    network: Network, objectives: Sequence[Objective], data: GroupedData, score: Score, batch_size: int
+) -> tuple[Importance, ...]:
+    """The mean over batches of each batch's scores, as published; batches without two groups are left out."""
+    weights, device, share = network.weights(), network.device(), Share(len(data))
+    totals = _zeros(weights, objectives)
+    # Of each objective: the sum of its values, and of how many batches.
+    sums = torch.zeros(len(objectives), 2, dtype=torch.float64, device=device)
+    for batch in _dealt(data, batch_size, device):
+        logits = SharedLogits(network, batch.inputs)
         for k, objective in enumerate(objectives):
-            if exact:
-                gradient = parts[k][1][share.rows][rows]
-            else:
-                value, gradient = _logit_gradient(
-                    network, objective, logits.detached(weights), batch.targets, batch.groups
-                )
-                if value != value:
-                    continue
-                values[k] += value
-            counts[k] += 1
-            attribution = _attribute(logits, gradient, weights, score)
-            for name, total in totals[k].items():
-                total += attribution[name] if exact else _score(score, weights[name].detach(), attribution[name])
+            value, gradient = logit_gradient(network, objective, logits.detached(weights), batch.targets, batch.groups)
+            if math.isnan(value):
+                continue
+            sums[k, 0] += value
+            sums[k, 1] += 1
+            for name, attribution in attribute(logits, gradient, weights, score).items():
+                totals[k][name] += _score(score, weights[name].detach(), attribution)
+    sums = share.total(sums)
+    if not bool(sums[:, 1].all()):
+        raise GroupError("the objective cannot be computed in any batch: no two groups have samples to compare")
     return tuple(
-        _finish(weights, *_of_all(total, value, count, share, exact), score, exact)
-        for total, value, count in zip(totals, values, counts, strict=True)
+        _importance(
+            {name: share.total(tensor) / int(count) for name, tensor in total.items()}, float(value) / int(count)
+        )
+        for total, (value, count) in zip(totals, sums.tolist(), strict=True)
     )
 
 
-def _of_all(
-    total: dict[str, Tensor], value: float, count: int, share: Share, exact: bool
-) -> tuple[dict[str, Tensor], float, int]:
-    """Sums over all processes; the value of the exact form is of all rows already."""
-    totals = {name: share.total(tensor) for name, tensor in total.items()}
-    if exact or share.whole:
-        return totals, value, count
-    device = next(iter(total.values())).device
-    summed = share.total(torch.tensor([value, count], dtype=torch.float64, device=device))
-    return totals, float(summed[0]), int(summed[1])
+def _dealt(data: GroupedData, batch_size: int, device: torch.device) -> Iterator[GroupBatch]:
+    """The batches of all rows that are this process's, every one of a single process: batches, not rows, are shared."""
+    together = 1 if Share(len(data)).whole else processes.count()
+    indices = list(torch.split(torch.arange(len(data)), batch_size))[processes.number() % together :: together]
+    return (batch.to(device) for batch in data.iterate(indices))
 
 
-def _finish(
-    weights: Mapping[str, Tensor], total: dict[str, Tensor], value: float, count: int, score: Score, exact: bool
-) -> Importance:
-    if count == 0:
-        raise GroupError("the objective cannot be computed in any batch: no two groups have samples to compare")
-    scores = {}
-    for name, tensor in total.items():
-        scores[name.removeprefix("model.")] = (
-            _score(score, weights[name].detach(), tensor) if exact else tensor / count
-        ).cpu()
-    if bad := [name for name, tensor in scores.items() if not bool(torch.isfinite(tensor).all())]:
+def _zeros(weights: Mapping[str, Tensor], objectives: Sequence[Objective]) -> list[dict[str, Tensor]]:
+    return [{name: torch.zeros_like(w, requires_grad=False) for name, w in weights.items()} for _ in objectives]
+
+
+def _importance(scores: Mapping[str, Tensor], value: float) -> Importance:
+    found = {name.removeprefix("model."): tensor.cpu() for name, tensor in scores.items()}
+    if bad := [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]:
         raise NonFiniteError(f"the gradient of {bad[0]!r} is not finite: check the weights and the inputs for NaN")
-    return Importance(scores, value if exact else value / count)
+    return Importance(found, value)
 
 
 def _score(score: Score, weight: Tensor, attribution: Tensor) -> Tensor:
@@ -302,118 +260,7 @@ def _score(score: Score, weight: Tensor, attribution: Tensor) -> Tensor:
     return attribution.square() if score == "fisher" else attribution.abs()
 
 
-class _SharedLogits:
-    """The logits of one batch as a function of the weights, computed once however many objectives ask."""
-
-    def __init__(self, network: _Network, inputs: Any) -> None:
-        self.network, self.inputs = network, inputs
-        self.logits: Tensor | None = None
-
-    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        if self.logits is None:
-            self.logits = torch.func.functional_call(self.network, dict(weights), (self.inputs,))
-        return self.logits
-
-    def detached(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return self(weights).detach()
-
-
-def _attribute(
-    logits: _SharedLogits, cotangent: Tensor, weights: Mapping[str, Tensor], score: Score
-) -> dict[str, Tensor]:
-    """Captum's attribution to the weights of ``sum_i cotangent_i . logits_i``."""
-
-    def forward(*tensors: Tensor) -> Tensor:
-        return (logits(dict(zip(weights, tensors, strict=True))) * cotangent).sum().reshape(1)
-
-    method = InputXGradient(forward) if score == "input_x_gradient" else Saliency(forward)
-    method.gradient_func = _gradient_keeping_the_graph
-    inputs = tuple(weights.values())
-    options = {} if score == "input_x_gradient" else {"abs": False}
-    return {k: t.detach() for k, t in zip(weights, method.attribute(inputs, **options), strict=True)}
-
-
-def _gradient_keeping_the_graph(
-    forward_fn: Callable[..., Tensor],
-    inputs: tuple[Tensor, ...],
-    target_ind: Any = None,
-    additional_forward_args: Any = None,
-) -> tuple[Tensor, ...]:
-    """Captum's gradient function, for a graph that several objectives share and weights the forward may not use."""
-    with torch.enable_grad():
-        output = forward_fn(*inputs)
-    if not output.requires_grad:
-        raise ArchitectureError(
-            "the model's logits have no gradient: its forward pass runs under torch.no_grad or inference_mode, or "
-            "detaches them. Take that out: bmft does not compute gradients where it needs none."
-        )
-    gradients = torch.autograd.grad(output.sum(), inputs, retain_graph=True, allow_unused=True)
-    return tuple(torch.zeros_like(w) if g is None else g for g, w in zip(gradients, inputs, strict=True))
-
-
-def _forward(network: _Network, data: GroupedData, batch_size: int, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([network(batch.inputs) for _, batch in _batches(data, batch_size, device)])
-
-
-def _logit_gradient(
-    network: _Network, objective: Objective, logits: Tensor, targets: Tensor, groups: Tensor
-) -> tuple[float, Tensor]:
-    """The objective's value and its gradient with respect to every logit, in float64."""
-    with torch.enable_grad():
-        leaf = logits.detach().double().requires_grad_()
-        probabilities = network.probabilities(leaf)
-        value = objective(probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups)
-    if value.isnan():
-        return float("nan"), torch.zeros_like(logits)
-    if not value.isfinite():
-        raise NonFiniteError(f"the objective is {value.item()}: check the weights and the inputs")
-    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    if gradient is None:
-        raise ConfigError("the objective does not depend on the probabilities: it cannot rank weights")
-    return float(value.detach()), gradient.to(logits.dtype)
-
-
-def _integrated(network: _Network, objective: Objective, data: GroupedData, batch_size: int, steps: int) -> Importance:
-    weights = network.weights()
-    device = network.device()
-    targets, groups = data.targets.to(device), data.groups.to(device)
-
-    def whole_set(*stacked: Tensor) -> Tensor:
-        current = {name: tensor.squeeze(0) for name, tensor in zip(weights, stacked, strict=True)}
-
-        def logits_of(inputs: Any) -> Tensor:
-            logits: Tensor = torch.func.functional_call(network, current, (inputs,))
-            return logits
-
-        # Recomputing each batch in the backward pass bounds the memory to one batch's graph.
-        parts = [
-            checkpoint(logits_of, batch.inputs, use_reentrant=False) for _, batch in _batches(data, batch_size, device)
-        ]
-        probabilities = network.probabilities(torch.cat(parts))
-        return objective(probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups).reshape(1)
-
-    method = IntegratedGradients(whole_set)
-    method.gradient_func = _gradient_keeping_the_graph
-    attributions, delta = method.attribute(
-        tuple(weight.detach().unsqueeze(0) for weight in weights.values()),
-        n_steps=steps,
-        internal_batch_size=1,
-        return_convergence_delta=True,
-    )
-    with torch.no_grad():
-        value = float(whole_set(*(weight.unsqueeze(0) for weight in weights.values())))
-    if value != value:
-        raise GroupError("the objective cannot be computed: no two groups have samples to compare; check the groups")
-    scores = {
-        n.removeprefix("model."): a.squeeze(0).detach().abs().float().cpu()
-        for n, a in zip(weights, attributions, strict=True)
-    }
-    log.info("integrated gradients over %d steps: completeness delta %.3g of %.3g", steps, float(delta), value)
-    return Importance(scores, value, float(delta))
-
-
-def _ablation(network: _Network, score: str, seed: int) -> Importance:
+def _ablation(network: Network, score: str, seed: int) -> Importance:
     generator = torch.Generator().manual_seed(seed)
     shapes = {name.removeprefix("model."): p.shape for name, p in network.weights().items()}
     make = (lambda shape: torch.rand(shape, generator=generator)) if score == "random" else torch.ones
