@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,11 @@ class Settings:
 
     def announce(self, assumed: Iterable[Assumption]) -> None:
         """What was inferred, in one short block on standard error."""
-        for one in dict.fromkeys(assumed):
-            self.say(f"{'warning: ' if one.guess else ''}{one}")
+        alike: dict[Assumption, dict[str, None]] = {}
+        for one in assumed:
+            alike.setdefault(replace(one, value=""), {})[one.value] = None
+        for key, values in alike.items():
+            self.say(f"{'warning: ' if key.guess else ''}{replace(key, value='; '.join(values))}")
 
     @contextmanager
     def speaking(self) -> Iterator[None]:

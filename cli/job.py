@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from bmft._assumed import Assumption
 from bmft.auditing import pick_threshold
 from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
-from bmft.data import GroupedData, load_manifest, split_names
+from bmft.data import GroupedData, assumed_of, load_manifest, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head
 
-from .console import settings
 from .options import Common, import_from_here
 
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
@@ -49,23 +49,32 @@ class Job:
     @cached_property
     def data(self) -> GroupedData:
         """What audit and gate measure: the test split where there is a split column, else every row."""
-        return self._load(self.common.test if self.common.split_column else None)
+        if self.common.split_column:
+            return self._part("test")
+        data = self._load(None)
+        every = f"every row is measured, {len(data):,}"
+        return _told(data, Assumption("splits", every, "there is no --split-column", "--split-column"))
 
     @cached_property
     def fit(self) -> GroupedData:
         """The rows that weights are moved on."""
-        return self._load(self.common.fit) if self.common.split_column else self._cut[0]
+        return self._part("fit") if self.common.split_column else self._cut[0]
 
     @cached_property
     def select(self) -> GroupedData:
         """The rows that the result is chosen on."""
-        return self._load(self.common.select) if self.common.split_column else self._cut[1]
+        return self._part("select") if self.common.split_column else self._cut[1]
 
     @cached_property
     def test(self) -> GroupedData | None:
         """The rows that a debiasing is only measured on, if any are set apart."""
         column = self.common.split_column
         return self.data if column and self.common.test in split_names(self.common.data, column) else None
+
+    @property
+    def assumed(self) -> tuple[Assumption, ...]:
+        """What was inferred about the model and the rows that a debiasing works on."""
+        return assumed_of(self.fit, self.select, self.test)
 
     @cached_property
     def threshold(self) -> float:
@@ -86,9 +95,23 @@ class Job:
 
     @cached_property
     def _cut(self) -> tuple[GroupedData, ...]:
-        seed = self.common.seed
-        settings().say(f"no --split-column: half of {self.common.data} is fit, half select (seed {seed})")
-        return self._load(None).split(*CUT, seed=seed)
+        common = self.common
+        parts = self._load(None).split(*CUT, seed=common.seed)
+        whole = f"every {common.cluster} in one of them" if common.cluster else "a patient may be in both"
+        sizes = " and ".join(f"{len(part):,}" for part in parts)
+        value = f"half of the rows are fit and half select, {sizes}, cut by seed {common.seed}, {whole}"
+        option = "--split-column" if common.cluster else "--split-column, --cluster"
+        cut = Assumption("splits", value, "there is no --split-column", option, guess=common.cluster is None)
+        return tuple(_told(part, cut) for part in parts)
+
+    def _part(self, role: str) -> GroupedData:
+        """The rows of the split that ``--fit``, ``--select`` or ``--test`` names."""
+        name = getattr(self.common, role)
+        data = self._load(name)
+        if name != role:
+            return data
+        named = Assumption("splits", f"{role} is {len(data):,} rows", "the splits' names", "--fit, --select, --test")
+        return _told(data, named)
 
     def site(self, path: str) -> GroupedData:
         """Every row of another manifest, read with the same options; image paths are relative to that manifest.
@@ -126,7 +149,7 @@ class Job:
             on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
             workers=common.workers,
         )
-        return self._fitted(data)
+        return self._fitted(_told(data, *self.checkpoint.assumed))
 
     def _fitted(self, data: GroupedData) -> GroupedData:
         """`data` with as many classes as the head has outputs, if the two can go together.
@@ -149,6 +172,10 @@ class Job:
             f"the head of {self.checkpoint.path} has {outputs} outputs, but "
             f"--label {' '.join(self.common.label)} has {len(data.classes)} {labels}. {hint}."
         )
+
+
+def _told(data: GroupedData, *assumed: Assumption) -> GroupedData:
+    return replace(data, assumed=(*data.assumed, *assumed))
 
 
 def _channels(model: nn.Module) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmft._assumed import Assumption
 from bmft.checkpoints.formats import WeightFile, read_file, write_file
 from bmft.checkpoints.layout import (
     at,
@@ -41,6 +42,7 @@ class Checkpoint:
         arch: the architecture that the file itself names, if it does.
         metadata: the plain values beside the weights (epoch, learning rate, safetensors' own metadata).
         content_hash: SHA-256 of the file.
+        assumed: what was inferred on the way from the file to the model.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     content_hash: str
     file: WeightFile = field(repr=False)
+    assumed: tuple[Assumption, ...] = ()
 
     @property
     def fingerprint(self) -> str:

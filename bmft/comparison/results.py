@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Comparison:
         budget: as plain values.
         missing: reference -> why it took no part.
         sensitive: the attributes compared.
+        assumed: subject -> what was inferred about the model and the rows, and from where.
     """
 
     results: tuple[Json, ...]
@@ -32,6 +33,7 @@ class Comparison:
     missing: Mapping[str, str]
     versions: Mapping[str, str]
     sensitive: tuple[str, ...]
+    assumed: Json = field(default_factory=dict)
 
     @property
     def chosen(self) -> dict[str, list[Json]]:
@@ -123,6 +125,7 @@ class Comparison:
             "where": self.where,
             "trials": self.results,
             "versions": self.versions,
+            "assumed": self.assumed,
         }
 
     def _row(self, method: str, results: Sequence[Json]) -> dict[str, Any]:

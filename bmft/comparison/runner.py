@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from bmft._assumed import as_json
 from bmft._files import put
 from bmft._text import unknown_name
 from bmft.comparison.references import REFERENCES
@@ -29,6 +30,7 @@ from bmft.comparison.trials import (
     run_trial,
     trial_key,
 )
+from bmft.data import assumed_of
 from bmft.errors import ConfigError, WorkerError
 from bmft.report import comparison_page, to_json, versions
 
@@ -76,6 +78,7 @@ def compare(
         not_installed(),
         versions(),
         tuple(attribute.name for attribute in world.fit.attributes),
+        as_json(assumed_of(world.fit, world.select, world.test)),
     )
 
 

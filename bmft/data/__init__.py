@@ -3,7 +3,15 @@
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.dataset import GroupBatch, GroupedData
 from bmft.data.images import LARGEST_IMAGE
-from bmft.data.loading import as_grouped, from_arrays, load_manifest, skipped_images, split_names, stratified_batches
+from bmft.data.loading import (
+    as_grouped,
+    assumed_of,
+    from_arrays,
+    load_manifest,
+    skipped_images,
+    split_names,
+    stratified_batches,
+)
 from bmft.data.sampling import Balance
 from bmft.data.sources import FLIPS, BadImage, DecodedImages, images_from_array
 
@@ -17,6 +25,7 @@ __all__ = [
     "GroupedData",
     "Inputs",
     "as_grouped",
+    "assumed_of",
     "from_arrays",
     "images_from_array",
     "load_manifest",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bmft._assumed import Assumption
 from bmft.data.arrays import Inputs, as_inputs, class_names, concatenate, leaves, name_attributes, whole_numbers
 from bmft.data.dataset import GroupBatch, GroupedData, Task
 from bmft.data.manifest import image_paths, open_npz, readable, table_beside
@@ -205,6 +206,11 @@ def _check_options(image_size: int | None, channels: int, on_bad_image: str) -> 
         raise ConfigError(f"channels {channels}: expected 1 or 3.")
     if on_bad_image not in ("fail", "skip"):
         raise ConfigError(f"on_bad_image {on_bad_image!r}: expected fail or skip.")
+
+
+def assumed_of(*parts: GroupedData | None) -> tuple[Assumption, ...]:
+    """What was inferred about any of these parts, each choice once."""
+    return tuple(dict.fromkeys(one for part in parts if part is not None for one in part.assumed))
 
 
 def skipped_images(*parts: GroupedData) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 
 from bmft._text import unknown_name
 from bmft.auditing import GOALS, AuditReport, Goal
-from bmft.data import GroupedData, as_grouped
+from bmft.data import GroupedData, as_grouped, assumed_of
 from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
 from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passes, run_finals
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
@@ -264,7 +264,11 @@ def search(
         raise ConfigError(unknown_name("pruner", pruner, PRUNERS))
     if trials < 1 or folds < 1:
         raise ConfigError(f"trials {trials}, folds {folds}: expected at least 1 of each")
-    fit, select = _prepared(fit, sensitive), _prepared(select, sensitive)
+    sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
+    parts = {part: _prepared(data, sensitive) for part, data in sets.items()}
+    assumed = assumed_of(*parts.values())
+    fit, select, *rest = (replace(part, assumed=assumed) for part in parts.values())
+    test = rest[0] if rest else None
     given = {"choose": goal, **INNER, **(config or {})}
     base = settings_for(method, given)
     space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=head)
@@ -310,9 +314,7 @@ def search(
         best = _winner(study, goals)
         finals, failed = worker.finals(best, config or {}, progress)
         kept = best_of(finals, goals[0])
-        outcome = measured_at_last(
-            kept, model, select, None if test is None else _prepared(test, sensitive), {"seed": seed, **options}
-        )
+        outcome = measured_at_last(kept, model, select, test, {"seed": seed, **options})
         summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
     shown = {
         "method": kept.method,

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bmft._assumed import as_json
 from bmft._text import did_you_mean
 from bmft.auditing import AuditReport, Predictions
 from bmft.errors import ConfigError, PolicyError
@@ -141,6 +142,7 @@ def _facts(case: Case) -> dict[str, Any]:
         "resamples": policy.resamples,
         "seed": policy.seed,
         "hashes": {"policy": policy.hash, "data": case.predictions.content_hash},
+        "assumed": as_json(case.predictions.assumed),
     }
 
 

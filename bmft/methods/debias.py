@@ -14,7 +14,7 @@ from bmft.auditing import AuditReport, audit_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.compute import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.compute import distributed as processes
-from bmft.data import GroupedData, as_grouped, skipped_images
+from bmft.data import GroupedData, as_grouped, assumed_of, skipped_images
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
@@ -135,6 +135,8 @@ def debias(
         raise ConfigError("norm_stats = 'update' is for one process: each of several would keep statistics of its own")
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
+    assumed = assumed_of(*data.values())
+    data = {name: replace(part, assumed=assumed) for name, part in data.items()}
     multi_label = multi_label or data["fit"].task == "multilabel"
     where = choose_device(device)
     tuned = laid_out_for_speed(working_copy(model, where))

@@ -30,6 +30,7 @@ def audit(checkpoint: str, common: Common, json_file: str | None, report: str | 
     from ..job import load_job
 
     job = load_job(common, checkpoint)
+    settings().announce(job.data.assumed)
     measured = measure(job.model, job.data, threshold=job.threshold, seed=common.seed, **job.measuring)
     part_company()
     where = f"{common.test!r} split" if common.split_column else "every row"

@@ -74,6 +74,7 @@ def compare(
     from ..job import load_job
 
     job = load_job(common, checkpoint)
+    settings().announce(job.assumed)
     from bmft.comparison import Budget, World, write_comparison
     from bmft.comparison import compare as run
 

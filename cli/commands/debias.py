@@ -62,6 +62,7 @@ def debias(
     from ..job import load_job
 
     job = load_job(common, checkpoint)
+    settings().announce(job.assumed)
     if dry_run:
         click.echo(_plan(run_method(job, replace(how, config={**how.config, "epochs": 0})).mask))
         return

@@ -130,16 +130,14 @@ def _from_tables(predictions: str, baseline: str | None, common: Common) -> Evid
     threshold = 0.5 if common.threshold is None else common.threshold
     split = common.test if common.split_column else None
     paths = {"predictions": predictions, **({"baseline": baseline} if baseline else {})}
-    reports = {
-        name: audit(
-            read_predictions(
-                path, sensitive=common.sensitive, cluster=common.cluster, split_column=common.split_column, split=split
-            ),
-            threshold=threshold,
-            intervals=False,
+    found = {
+        name: read_predictions(
+            path, sensitive=common.sensitive, cluster=common.cluster, split_column=common.split_column, split=split
         )
         for name, path in paths.items()
     }
+    settings().announce(one for predictions in found.values() for one in predictions.assumed)
+    reports = {name: audit(each, threshold=threshold, intervals=False) for name, each in found.items()}
     return Evidence(reports["predictions"], reports.get("baseline"), frozenset(), paths)
 
 
@@ -153,6 +151,8 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
     other = None if baseline is None else load_job(common, baseline)
     if other is not None and other.checkpoint.content_hash == job.checkpoint.content_hash:
         raise ConfigError(f"the baseline {baseline} is the checkpoint itself: name the model it is to replace")
+
+    settings().announce([*job.data.assumed, *(other.checkpoint.assumed if other else ())])
 
     def measured(one: Job) -> AuditReport:
         return audit(one.model, job.data, threshold=job.threshold, intervals=False, **one.measuring)

@@ -89,6 +89,7 @@ def search(
     from ..job import load_job
 
     job = load_job(common, checkpoint)
+    settings().announce(job.assumed)
     if report:
         Path(report).mkdir(parents=True, exist_ok=True)
     place = storage or (str(Path(report) / "study.journal") if report else None)
