@@ -46,7 +46,7 @@ def measure(attribute: str, method: str, config: dict[str, Any], seed: int) -> d
     keep = config.get("keep", "best")
     config = {name: value for name, value in config.items() if name != "keep"}
     outcome = debias(model, fit, select, method=method, config=config, seed=seed, keep=keep, device="cpu")
-    result: dict[str, Any] = {"accepted": outcome.accepted, "seconds": outcome.seconds["total"]}
+    result: dict[str, Any] = {"accepted": outcome.accepted, "seconds": outcome.report.seconds["total"]}
     for name, report in (("before", outcome.before), ("after", outcome.after)):
         gaps = report.gaps[attribute]
         result[name] = {
@@ -57,7 +57,7 @@ def measure(attribute: str, method: str, config: dict[str, Any], seed: int) -> d
             "balanced accuracy": report.overall["balanced_accuracy"],
         }
     figures = ("step", "gap", "roc_auc", "worst_group_roc_auc")
-    result["curve"] = [[round(epoch[name], 5) for name in figures] for epoch in outcome.history]
+    result["curve"] = [[round(epoch[name], 5) for name in figures] for epoch in outcome.report.history]
     result["moved"] = outcome.patch.moved / sum(p.numel() for p in model.parameters())
     return result
 

@@ -92,7 +92,7 @@ def measure(task: str, method: str, seed: int, epochs: tuple[int, int], limit: i
         model, fit, select, method=method, config={"epochs": epochs, "path": (0.5, 1.0)}, seed=seed, device="cpu"
     )
     name = fit.attributes[0].name
-    result: dict[str, Any] = {"accepted": outcome.accepted, "seconds": outcome.seconds["total"]}
+    result: dict[str, Any] = {"accepted": outcome.accepted, "seconds": outcome.report.seconds["total"]}
     for side, report in (("before", outcome.before), ("after", outcome.after)):
         areas = [figures["roc_auc"] for figures in report.by_group[name].values()]
         result[side] = {

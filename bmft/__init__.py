@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bmft.report import write_report
     from bmft.tables import Attribute
     from bmft.testing import assert_fair
-    from bmft.training import masked
+    from bmft.training import Conditions, Limits, masked
 
 __version__ = "0.1.0"
 _PLACES = {
@@ -37,7 +37,7 @@ _PLACES = {
     "report": ("write_report",),
     "tables": ("Attribute",),
     "testing": ("assert_fair",),
-    "training": ("masked",),
+    "training": ("Conditions", "Limits", "masked"),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -46,9 +46,11 @@ __all__ = [
     "Attribute",
     "AuditReport",
     "BmftError",
+    "Conditions",
     "GroupBatch",
     "GroupedData",
     "Importance",
+    "Limits",
     "Outcome",
     "Predictions",
     "Progress",

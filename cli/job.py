@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from bmft.data import GroupedData, assumed_of, load_manifest, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head
+from bmft.training import Conditions
 
 from .options import Common, import_from_here
 
@@ -92,6 +94,17 @@ class Job:
         common = self.common
         size: dict[str, Any] = {} if common.batch_size is None else {"batch_size": common.batch_size}
         return {"device": common.device, "multi_label": common.multi_label, **size}
+
+    def conditions(self, asked: Mapping[str, Any]) -> Conditions:
+        """What the options say, and these."""
+        common = self.common
+        return Conditions(
+            threshold=self.threshold,
+            head=common.head,
+            multi_label=common.multi_label,
+            seed=common.seed,
+            device=common.device,
+        ).but(**asked)
 
     @cached_property
     def _cut(self) -> tuple[GroupedData, ...]:

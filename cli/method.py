@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -17,16 +17,14 @@ from .options import Pair, apply_options, import_from_here, option
 
 @dataclass(frozen=True)
 class How:
-    """Which method, with which settings, and what it may cost.
+    """Which method, with which settings, and what of `bmft.Conditions` the options say about it.
 
     `config` holds only what was asked for: a default is the method's own business.
     """
 
     method: str
-    keep: Literal["best", "last"]
-    max_auc_drop: float
-    max_group_auc_drop: float
     config: Mapping[str, Any]
+    conditions: Mapping[str, Any]
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -73,6 +71,7 @@ _LIMITS = [
         help="How far any group's ROC AUC may fall on select.",
     ),
 ]
+_LIMIT_NAMES = ("max_auc_drop", "max_group_auc_drop")
 _SETTINGS = [
     _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
     _method("--epochs", type=Pair(int), help="Epochs of step 1, step 2; one number is for both."),
@@ -164,10 +163,10 @@ def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same for a command that runs several methods: all but which one, and which epoch is kept."""
-    return _receiving_how(function, _LIMITS[2:], method="", keep="best")
+    return _receiving_how(function, _LIMITS[2:])
 
 
-def _receiving_how(function: Callable[..., Any], limits: list[Any], **fixed: Any) -> Callable[..., Any]:
+def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(**values: Any) -> Any:
@@ -175,9 +174,9 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any], **fixed: Any
         beta, more = values.pop("beta"), dict(values.pop("more"))
         asked = {name: value for name, value in given.items() if value not in (None, ())}
         config = method_settings() | _split(beta) | asked | more
-        names = ("method", "keep", "max_auc_drop", "max_group_auc_drop")
-        chosen = fixed | {name: values.pop(name) for name in names if name in values}
-        return function(how=How(config={k: _resolved(k, v) for k, v in config.items()}, **chosen), **values)
+        method, keep = values.pop("method", ""), values.pop("keep", "best")
+        conditions = {"keep": keep, **{name: values.pop(name) for name in _LIMIT_NAMES}}
+        return function(how=How(method, {k: _resolved(k, v) for k, v in config.items()}, conditions), **values)
 
     return apply_options(command, [*limits, *_SETTINGS, *_MORE])
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import stats
 
 from bmft.comparison.references import REFERENCES
 from bmft.comparison.trials import FIGURES, ONE_STEP, SCHEMA
+from bmft.training import Limits
 
 Json = Mapping[str, Any]
 
@@ -28,8 +29,7 @@ class Comparison:
 
     results: tuple[Json, ...]
     budget: Json
-    max_auc_drop: float
-    max_group_auc_drop: float
+    limits: Limits
     missing: Mapping[str, str]
     versions: Mapping[str, str]
     sensitive: tuple[str, ...]
@@ -94,9 +94,8 @@ class Comparison:
         original = self.untouched
         if not original:
             return ["No method gave a result, so there is nothing to compare."]
-        limits = (
-            f"ROC AUC at most {self.max_auc_drop:g} lower overall and {self.max_group_auc_drop:g} for the worst group"
-        )
+        drop, group_drop = self.limits.max_auc_drop, self.limits.max_group_auc_drop
+        limits = f"ROC AUC at most {drop:g} lower overall and {group_drop:g} for the worst group"
         eligible = [row for row in self.rows if self._harmless(row) and _mean(row, "gap") < _mean(original, "gap")]
         if not eligible:
             return [
@@ -117,7 +116,7 @@ class Comparison:
             "schema": SCHEMA,
             "sensitive": self.sensitive,
             "budget": self.budget,
-            "limits": {"max_auc_drop": self.max_auc_drop, "max_group_auc_drop": self.max_group_auc_drop},
+            "limits": asdict(self.limits),
             "untouched": self.untouched,
             "methods": self.rows,
             "not_run": self.problems,
@@ -157,7 +156,7 @@ class Comparison:
     def _harmless(self, row: Json) -> bool:
         if row["method"] in REFERENCES:
             return False
-        limits = {"roc_auc": self.max_auc_drop, "worst_group_roc_auc": self.max_group_auc_drop}
+        limits = {"roc_auc": self.limits.max_auc_drop, "worst_group_roc_auc": self.limits.max_group_auc_drop}
         # Written so that what could not be measured is not harmless.
         return all(_mean(row, n) >= _mean(self.untouched, n) - drop for n, drop in limits.items())
 

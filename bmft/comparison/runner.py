@@ -73,8 +73,7 @@ def compare(
     return Comparison(
         tuple(results[place] for place in sorted(results)),
         asdict(budget),
-        world.max_auc_drop,
-        world.max_group_auc_drop,
+        world.conditions.limits,
         not_installed(),
         versions(),
         tuple(attribute.name for attribute in world.fit.attributes),

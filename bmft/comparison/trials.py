@@ -21,7 +21,7 @@ from bmft.inference import predict
 from bmft.leakage import attribute_leakage, sides
 from bmft.methods import METHODS, debias, installed_methods, settings_for
 from bmft.models import tensors_of
-from bmft.training import gap_of
+from bmft.training import Conditions, gap_of
 
 SCHEMA = 1
 RATES = (1.0, 3.0, 0.3, 10.0, 0.1)  # what a tuning trial multiplies the learning rates by, the default first
@@ -89,12 +89,7 @@ class World:
     select: GroupedData
     test: GroupedData | None
     sites: Mapping[str, GroupedData] = field(default_factory=dict)
-    threshold: float = 0.5
-    max_auc_drop: float = 0.01
-    max_group_auc_drop: float = 0.02
-    multi_label: bool = False
-    head: str | None = None
-    device: str = "cpu"
+    conditions: Conditions = field(default_factory=lambda: Conditions(device="cpu"))
 
     @property
     def measured(self) -> GroupedData:
@@ -104,7 +99,7 @@ class World:
     @property
     def measuring(self) -> dict[str, Any]:
         """How `bmft.audit` is to run the model."""
-        return {"device": self.device, "multi_label": self.multi_label}
+        return {"device": self.conditions.device, "multi_label": self.conditions.multi_label}
 
     def fingerprint(self) -> str:
         """SHA-256 of the model's weights, every set's content and the conditions: another world, another result."""
@@ -113,15 +108,9 @@ class World:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
         sets = {"fit": self.fit, "select": self.select, "test": self.test, **self.sites}
         hashes = {name: data.content_hash for name, data in sets.items() if data is not None}
-        conditions = [
-            SCHEMA,
-            self.threshold,
-            self.max_auc_drop,
-            self.max_group_auc_drop,
-            self.multi_label,
-            self.head,
-            [attribute.name for attribute in self.fit.attributes],
-        ]
+        own = self.conditions
+        conditions = [SCHEMA, own.to_dict() | {"seed": 0}, own.multi_label, own.head]
+        conditions.append([attribute.name for attribute in self.fit.attributes])
         digest.update(json.dumps([hashes, conditions], sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -154,30 +143,27 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
             test=world.test,
             method=trial.method,
             config=trial.config,
-            seed=trial.seed,
-            threshold=world.threshold,
-            max_auc_drop=world.max_auc_drop,
-            max_group_auc_drop=world.max_group_auc_drop,
-            device=world.device,
-            head=world.head,
-            multi_label=world.multi_label,
-            intervals=False,
+            conditions=world.conditions.but(seed=trial.seed, intervals=False),
         )
         used = passes()
-    chosen = next(entry for entry in outcome.history if entry["chosen"])
+    report = outcome.report
+    chosen = next(entry for entry in report.history if entry["chosen"])
     before, after = _predictions(outcome.before), _predictions(outcome.after)
-    probes = (attribute_leakage(each, world.measured, head=world.head, seed=0) for each in (world.model, outcome.model))
+    probes = (
+        attribute_leakage(each, world.measured, head=world.conditions.head, seed=0)
+        for each in (world.model, outcome.model)
+    )
     return {
-        "config": outcome.config,
+        "config": report.config,
         "accepted": outcome.accepted,
         "reason": outcome.reason,
         "select": {name: chosen[name] for name in ("gap", "roc_auc", "worst_group_roc_auc")},
-        "evaluated_on": outcome.evaluated_on,
+        "evaluated_on": report.evaluated_on,
         "n": len(before),
         **compared(world, trial.method, trial.config, before, after),
         "moved": outcome.patch.moved / sum(p.numel() for p in model.parameters()),
         "image_passes": max(0, used - _audited(world)),
-        "seconds": outcome.seconds["total"] - outcome.seconds["audit"],
+        "seconds": report.seconds["total"] - report.seconds["audit"],
         "leakage": sides(*probes),
         "evaluations": _sites(world, trial, outcome.model),
     }
@@ -193,7 +179,16 @@ def _reference(world: World, name: str) -> dict[str, Any]:
     model, reference = copy.deepcopy(world.model), REFERENCES[name]
     with counted_passes(model) as passes:
         select, before = (predict(model, data, **world.measuring) for data in (world.select, world.measured))
-        case = Case(model, world.head, world.fit, world.select, world.measured, select, before, world.threshold)
+        case = Case(
+            model,
+            world.conditions.head,
+            world.fit,
+            world.select,
+            world.measured,
+            select,
+            before,
+            world.conditions.threshold,
+        )
         after = reference.decide(case)
         used = passes()
     found = compared(world, "bmft", {}, before, after)
@@ -247,12 +242,12 @@ def compared(
     settings = settings_for(method, config)
     gap = gap_of(
         fairness.over_attributes(settings.gap(), combine=settings.combine),
-        threshold=world.threshold,
+        threshold=world.conditions.threshold,
         on_decisions=settings.on_decisions,
     )
     rows = [None, *_resamples(before, RESAMPLES)]
     old, new = (
-        np.array([_figures(predictions, gap, world.threshold, index) for index in rows])
+        np.array([_figures(predictions, gap, world.conditions.threshold, index) for index in rows])
         for predictions in (before, after)
     )
     return {"before": _summed(old), "after": _summed(new), "change": _summed(new - old)}

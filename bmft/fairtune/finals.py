@@ -12,6 +12,7 @@ from bmft.data import GroupedData
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.methods import Outcome, Progress, Settings, debias, remeasured
 from bmft.models import Activations
+from bmft.training import Conditions, Limits
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,10 @@ def run_finals(
     select: GroupedData,
     *,
     goal: Goal,
-    limits: tuple[float, float],
+    conditions: Conditions,
     known: Mapping[str, Outcome],
     progress: Callable[[int, int, Progress], None],
     activations: Activations,
-    **options: Any,
 ) -> tuple[list[Final], dict[str, str]]:
     """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
 
@@ -59,10 +59,8 @@ def run_finals(
 
     Args:
         named: what to call it, the method, its settings.
-        limits: by how much the ROC AUC over everybody and that of a group may fall.
         known: the outcomes of those that need not be run again, by their names.
         progress: is told which run of how many this is, and where it is.
-        options: further arguments of `bmft.debias`.
 
     Raises:
         NonFiniteError: no run came to an end.
@@ -79,15 +77,14 @@ def run_finals(
                 select,
                 method=method,
                 config=settings.to_dict(),
+                conditions=conditions.but(intervals=False),
                 activations=activations,
-                intervals=False,
                 progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]
-                **options,
             )
         except (ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
             continue
-        harmless = max(broken(outcome.before, outcome.after, limits)) <= 0
+        harmless = max(broken(outcome.before, outcome.after, conditions.limits)) <= 0
         cost = 0 if name in known else passes(outcome, fit)
         finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, cost))
     if not finals:
@@ -101,16 +98,15 @@ def best_of(finals: Sequence[Final], goal: Goal) -> Final:
 
 
 def measured_at_last(
-    final: Final, model: nn.Module, select: GroupedData, test: GroupedData | None, options: Mapping[str, Any]
+    final: Final, model: nn.Module, select: GroupedData, test: GroupedData | None, conditions: Conditions
 ) -> Outcome:
     """The outcome as `debias` gives it: with intervals, and on the test set where there is one, which only it sees."""
-    measuring = {name: options[name] for name in ("threshold", "seed", "device", "multi_label")}
     if test is None:
-        return remeasured(final.outcome, model, select, "select", **measuring)
-    return remeasured(final.outcome, model, test, "test", **measuring)
+        return remeasured(final.outcome, model, select, "select", conditions)
+    return remeasured(final.outcome, model, test, "test", conditions)
 
 
-def broken(before: AuditReport, after: AuditReport, limits: tuple[float, float]) -> tuple[float, float]:
+def broken(before: AuditReport, after: AuditReport, limits: Limits) -> tuple[float, float]:
     """By how much more than the limits the ROC AUC fell, over everybody and in the group where it fell most."""
     drops = [
         figures["roc_auc"] - after.by_group[attribute][group]["roc_auc"]
@@ -118,10 +114,11 @@ def broken(before: AuditReport, after: AuditReport, limits: tuple[float, float])
         for group, figures in groups.items()
     ]
     worst = max((drop for drop in drops if math.isfinite(drop)), default=0.0)
-    return before.overall["roc_auc"] - after.overall["roc_auc"] - limits[0], worst - limits[1]
+    overall = before.overall["roc_auc"] - after.overall["roc_auc"]
+    return overall - limits.max_auc_drop, worst - limits.max_group_auc_drop
 
 
 def passes(outcome: Outcome, fit: GroupedData) -> int:
     """Images that a run looked at for training: importance, epochs of step 1, features per point of the path."""
-    epochs = sum(entry["step"] == 1 for entry in outcome.history)
-    return len(fit) * (2 + int(epochs) + len(list(outcome.config["path"])))
+    epochs = sum(entry["step"] == 1 for entry in outcome.report.history)
+    return len(fit) * (2 + int(epochs) + len(list(outcome.report.config["path"])))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passe
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
 from bmft.methods import Outcome, Progress, debias, installed_methods, settings_for
 from bmft.models import Activations, tensors_of
+from bmft.training import Conditions, Limits
 
 try:
     import optuna
@@ -95,9 +96,7 @@ class _Search:
     config: Mapping[str, Any]
     method: str
     folds: int
-    options: Mapping[str, Any]
-    limits: tuple[float, float]
-    seed: int
+    conditions: Conditions
     study: optuna.Study
     activations: Activations = field(default_factory=Activations)
     leading: tuple[int, Outcome] | None = None
@@ -134,16 +133,14 @@ class _Search:
                 test=test,
                 method=self.method,
                 config=config,
-                seed=self.seed,
+                conditions=self.conditions.but(intervals=False),
                 progress=look,
                 activations=self.activations,
-                intervals=False,
-                **self.options,
             )
             found.append(outcome)
             spent, epochs = spent + passes(outcome, fit), 0
             trial.set_user_attr("image_passes", spent)
-        _note(trial, found, self.limits)
+        _note(trial, found, self.conditions.limits)
         values = [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
         return values, found
 
@@ -182,19 +179,17 @@ class _Search:
             self.fit,
             self.select,
             goal=self.goals[0],
-            limits=self.limits,
+            conditions=self.conditions,
             known=known,
             progress=look,
             activations=self.activations,
-            seed=self.seed,
-            **self.options,
         )
 
     def _parts(self) -> Iterator[tuple[GroupedData, GroupedData, GroupedData | None]]:
         if self.folds == 1:
             yield self.fit, self.select, None
             return
-        parts = self.select.split(*[1 / self.folds] * self.folds, seed=self.seed)
+        parts = self.select.split(*[1 / self.folds] * self.folds, seed=self.conditions.seed)
         rows = [torch.isin(self.select.rows, part.rows) for part in parts]
         for inside in rows:
             yield self.fit, self.select.subset(~inside), self.select.subset(inside)
@@ -219,15 +214,9 @@ def search(
     also: Iterable[str] = (),
     detail: Detail = "component",
     config: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    threshold: float = 0.5,
-    max_auc_drop: float = 0.01,
-    max_group_auc_drop: float = 0.02,
-    keep: Literal["best", "last"] = "best",
-    device: str = "auto",
-    head: str | None = None,
-    multi_label: bool = False,
+    conditions: Conditions | None = None,
     progress: Callable[[SearchProgress], None] = lambda progress: None,
+    **but: Any,
 ) -> SearchOutcome:
     """Search which blocks and components a method may fine-tune, and at which learning rate, and run the winner.
 
@@ -239,7 +228,7 @@ def search(
        kept and measured on `test`.
 
     Args:
-        fit, select, test, sensitive: as for `bmft.debias`. No trial sees `test`.
+        fit, select, test, sensitive, conditions, but: as for `bmft.debias`. No trial sees `test`.
         method: any of `bmft.METHODS`; ``"selective"`` is plain fine-tuning of what is switched on, as published.
         goal: what is looked for on select, a name in `bmft.auditing.GOALS`.
         second_goal: a second one: the trials that none beats in both make a front, and the best by `goal` wins.
@@ -264,6 +253,7 @@ def search(
         raise ConfigError(unknown_name("pruner", pruner, PRUNERS))
     if trials < 1 or folds < 1:
         raise ConfigError(f"trials {trials}, folds {folds}: expected at least 1 of each")
+    conditions = (conditions or Conditions()).but(**but)
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     parts = {part: _prepared(data, sensitive) for part, data in sets.items()}
     assumed = assumed_of(*parts.values())
@@ -271,60 +261,30 @@ def search(
     test = rest[0] if rest else None
     given = {"choose": goal, **INNER, **(config or {})}
     base = settings_for(method, given)
-    space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=head)
+    space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=conditions.head)
     goals = tuple(GOALS[key] for key in (goal, second_goal) if key)
-    options: dict[str, Any] = {
-        "threshold": threshold,
-        "max_auc_drop": max_auc_drop,
-        "max_group_auc_drop": max_group_auc_drop,
-        "keep": keep,
-        "device": device,
-        "head": head,
-        "multi_label": multi_label,
-    }
     facts = [
         method,
         sorted(given.items(), key=str),
-        options,
+        conditions,
         goal,
         second_goal,
         sorted(space.switches),
         space.also,
         folds,
-        seed,
     ]
     label = name or f"bmft-{_digest(model, [fit, select], facts)}"
     with _quiet(), _storage(storage) as place:
         study = _open(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
-        worker = _Search(
-            model,
-            fit,
-            select,
-            space,
-            goals,
-            given,
-            method,
-            folds,
-            options,
-            (max_auc_drop, max_group_auc_drop),
-            seed,
-            study,
-        )
+        worker = _Search(model, fit, select, space, goals, given, method, folds, conditions, study)
         _work(worker, trials, timeout, progress)
         best = _winner(study, goals)
         finals, failed = worker.finals(best, config or {}, progress)
         kept = best_of(finals, goals[0])
-        outcome = measured_at_last(kept, model, select, test, {"seed": seed, **options})
+        outcome = measured_at_last(kept, model, select, test, conditions)
         summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
-    shown = {
-        "method": kept.method,
-        "seed": seed,
-        "keep": keep,
-        "threshold": threshold,
-        "max-auc-drop": max_auc_drop,
-        "max-group-auc-drop": max_group_auc_drop,
-    }
-    return SearchOutcome(outcome, shown, kept.settings.to_dict(), summary)
+    shown = {name.replace("_", "-"): value for name, value in conditions.to_dict().items()}
+    return SearchOutcome(outcome, {"method": kept.method, **shown}, kept.settings.to_dict(), summary)
 
 
 def _work(worker: _Search, trials: int, timeout: float | None, progress: Callable[[SearchProgress], None]) -> None:
@@ -357,7 +317,7 @@ def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> 
     before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
     # TPE draws anew for every trial from the seed and the trial's place. A lost trial takes none, as it is run again: a
     # resumed search goes on as it would have.
-    study.sampler = _sampler(worker.seed * 100_003 + sum(t.state != TrialState.FAIL for t in before))
+    study.sampler = _sampler(worker.conditions.seed * 100_003 + sum(t.state != TrialState.FAIL for t in before))
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("alive", time.time())
     if sum(t.state in (*_DONE, TrialState.RUNNING) for t in before) >= trials:
@@ -431,7 +391,7 @@ def _suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     return params
 
 
-def _note(trial: optuna.Trial, outcomes: list[Outcome], limits: tuple[float, float]) -> None:
+def _note(trial: optuna.Trial, outcomes: list[Outcome], limits: Limits) -> None:
     """Keep what the report shows, and by how much the trial breaks the limits (more than 0: it does)."""
     overall, group = zip(*(broken(o.before, o.after, limits) for o in outcomes), strict=True)
     trial.set_constraint("fall of ROC AUC", max(overall))
@@ -532,7 +492,7 @@ def _summary(
 ) -> dict[str, Any]:
     """What the report's search page shows."""
     trials = worker.study.get_trials(deepcopy=False, states=_DONE)
-    on_test = outcome.evaluated_on == "test"
+    on_test = outcome.report.evaluated_on == "test"
     return {
         "objective": goal,
         "direction": worker.goals[0].direction,

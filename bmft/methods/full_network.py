@@ -51,7 +51,9 @@ def group_dro(run: Run) -> WeightMask:
     exp(rate x loss) and is normalised, so that the cell with the largest loss comes to count most.
     """
     fit = one_attribute(run.fit)
-    loss = Loss(_RobustLoss(DRO_RATE, multi_label=run.multi_label), bias_weight=1.0, task_weight=0.0, whole_set=False)
+    loss = Loss(
+        _RobustLoss(DRO_RATE, multi_label=run.conditions.multi_label), bias_weight=1.0, task_weight=0.0, whole_set=False
+    )
     return _every_weight(replace(run, fit=fit), loss)
 
 

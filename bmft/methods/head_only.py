@@ -75,7 +75,7 @@ def _balanced_subsets(run: Run, column: NDArray[np.int64]) -> list[NDArray[np.in
     if len({int(column[cell[0]]) for cell in present}) < 2:
         raise GroupError("dfr needs both labels in the fit set, among samples whose group is known")
     size = min(map(len, present))
-    random = np.random.default_rng(run.seed)
+    random = np.random.default_rng(run.conditions.seed)
     return [np.concatenate([random.choice(cell, size, replace=False) for cell in present]) for _ in range(DFR_SUBSETS)]
 
 

@@ -73,6 +73,6 @@ def _with_adapters(run: Run, layers: Sequence[str]) -> nn.Module:
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers))
     with torch.random.fork_rng(devices=[]):
         # peft draws the first factor; the second is 0, so that the network is at first what it was.
-        torch.manual_seed(run.seed)
+        torch.manual_seed(run.conditions.seed)
         network: nn.Module = inject_adapter_in_model(config, copied(run.model), adapter_name=_NAME)
     return network

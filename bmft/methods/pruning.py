@@ -66,7 +66,7 @@ def _saliency(run: Run, rows: Tensor) -> dict[str, Tensor]:
         score=_half_curvature,
         exact=False,
         batch_size=8,
-        multi_label=run.multi_label,
+        multi_label=run.conditions.multi_label,
         autocast=run.autocast,
     )
     return dict(scores)

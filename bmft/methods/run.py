@@ -30,7 +30,7 @@ from bmft.models import (
     tensors_of,
     upper,
 )
-from bmft.training import EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, tune
+from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, tune
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ class Run:
     fit: GroupedData
     select: GroupedData
     settings: Settings
+    conditions: Conditions
     selection: Selection
     generator: torch.Generator
-    seed: int
-    multi_label: bool
     autocast: Callable[[], AbstractContextManager[Any]]
     progress: Callable[[Progress], None]
     positive: torch.Tensor | None = None
@@ -68,6 +67,11 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
     journal: Journal | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def body(self) -> list[str]:
@@ -108,7 +112,7 @@ class Run:
                     mask,
                     step,
                     generator=self.generator,
-                    multi_label=self.multi_label,
+                    multi_label=self.conditions.multi_label,
                     tail=self.tail,
                     autocast=self.autocast,
                     after_epoch=look,
@@ -137,7 +141,7 @@ class Run:
                     mask,
                     step,
                     generator=self.generator,
-                    multi_label=self.multi_label,
+                    multi_label=self.conditions.multi_label,
                     autocast=self.autocast,
                     after_epoch=merged,
                     room=self.room,
@@ -178,7 +182,7 @@ class Run:
 
         None, and the fit set as it is, where there is no such part or no room for what enters it.
         """
-        sample = self.fit.take(slice(0, 4)).to(next(self.model.parameters()).device).inputs
+        sample = self.fit.take(slice(0, 4)).to(self.device).inputs
         tail = tail_above(self.model, names, sample, autocast=self.autocast)
         if tail is None:
             return None, self.fit
@@ -209,7 +213,7 @@ class Run:
                 mask,
                 step,
                 generator=self.generator,
-                multi_label=self.multi_label,
+                multi_label=self.conditions.multi_label,
                 after_epoch=self._at_the_operating_point(look, model, fit),
                 room=self.room,
             )
@@ -227,7 +231,7 @@ class Run:
             return look
 
         def both(epoch: int, loss: float) -> bool:
-            shift = _shift(self._logits(model, fit), self.positive, self.selection.threshold).to(bias)
+            shift = _shift(self._logits(model, fit), self.positive, self.conditions.threshold).to(bias)
             trained = bias.detach().clone()
             with torch.no_grad():
                 bias.add_(shift)
@@ -239,20 +243,19 @@ class Run:
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
-        device = next(model.parameters()).device
         share = Share(len(data))
 
         def work(size: int) -> torch.Tensor:
             batches = share.of(data).batches(size)
-            return torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in batches])
+            return torch.cat([forward_logits(model, batch.to(self.device).inputs).float() for batch in batches])
 
         return share.gather(self.room(work, 64))
 
     def measure_operating_point(self) -> None:
         """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
         logits = self._logits(self.model, self.fit)
-        if self.multi_label or logits.shape[1] == 1:
-            self.positive = (torch.sigmoid(logits) >= self.selection.threshold).sum(0)
+        if self.conditions.multi_label or logits.shape[1] == 1:
+            self.positive = (torch.sigmoid(logits) >= self.conditions.threshold).sum(0)
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
@@ -292,10 +295,8 @@ class Run:
 
     def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
         """Probabilities of `data` by any model, where this run's is."""
-        device = str(next(self.model.parameters()).device)
-        return self.room(
-            lambda size: predict(model, data, multi_label=self.multi_label, device=device, batch_size=size), 64
-        )
+        where, labels = str(self.device), self.conditions.multi_label
+        return self.room(lambda size: predict(model, data, multi_label=labels, device=where, batch_size=size), 64)
 
     def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
         """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""

@@ -33,7 +33,7 @@ def threshold_shift(run: Run) -> WeightMask:
     if layer.bias is None:
         raise ConfigError(f"method 'threshold' shifts the head's bias, and {run.head.name!r} has none")
     start = run.predict(run.model, run.select)
-    cut = _logit(np.array([run.selection.threshold]))[0]
+    cut = _logit(np.array([run.conditions.threshold]))[0]
     shifts = cut - np.unique(_logit(np.quantile(start.scores, np.linspace(0.01, 0.99, THRESHOLDS))))
     original = layer.bias.detach().clone()
     tried = sorted(_harmless(run, start, shifts), key=lambda item: -run.selection.gap(item[1]))
@@ -52,10 +52,10 @@ def _logit(scores: Floats) -> Floats:
 
 def _harmless(run: Run, start: Predictions, shifts: Floats) -> Iterator[tuple[float, Predictions]]:
     """Every shift and what it makes of the predictions, where the balanced accuracy does not fall too far."""
-    lowest = _balanced_accuracy(start, run.selection.threshold) - run.selection.limits.max_auc_drop
+    lowest = _balanced_accuracy(start, run.conditions.threshold) - run.conditions.limits.max_auc_drop
     for shift in shifts:
         shifted = replace(start, scores=1 / (1 + np.exp(-(_logit(start.scores) + shift))))
-        if _balanced_accuracy(shifted, run.selection.threshold) >= lowest:
+        if _balanced_accuracy(shifted, run.conditions.threshold) >= lowest:
             yield float(shift), shifted
 
 

@@ -89,11 +89,11 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
             fit,
             score=settings.score,
             exact=settings.exact,
-            seed=run.seed,
+            seed=run.conditions.seed,
             only=[inside + name for name in wanted],
             batch_size=size,
             combine=settings.combine,
-            multi_label=run.multi_label,
+            multi_label=run.conditions.multi_label,
             autocast=run.autocast,
         )
 

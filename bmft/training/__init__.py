@@ -1,14 +1,16 @@
 """Move only the weights of a mask: the step rule, the loss, the loop, the choice of the epoch."""
 
+from bmft.training.conditions import Conditions, Limits
 from bmft.training.loop import tune
 from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights, masked
 from bmft.training.resume import Journal
-from bmft.training.selection import Limits, Selection, gap_of
+from bmft.training.selection import Selection, gap_of
 from bmft.training.settings import Step
 from bmft.training.state import Course, EpochKeeper
 
 __all__ = [
+    "Conditions",
     "Course",
     "EpochKeeper",
     "Journal",

@@ -9,30 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions
-from bmft.errors import ConfigError, ConstantPredictorError
+from bmft.errors import ConstantPredictorError
 from bmft.models import changes, put_back, tensors_of
+from bmft.training.conditions import Conditions
 
 _NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an epoch may not cost, compared with the untouched model on the select set.
-
-    Attributes:
-        max_auc_drop: of the ROC AUC over everybody, and of the balanced accuracy at the threshold: a gap also shrinks
-            when fewer of everybody are called positive, which is no help.
-        max_group_auc_drop: of the ROC AUC of any group.
-    """
-
-    max_auc_drop: float = 0.01
-    max_group_auc_drop: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("max_auc_drop", "max_group_auc_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
 
 
 @dataclass
@@ -54,9 +36,7 @@ class Selection:
 
     model: nn.Module
     gap: Callable[[Predictions], float]
-    limits: Limits
-    threshold: float
-    keep: Literal["best", "last"]
+    conditions: Conditions
     original: Mapping[str, Tensor]
     choose: str = "gap"
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -64,10 +44,6 @@ class Selection:
     kept: AuditReport | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     chosen: int = 0
-
-    def __post_init__(self) -> None:
-        if self.keep not in ("best", "last"):
-            raise ConfigError(f"keep is {self.keep!r}: expected 'best' or 'last'")
 
     def start(self, predictions: Predictions) -> None:
         """The untouched model.
@@ -79,8 +55,9 @@ class Selection:
         self.kept = report
         if CONSTANT in report.flags:
             raise ConstantPredictorError(
-                f"the model is a constant predictor on the select set at threshold {self.threshold:g}: every gap is 0 "
-                "whatever its bias. Check the preprocessing (--normalize, --image-size) and the threshold."
+                f"the model is a constant predictor on the select set at threshold {self.conditions.threshold:g}: "
+                "every gap is 0 whatever its bias. Check the preprocessing (--normalize, --image-size) and the "
+                "threshold."
             )
         self.history[0]["eligible"] = True
 
@@ -88,7 +65,7 @@ class Selection:
         """Record an epoch and keep what it changed if it is now the best; returns its history entry."""
         report = self._add(predictions, step=step, epoch=epoch, loss=loss)
         entry, best = self.history[-1], self.history[self.chosen]
-        if self.keep == "last" or self.rank(entry) < self.rank(best):
+        if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
             self.chosen, self.kept = len(self.history) - 1, report
             self.state = changes(self.original, tensors_of(self.model))
         return entry
@@ -119,7 +96,7 @@ class Selection:
         first, entry = self.history[0], self.history[self.chosen]
         named = _NAMED if self.choose == "gap" else {self._words: self.choose, **_NAMED}
         change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in named.items())
-        if self.keep == "last" and self.chosen:
+        if self.conditions.keep == "last" and self.chosen:
             return f"the last epoch was kept as asked (select: {change})"
         if self.chosen:
             count = sum(e["eligible"] for e in self.history[1:])
@@ -147,16 +124,16 @@ class Selection:
         wanted = self._better("er")
         if not better:
             return f"none of {len(tried)} epochs had a {wanted} than the original on select; the original is kept"
-        nearest = max(better, key=lambda e: e["roc_auc"])
+        nearest, limits = max(better, key=lambda e: e["roc_auc"]), self.conditions.limits
         return (
             f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each lowered the ROC AUC or the "
-            f"balanced accuracy by more than {self.limits.max_auc_drop:g}, or a group's ROC AUC by more than "
-            f"{self.limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
+            f"balanced accuracy by more than {limits.max_auc_drop:g}, or a group's ROC AUC by more than "
+            f"{limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
             f"against {self.history[0]['roc_auc']:.3f}); the original is kept"
         )
 
     def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
-        report = audit_predictions(predictions, threshold=self.threshold, intervals=False)
+        report = audit_predictions(predictions, threshold=self.conditions.threshold, intervals=False)
         self.untouched = self.untouched or report
         entry = {
             "step": step,
@@ -175,19 +152,19 @@ class Selection:
         return report
 
     def _harmless(self, report: AuditReport) -> bool:
-        before = report if self.untouched is None else self.untouched
+        before, limits = self.untouched or report, self.conditions.limits
         if CONSTANT in report.flags:
             return False
         # Written so that a NaN is not harmless.
-        if not report.overall["roc_auc"] >= before.overall["roc_auc"] - self.limits.max_auc_drop:
+        if not report.overall["roc_auc"] >= before.overall["roc_auc"] - limits.max_auc_drop:
             return False
         point = before.overall["balanced_accuracy"]
-        if math.isfinite(point) and not report.overall["balanced_accuracy"] >= point - self.limits.max_auc_drop:
+        if math.isfinite(point) and not report.overall["balanced_accuracy"] >= point - limits.max_auc_drop:
             return False
         for attribute, groups in before.by_group.items():
             for group, metrics in groups.items():
                 now = report.by_group[attribute][group]["roc_auc"]
-                if math.isfinite(metrics["roc_auc"]) and not now >= metrics["roc_auc"] - self.limits.max_group_auc_drop:
+                if math.isfinite(metrics["roc_auc"]) and not now >= metrics["roc_auc"] - limits.max_group_auc_drop:
                     return False
         return True
 

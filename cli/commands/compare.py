@@ -78,19 +78,8 @@ def compare(
     from bmft.comparison import Budget, World, write_comparison
     from bmft.comparison import compare as run
 
-    world = World(
-        job.model,
-        job.fit,
-        job.select,
-        job.test,
-        {name: job.site(file) for name, file in sites},
-        job.threshold,
-        how.max_auc_drop,
-        how.max_group_auc_drop,
-        common.multi_label,
-        common.head,
-        common.device,
-    )
+    elsewhere = {name: job.site(file) for name, file in sites}
+    world = World(job.model, job.fit, job.select, job.test, elsewhere, job.conditions(how.conditions))
     config = dict(how.config)
     epochs = config.pop("epochs", (3, 5))
     budget = Budget(epochs if isinstance(epochs, tuple) else (epochs, epochs), _points(path), tuning, seeds)

@@ -125,16 +125,9 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
             test=job.test,
             method=how.method,
             config=how.config,
-            keep=how.keep,
-            max_auc_drop=how.max_auc_drop,
-            max_group_auc_drop=how.max_group_auc_drop,
+            conditions=job.conditions(how.conditions),
             journal=journal,
             resume=resume,
-            threshold=job.threshold,
-            seed=job.common.seed,
-            device=job.common.device,
-            head=job.common.head,
-            multi_label=job.common.multi_label,
             progress=lambda now: bar(now.done, now.total, now.phase),
         )
 
@@ -142,8 +135,8 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
 def outcome_table(job: Job, outcome: Outcome) -> str:
     """Before and after, where they were measured, and how much moved."""
     moved, total = outcome.patch.moved, sum(p.numel() for p in job.model.parameters())
-    where = f"{outcome.evaluated_on} rows (n = {outcome.before.n:,})"
-    if outcome.evaluated_on == "select":
+    where = f"{outcome.report.evaluated_on} rows (n = {outcome.before.n:,})"
+    if outcome.report.evaluated_on == "select":
         where += "; they also chose the epoch: expect somewhat less on new data"
     return "\n".join(
         [
@@ -183,7 +176,7 @@ def _leakage(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How well a linear probe reads each attribute from both models' features, and a line about each."""
     from bmft.leakage import attribute_leakage, sides
 
-    measured = job.select if outcome.evaluated_on == "select" else job.data
+    measured = job.select if outcome.report.evaluated_on == "select" else job.data
     options = {"head": job.common.head, "seed": job.common.seed}
     found = sides(*(attribute_leakage(model, measured, **options) for model in (job.model, outcome.model)))
     for name, side in found.items():
@@ -218,7 +211,7 @@ def _pixels(job: Job, outcome: Outcome) -> dict[str, Any]:
     before, after = outcome.before.predictions, outcome.after.predictions
     if before is None or after is None or not outcome.accepted:
         return {}
-    measured = job.select if outcome.evaluated_on == "select" else job.data
+    measured = job.select if outcome.report.evaluated_on == "select" else job.data
     cases = changed_cases(before, after, threshold=job.threshold)
     return {"pixels": explain_cases(job.model, outcome.model, measured, cases)} if cases else {}
 

@@ -17,6 +17,7 @@ from bmft.data import from_arrays
 from bmft.errors import ConfigError, WorkerError
 from bmft.inference import audit, predict
 from bmft.report.comparison_page import comparison_html, comparison_markdown
+from bmft.training import Conditions, Limits
 
 QUICK = Budget(epochs=(1, 1), path=(1.0,), tuning=1, seeds=2)
 FEW = ["bmft", "dfr", "threshold"]
@@ -89,7 +90,7 @@ def result(method, seed, gap, auc=0.9, trial=0, select=None, before=0.2, kept=Tr
 
 def made_up(*results):
     budget = {"epochs": (5, 5), "tuning": 2, "seeds": 2, "path": (1.0,)}
-    return Comparison(results, budget, 0.01, 0.02, {"oxonfair": "not installed"}, {"bmft": "0.1"}, ("sex",))
+    return Comparison(results, budget, Limits(), {"oxonfair": "not installed"}, {"bmft": "0.1"}, ("sex",))
 
 
 def test_every_method_is_measured_on_the_same_rows_against_the_same_original(world, comparison):
@@ -158,7 +159,12 @@ def test_other_data_conditions_settings_and_seeds_are_other_results(world):
     keys = {
         trial_key(world.fingerprint(), trial),
         trial_key(other_world.fingerprint(), trial),
-        trial_key(World(world.model, world.fit, world.select, world.test, world.sites, 0.4).fingerprint(), trial),
+        trial_key(
+            World(
+                world.model, world.fit, world.select, world.test, world.sites, Conditions(threshold=0.4)
+            ).fingerprint(),
+            trial,
+        ),
         trial_key(world.fingerprint(), Trial("bmft", 1, 0, trial.config)),
         trial_key(world.fingerprint(), Trial("bmft", 0, 0, {**trial.config, "fraction": 0.2})),
     }

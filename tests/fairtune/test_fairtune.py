@@ -204,7 +204,7 @@ def test_a_search_measures_pooled_predictions(task):
 def test_the_pruner_hears_of_every_epoch(task, tmp_path):
     found = search(task, trials=1, storage=tmp_path / "study", name="s", pruner="none")
     study = optuna.load_study(study_name="s", storage=_journal(tmp_path / "study"))
-    epochs = len(found.outcome.history) - 1
+    epochs = len(found.outcome.report.history) - 1
     assert len(study.trials[0].intermediate_values) == epochs > 2
 
 
@@ -237,7 +237,7 @@ def test_the_search_and_the_final_run_optimise_one_loss(task):
     assert {k: found.settings[k] for k in ("task_weight", "weigh", "balance", "objective")} == {
         k: settings_for("bmft", FAST).to_dict()[k] for k in ("task_weight", "weigh", "balance", "objective")
     }
-    assert found.outcome.config["trust"] == found.settings["trust"]
+    assert found.outcome.report.config["trust"] == found.settings["trust"]
 
 
 def test_the_winners_file_gives_the_same_weights_and_the_value_that_won(task):
@@ -260,15 +260,15 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_searchs_own_goal(task, monk
     monkeypatch.setattr(sys.modules["bmft.fairtune.search"], "debias", watched)
     found = search(task, trials=1, goal="worst_group_auc")
     (trial,), (run,) = found.summary["trials"], runs
-    assert run.config["choose"] == "worst_group_auc"
-    eligible = [entry["worst_group_auc"] for entry in run.history if entry["eligible"]]
+    assert run.report.config["choose"] == "worst_group_auc"
+    eligible = [entry["worst_group_auc"] for entry in run.report.history if entry["eligible"]]
     assert len(eligible) > 1
     assert trial["value"] == max(eligible)
 
 
 def test_with_two_goals_the_epoch_is_kept_that_is_best_by_the_first(task):
     found = search(task, trials=2, goal="worst_group_accuracy", second_goal="average_odds")
-    history = found.outcome.history
+    history = found.outcome.report.history
     chosen = next(entry for entry in history if entry["chosen"])
     assert found.settings["choose"] == "worst_group_accuracy"
     assert chosen["worst_group_accuracy"] == max(e["worst_group_accuracy"] for e in history if e["eligible"])
@@ -292,13 +292,13 @@ def test_no_trial_sees_the_test_set_and_the_optimism_is_told(task):
     assert [t["value"] for t in blind.summary["trials"]] == [t["value"] for t in seen.summary["trials"]]
     assert blind.summary["test"] is None
     assert seen.summary["test"] == GOALS["average_odds"].of(seen.outcome.after)
-    assert seen.outcome.evaluated_on == "test"
+    assert seen.outcome.report.evaluated_on == "test"
 
 
 def test_the_winner_does_no_harm(task):
     found = search(task, trials=6, goal="equalized_odds", keep="last", method="selective", max_auc_drop=0.05)
     before, after = (found.outcome.before, found.outcome.after)
-    history = found.outcome.history
+    history = found.outcome.report.history
     kept = next(entry for entry in history if entry["chosen"])
     assert kept["roc_auc"] >= history[0]["roc_auc"] - 0.05
     assert before.n == after.n

@@ -124,7 +124,7 @@ def test_the_chosen_threshold_keeps_the_balanced_accuracy():
 def test_dfr_offers_every_strength_and_its_weakest_l1_is_near_a_plain_logistic_head():
     model = trained()
     outcome = run(model, "dfr", keep="best", max_auc_drop=1.0, max_group_auc_drop=1.0)
-    assert len(outcome.history) == 1 + len(DFR_STRENGTHS)
+    assert len(outcome.report.history) == 1 + len(DFR_STRENGTHS)
     fit, select = sets()
     features = [torch.relu(model[0](part.inputs(slice(None)))).detach().numpy() for part in (fit, select)]
     plain = LogisticRegression(max_iter=1000, class_weight="balanced").fit(features[0], fit.targets)

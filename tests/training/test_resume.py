@@ -78,7 +78,7 @@ def run(folder=None, *, resume=False, die_at=None, method="bmft", **config):
 
 
 def same(one, other):
-    assert repr(one.history) == repr(other.history)  # as text: a NaN is not equal to itself
+    assert repr(one.report.history) == repr(other.report.history)  # as text: a NaN is not equal to itself
     assert one.reason == other.reason
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name

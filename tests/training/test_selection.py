@@ -8,7 +8,7 @@ from torch import nn
 
 from bmft.data import from_arrays
 from bmft.inference import predict
-from bmft.training import Limits, Selection
+from bmft.training import Conditions, Limits, Selection
 
 N = 80
 
@@ -35,7 +35,7 @@ def net():
 
 def selection(net, original, keep="best"):
     gap = lambda predictions: float(abs(predictions.scores[predictions.groups[:, 0] == 1].mean() - 0.5))  # noqa: E731
-    return Selection(net, gap, Limits(0.5, 0.5), 0.5, keep, original)
+    return Selection(net, gap, Conditions(limits=Limits(0.5, 0.5), keep=keep), original)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])

@@ -1,0 +1,80 @@
+"""Under what a model is debiased, whatever the method: what counts as a decision, what may be lost, which seed."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from bmft._text import unknown_name
+from bmft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an epoch may not cost, compared with the untouched model on the select set.
+
+    Attributes:
+        max_auc_drop: of the ROC AUC over everybody, and of the balanced accuracy at the threshold: a gap also shrinks
+            when fewer of everybody are called positive, which is no help.
+        max_group_auc_drop: of the ROC AUC of any group.
+    """
+
+    max_auc_drop: float = 0.01
+    max_group_auc_drop: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("max_auc_drop", "max_group_auc_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every run of a debiasing, a search or a comparison has in common, passed on as one value.
+
+    Attributes:
+        threshold: probability from which a decision is positive.
+        limits: what a result may cost.
+        keep: ``"best"`` is chosen on select, ``"last"`` is the final epoch, whatever it is.
+        head: module path of the layer that makes the logits; found by running the model otherwise.
+        multi_label: the outputs are labels of yes or no each, not classes.
+        seed: of every draw.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        intervals: of the audits before and after; they take seconds, which a search or a study saves.
+
+    >>> Conditions().but(seed=3, max_auc_drop=0.02).to_dict()
+    {'seed': 3, 'threshold': 0.5, 'max_auc_drop': 0.02, 'max_group_auc_drop': 0.02, 'keep': 'best'}
+    """
+
+    threshold: float = 0.5
+    limits: Limits = field(default_factory=Limits)
+    keep: Literal["best", "last"] = "best"
+    head: str | None = None
+    multi_label: bool = False
+    seed: int = 0
+    device: str = "auto"
+    intervals: bool = True
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ConfigError(f"keep is {self.keep!r}: expected 'best' or 'last'")
+
+    def but(self, **values: Any) -> "Conditions":
+        """The same conditions with these values, each a name of this class or of its `limits`.
+
+        Raises:
+            ConfigError: a name is not known, or a value is not possible.
+        """
+        own, inside = _names(self), _names(self.limits)
+        for name in values:
+            if name not in {*own, *inside}:
+                raise ConfigError(unknown_name("condition", name, dict.fromkeys([*own, *inside])))
+        limits = replace(self.limits, **{name: value for name, value in values.items() if name in inside})
+        return replace(self, **{"limits": limits, **{n: value for n, value in values.items() if n in own}})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What of them decides the result, as plain values for a report."""
+        return {"seed": self.seed, "threshold": self.threshold, **asdict(self.limits), "keep": self.keep}
+
+
+def _names(value: Any) -> Iterable[str]:
+    return [f.name for f in fields(value)]
