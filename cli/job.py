@@ -26,7 +26,7 @@ CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
 
 def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
     """Read a checkpoint and build its model, in eval mode on the CPU."""
-    checkpoint = read_checkpoint(path, trust_pickle=common.trust_pickle)
+    checkpoint = read_checkpoint(path, trust_pickle=common.trust_pickle, entry=common.entry)
     import_from_here()
     model = build_from(checkpoint, arch=common.arch, num_classes=common.num_classes)
     return checkpoint.under(model.state_dict()), model

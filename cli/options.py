@@ -33,6 +33,7 @@ class Common:
     test: str
     cluster: str | None
     on_bad_image: str
+    entry: str | None
     arch: str | None
     num_classes: int | None
     head: str | None
@@ -214,7 +215,13 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
 
 
 _model = partial(option, section="Model")
+entry_option = _model(
+    "--entry",
+    metavar="NAME",
+    help="Which set of weights in the file, as bmft inspect lists them. [default: what libraries open by default]",
+)
 _MODEL = [
+    entry_option,
     _model(
         "--arch",
         metavar="NAME",

@@ -1,6 +1,7 @@
 """A checkpoint as it lies in its file: the model's weights, found, and put back in their place."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,20 +14,13 @@ from torch import Tensor, nn
 
 from bmft._assumed import Assumption
 from bmft.checkpoints.formats import WeightFile, read_file, write_file
-from bmft.checkpoints.layout import (
-    at,
-    check_tensors,
-    find_entry,
-    named_arch,
-    plain_values,
-    prefixes,
-    refilled,
-    same_bits,
-    tensors_of,
-    what_is_there,
-)
-from bmft.errors import CheckpointError, MismatchError, NonFiniteError
+from bmft.checkpoints.layout import at, check_tensors, named_arch, plain_values, refilled, same_bits
+from bmft.checkpoints.names import prefixes, spellings
+from bmft.checkpoints.places import WeightSet, choose, opened_by_default, weight_sets, why
+from bmft.errors import MismatchError, NonFiniteError
 from bmft.models import fit_of, shapes_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +30,9 @@ class Checkpoint:
     Attributes:
         path: the file.
         container: what kind of file it is.
-        entry: where the weights are in a dict, such as ``state_dict`` or ``ema/state_dict``; None at the top.
+        chosen: the set of weights in the file that is meant.
+        sets: all of them.
+        said: whether `entry` named it.
         prefix: what precedes every weight's name, such as ``module.``.
         state: the model's tensors by name, without the prefix, in the file's order and precision.
         arch: the architecture that the file itself names, if it does.
@@ -47,7 +43,9 @@ class Checkpoint:
 
     path: Path
     container: str
-    entry: str | None
+    chosen: WeightSet
+    sets: tuple[WeightSet, ...]
+    said: bool
     prefix: str
     state: Mapping[str, Tensor]
     arch: str | None
@@ -55,6 +53,13 @@ class Checkpoint:
     content_hash: str
     file: WeightFile = field(repr=False)
     assumed: tuple[Assumption, ...] = ()
+
+    _names: Mapping[str, str] = field(repr=False, default_factory=dict)
+
+    @property
+    def entry(self) -> str | None:
+        """Where the weights are in a dict, such as ``state_dict`` or ``ema/state_dict``; None at the top."""
+        return "/".join(self.chosen.keys) or None
 
     @property
     def fingerprint(self) -> str:
@@ -64,64 +69,106 @@ class Checkpoint:
     @property
     def module(self) -> nn.Module | None:
         """The model itself, where a trusted file holds one rather than its weights."""
-        return self._found if isinstance(self._found, nn.Module) else None
+        found = at(self.file.content, self.chosen.keys)
+        return found if isinstance(found, nn.Module) else None
 
     def under(self, names: Iterable[str]) -> "Checkpoint":
         """The same with the prefix under which most of `names`, such as a state dict's, are found."""
-        tensors, wanted = tensors_of(self._found), set(names)
-        counts = Counter(
-            key[:start]
-            for key in tensors
-            for start in (0, *(place + 1 for place, letter in enumerate(key) if letter == "."))
-            if key[start:] in wanted
-        )
-        return self._with_prefix(max([self.prefix, *sorted(counts)], key=counts.__getitem__))
+        wanted, best, most = set(names), self, -1
+        dotless = {name.replace(".", "") for name in wanted}
+        for spelling in spellings(self.chosen.tensors):
+            counts = Counter(
+                key[:start]
+                for key in spelling
+                for start in (0, *(place + 1 for place, letter in enumerate(key) if letter == "."))
+                if key[start:] in wanted
+            )
+            prefix = max([self.prefix, *sorted(counts)], key=counts.__getitem__)
+            if counts[prefix] > most:
+                best, most = self._with_prefix(prefix, spelling), counts[prefix]
+        if not most and self.chosen.prefix:
+            # Some averages keep weights as buffers, whose names have no dots.
+            plain = {name.replace(".", ""): name for name in wanted}
+            start = len(self.chosen.prefix)
+            spelling = {plain[key[start:]]: key for key in self.chosen.tensors if key[start:] in dotless}
+            return self._with_prefix("", spelling) if spelling else best
+        return best
 
     def unwrapped(self) -> list["Checkpoint"]:
         """The same with every prefix that wrappers may have put there, the longest first."""
-        return [self._with_prefix(prefix) for prefix in reversed(prefixes(tensors_of(self._found)))]
+        inner = self.chosen.prefix
+        found: dict[tuple[str, int], Checkpoint] = {}
+        for any_name in (False, True):
+            for place, spelling in enumerate(spellings(self.chosen.tensors)):
+                start = inner if all(key.startswith(inner) for key in spelling) else ""
+                for prefix in reversed(prefixes([key.removeprefix(start) for key in spelling], any_name=any_name)):
+                    found.setdefault((start + prefix, place), self._with_prefix(start + prefix, spelling))
+        return list(found.values())
 
     def refilled(self, state: Mapping[str, Tensor]) -> Any:
-        """What the file holds, with `state` in the place of the weights."""
-        return refilled(self.file.content, self._keys, {self.prefix + name: state[name] for name in state})
+        """What the file holds, with `state` in the place of the weights.
 
-    def _with_prefix(self, prefix: str) -> "Checkpoint":
-        tensors = tensors_of(self._found)
-        state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        return replace(self, prefix=prefix, state=state)
+        Where nobody said which set is meant, copies of the same network (a running average, a teacher) get it,
+        too: whatever a library opens by its defaults is then what was measured.
+        """
+        content = self._refill(self.file.content, state)
+        for _, twin in () if self.said else self.twins(state):
+            shared = {name: _in_precision(name, state[name], old) for name, old in twin.state.items() if name in state}
+            content = twin._refill(content, shared)
+        return content
 
-    @property
-    def _keys(self) -> tuple[str, ...]:
-        return tuple(self.entry.split("/")) if self.entry else ()
+    def _refill(self, content: Any, state: Mapping[str, Tensor]) -> Any:
+        return refilled(content, self.chosen.keys, {self._names[name]: tensor for name, tensor in state.items()})
 
-    @property
-    def _found(self) -> Any:
-        return at(self.file.content, self._keys)
+    def twins(self, names: Iterable[str] | None = None) -> list[tuple[WeightSet, "Checkpoint"]]:
+        """The other sets that are copies of the same network, and their weights under this one's names."""
+        names = list(self.state if names is None else names)
+        found = []
+        for one in self.sets:
+            if one is self.chosen or not one.is_copy:
+                continue
+            twin = replace(self, chosen=one, prefix="").under(names)
+            shared = {name: t for name, t in twin.state.items() if name in self.state}
+            alike = all(t.shape == self.state[name].shape for name, t in shared.items())
+            if alike and len(shared) >= 0.3 * len(self.state):
+                found.append((one, replace(twin, state=shared)))
+        return found
+
+    def _with_prefix(self, prefix: str, spelling: Mapping[str, str]) -> "Checkpoint":
+        names = {key.removeprefix(prefix): raw for key, raw in spelling.items() if key.startswith(prefix)}
+        state = {name: self.chosen.tensors[raw] for name, raw in names.items()}
+        return replace(self, prefix=prefix, state=state, _names=names)
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, trust_pickle: bool = False, entry: str | None = None
+) -> Checkpoint:
     """Read a file of weights: what torch.save writes (bare, under a usual entry, Lightning's) or safetensors.
 
     Args:
         path: the file; its kind is told by its content.
-        trust_pickle: allow a file that holds more than plain tensors (a whole model, a Namespace), which runs
+        trust_pickle: allow a file that holds more than plain tensors and settings (a whole model), which runs
             code.
+        entry: which of several sets of weights in it, such as ``state_dict_ema`` or ``ema_model``; by default
+            the one that a library opens by its defaults, and what is written then goes to all copies.
 
     Raises:
         UntrustedPickleError: the file holds more and is not trusted; nothing of it has run.
         CheckpointError: it is no such file, is damaged, or holds no weights that could be tuned.
+        ConfigError: it has no set of weights `entry`.
     """
     path = Path(path)
     file = read_file(path, trust_pickle=trust_pickle)
-    keys = find_entry(file.content)
-    if keys is None:
-        raise CheckpointError(f"{path} holds no weights by name: {what_is_there(file.content)}")
-    check_tensors(path, at(file.content, keys))
-    beside = file.content if keys else file.metadata
+    sets = weight_sets(file.content)
+    chosen = choose(path, file.content, sets, entry)
+    check_tensors(path, at(file.content, chosen.keys))
+    beside = file.content if chosen.keys else file.metadata
     checkpoint = Checkpoint(
         path=path,
         container=file.kind,
-        entry="/".join(keys) or None,
+        chosen=chosen,
+        sets=tuple(sets),
+        said=entry is not None,
         prefix="",
         state={},
         arch=named_arch(beside),
@@ -129,14 +176,28 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
         content_hash=file.content_hash,
         file=file,
     )
-    return checkpoint.unwrapped()[0]
+    checkpoint = checkpoint.unwrapped()[0]
+    return replace(checkpoint, assumed=_which_set(checkpoint))
+
+
+def _which_set(checkpoint: Checkpoint) -> tuple[Assumption, ...]:
+    """Which of several sets of weights is taken, where that was not said."""
+    others = [one.name for one in checkpoint.sets if one is not checkpoint.chosen]
+    if checkpoint.said or not others:
+        return ()
+    filled = ", ".join(one.name for one, _ in checkpoint.twins())
+    note = f"; what is written there is written to {filled} too" if filled else ""
+    source, guess = why(checkpoint.chosen)
+    value = f"{checkpoint.chosen.name}, beside {', '.join(others)}{note}"
+    return (Assumption("weights", value, source, "--entry", guess),)
 
 
 def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Write `state` in the checkpoint's place: everything else that came in goes out as it was.
 
     Container, entry, prefix, key order, precision, tied and strided weights and unrelated entries are those
-    of the file that was read; values that did not change keep their bits. The file appears whole or not at
+    of the file that was read, and copies of the network in it get the same weights unless `read_checkpoint`
+    was told which set is meant; values that did not change keep their bits. The file appears whole or not at
     all, and the same content gives the same bytes.
 
     Args:
@@ -150,6 +211,14 @@ def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: 
         CheckpointError: the file cannot be written.
     """
     checkpoint = checkpoint.under(state)
+    usual = opened_by_default(checkpoint.file.content, list(checkpoint.sets)) if checkpoint.said else None
+    if usual is not None and usual.name != checkpoint.chosen.name:
+        log.warning(
+            "%s: only %s is changed, as was asked; what is opened there by default is %s, which is as it was",
+            path,
+            checkpoint.chosen.name,
+            usual.name,
+        )
     write_file(checkpoint.file, checkpoint.refilled(as_stored(checkpoint, state)), Path(path))
 
 

@@ -9,41 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmft._text import short, shown
+from bmft._text import shown
 from bmft.errors import CheckpointError, MismatchError
 
-ENTRIES = ("state_dict", "model", "model_state_dict", "net", "ema")
-PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 _ARCH_KEYS = ("arch", "architecture", "model_name", "model")
 _SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "args")
-
-
-def find_entry(content: Any, depth: int = 0) -> tuple[str, ...] | None:
-    """The keys that lead to the weights; None where there are none."""
-    if isinstance(content, nn.Module) and content.state_dict():
-        return ()
-    if not isinstance(content, Mapping) or depth > len(ENTRIES):
-        return None
-    for name in ENTRIES:
-        if (inner := find_entry(content.get(name), depth + 1)) is not None:
-            return (name, *inner)
-    tensors = tensors_of(content)
-    nested = any("." in key for value in content.values() if isinstance(value, Mapping) for key in tensors_of(value))
-    return () if tensors and (not nested or any("." in key for key in tensors)) else None
-
-
-def what_is_there(content: Any) -> str:
-    """What a content without weights holds instead, and what was expected, in words."""
-    expected = f"expected a state_dict, bare or under {', '.join(ENTRIES)}"
-    if not isinstance(content, Mapping):
-        return f"it is a {type(content).__name__}; {expected}"
-    some = [short(_key(key)) for key, value in content.items() if isinstance(value, Mapping) and tensors_of(value)]
-    there = (
-        f"tensors are under {', '.join(some[:3])}"
-        if some
-        else f"its entries are {', '.join(short(_key(key)) for key in [*content][:5]) or 'none'}"
-    )
-    return f"{there}; {expected}. Save those alone: torch.save(weights, ...)"
 
 
 def at(content: Any, keys: Iterable[str]) -> Any:
@@ -88,26 +58,6 @@ def _odd(tensor: Tensor) -> str:
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"expanded to {tuple(tensor.shape)} from fewer values"
     return ""
-
-
-def prefixes(keys: Iterable[str]) -> list[str]:
-    """What DataParallel, Lightning, torch.compile may have put before the names, from nothing to all of it.
-
-    >>> prefixes(["module.model.conv.weight", "module.model.fc.weight", "criterion.weight"])
-    ['', 'module.', 'module.model.']
-    """
-    found, left = [""], list(keys)
-    while left:
-        groups: dict[str, list[str]] = {}
-        for key in left:
-            first, dot, rest = key.partition(".")
-            groups.setdefault(first + dot, []).append(rest)
-        largest = max(groups, key=lambda group: len(groups[group]))
-        if largest not in PREFIXES:
-            break
-        found.append(found[-1] + largest)
-        left = groups[largest]
-    return found
 
 
 def _key(key: object) -> str:

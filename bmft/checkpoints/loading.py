@@ -5,6 +5,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def load_checkpoint(
     into: nn.Module | None = None,
     num_classes: int | None = None,
     trust_pickle: bool = False,
+    entry: str | None = None,
 ) -> nn.Module:
     """The model of a checkpoint, in eval mode, on the CPU; `into`, if given, is changed and returned.
 
@@ -48,6 +50,7 @@ def load_checkpoint(
         into: a model to load the weights into instead of building one.
         num_classes: outputs of the head; by default as many as the weights have.
         trust_pickle: see `read_checkpoint`.
+        entry: see `read_checkpoint`.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -55,7 +58,7 @@ def load_checkpoint(
         ConfigError: `num_classes` is not what the weights have, or `into` and `arch` are both given.
         NonFiniteError: a weight is NaN or infinite.
     """
-    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
+    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry)
     if into is None:
         return build_from(checkpoint, arch=arch, num_classes=num_classes)
     if arch is not None or num_classes is not None:
@@ -92,7 +95,8 @@ def describe(
         head: module path of the head, if it is not the one found.
 
     Returns:
-        ``path``, ``container``, ``entry``, ``prefix``, ``arch``, ``says`` (the architecture the file names),
+        ``path``, ``container``, ``entry``, ``sets`` (each set's ``name``, ``tensors``, whether it is ``chosen`` and
+        its names and shapes are the ``same``), ``prefix``, ``arch``, ``says`` (the architecture the file names),
         ``tensors``, ``dtypes``, ``parameters``, ``head`` (``name``, ``num_outputs``, ``parameters``),
         ``blocks`` (block -> ``parameters`` and ``components``, counts both), ``beside`` (the file's other
         plain values), ``content_hash``, ``fingerprint``.
@@ -108,6 +112,17 @@ def describe(
         "path": str(checkpoint.path),
         "container": checkpoint.container,
         "entry": checkpoint.entry,
+        "sets": [
+            {
+                "name": one.name,
+                "tensors": len(one.tensors),
+                "chosen": one is checkpoint.chosen,
+                "same": not _compare(
+                    model, replace(checkpoint, chosen=one, prefix="").under(model.state_dict()).state
+                ).distance,
+            }
+            for one in checkpoint.sets
+        ],
         "prefix": checkpoint.prefix,
         "arch": arch or _arch_in_words(checkpoint, model),
         "says": checkpoint.arch,

@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from ..console import put, table
-from ..options import Command, argument, import_from_here, option, talking_options
+from ..options import Command, argument, entry_option, import_from_here, option, talking_options
 
 
 @click.command(cls=Command)
 @argument("checkpoint")
+@entry_option
 @option("--arch", metavar="NAME", help="The network, where it is neither said nor inferred; see bmft debias.")
 @option("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
 @option("--head", metavar="NAME", help="Module that makes the logits. [default: found]")
@@ -20,6 +21,7 @@ from ..options import Command, argument, import_from_here, option, talking_optio
 @talking_options
 def inspect(
     checkpoint: str,
+    entry: str | None,
     arch: str | None,
     num_classes: int | None,
     head: str | None,
@@ -37,7 +39,7 @@ def inspect(
     from bmft.models import find_head, upper
     from bmft.report import to_json
 
-    opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
+    opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry)
     import_from_here()
     model = build_from(opened, arch=arch, num_classes=num_classes)
     found = describe(opened, model, arch=arch, head=head)
@@ -59,7 +61,18 @@ def _text(found: dict[str, Any]) -> str:
         "beside it": ", ".join(f"{key} = {value}" for key, value in found["beside"].items()) or "nothing",
         "SHA-256": found["content_hash"],
     }
-    return f"{table([[f'{key}:', value] for key, value in facts.items()], left=2)}\n\n{_blocks(found)}"
+    return f"{table([[f'{key}:', value] for key, value in facts.items()], left=2)}\n\n{_sets(found)}{_blocks(found)}"
+
+
+def _sets(found: dict[str, Any]) -> str:
+    """The sets of weights in the file, where there are several."""
+    if len(found["sets"]) < 2:
+        return ""
+    rows = [["set of weights (--entry)", "tensors", "names and shapes"]]
+    for one in found["sets"]:
+        shapes = "taken" if one["chosen"] else "the same" if one["same"] else "others"
+        rows.append([one["name"], str(one["tensors"]), shapes])
+    return table(rows) + "\n\n"
 
 
 def _where(found: dict[str, Any]) -> str:

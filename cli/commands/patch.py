@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ..console import table, visible
-from ..options import argument, talking_options
+from ..console import settings, table, visible
+from ..options import argument, entry_option, talking_options
 
 _TRUST = click.option(
     "--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."
@@ -58,39 +58,42 @@ def _row(name: str, entry: dict[str, float], total: float) -> list[str]:
 @argument("original")
 @argument("patch_file", metavar="PATCH")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the debiased checkpoint.")
+@entry_option
 @_TRUST
 @talking_options
-def apply(original: str, patch_file: str, out: str, trust_pickle: bool) -> None:
+def apply(original: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool) -> None:
     """Apply PATCH to the ORIGINAL checkpoint it was made for; the result is the debiased one, bit for bit.
 
     \b
     Example:
       bmft patch apply model.pt fair.patch.safetensors --out fair.pt
     """
-    _move(original, patch_file, out, trust_pickle, forward=True)
+    _move(original, patch_file, out, entry, trust_pickle, forward=True)
 
 
 @patch.command()
 @argument("debiased")
 @argument("patch_file", metavar="PATCH")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the original checkpoint.")
+@entry_option
 @_TRUST
 @talking_options
-def revert(debiased: str, patch_file: str, out: str, trust_pickle: bool) -> None:
+def revert(debiased: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool) -> None:
     """Take PATCH back from the DEBIASED checkpoint; the result is the original, bit for bit.
 
     \b
     Example:
       bmft patch revert fair.pt fair.patch.safetensors --out model.pt
     """
-    _move(debiased, patch_file, out, trust_pickle, forward=False)
+    _move(debiased, patch_file, out, entry, trust_pickle, forward=False)
 
 
-def _move(path: str, patch_file: str, out: str, trust_pickle: bool, *, forward: bool) -> None:
+def _move(path: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool, *, forward: bool) -> None:
     from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
 
     change = WeightPatch.load(patch_file)
-    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle).under(change.changes)
+    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry).under(change.changes)
+    settings().announce(checkpoint.assumed)
     state = change.apply(checkpoint.state) if forward else change.revert(checkpoint.state)
     write_checkpoint(checkpoint, state, out)
     click.echo(out)

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 import bmft as library
@@ -82,3 +83,18 @@ def test_quiet_prints_the_result_only(audit, capsys):
     shown = capsys.readouterr()
     assert "ROC AUC" in shown.out
     assert shown.err == ""
+
+
+def test_the_set_of_weights_that_is_measured_is_said_and_can_be_picked(bmft, study, tmp_path, data_options, capsys):
+    weights = torch.load(study / "model.pt", weights_only=True)
+    average = {**weights, "fc.bias": weights["fc.bias"] + 9}
+    torch.save({"state_dict": weights, "state_dict_ema": average}, tmp_path / "m.pt")
+    rates = []
+    for options in ((), ("--entry", "state_dict")):
+        assert bmft("audit", "m.pt", *data_options, *options, "--json", "audit.json") == 0
+        found = json.loads((tmp_path / "audit.json").read_text())
+        rates.append(found["overall"]["selection_rate"])
+        said = capsys.readouterr().err
+        assert ("weights: state_dict_ema, beside state_dict" in said) == (not options)
+        assert ("weights" in found["assumed"]) == (not options)
+    assert rates[0] == 1 > rates[1]

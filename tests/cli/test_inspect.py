@@ -40,3 +40,22 @@ def test_a_file_that_is_no_checkpoint_is_one_line(bmft, tmp_path, content, capsy
 def test_a_file_that_is_not_there_is_one_line(bmft, capsys):
     assert bmft("inspect", "none.pt") == 4
     assert "none.pt" in capsys.readouterr().err
+
+
+def test_every_set_of_weights_is_listed_and_entry_picks_one(bmft, study, tmp_path, capsys):
+    weights = torch.load(study / "model.pt", weights_only=True)
+    average = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    torch.save({"state_dict": weights, "state_dict_ema": average, "critic": {"a.b": torch.ones(1)}}, tmp_path / "m.pt")
+    assert bmft("inspect", "m.pt", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["name"], one["chosen"], one["same"]) for one in found["sets"]] == [
+        ("state_dict", False, True),
+        ("state_dict_ema", True, True),
+        ("critic", False, False),
+    ]
+    assert bmft("inspect", "m.pt", "--entry", "state_dict") == 0
+    shown = capsys.readouterr().out
+    assert "weights under 'state_dict'" in shown
+    assert "critic" in shown
+    assert bmft("inspect", "m.pt", "--entry", "other") == 2
+    assert "state_dict, state_dict_ema, critic" in capsys.readouterr().err
