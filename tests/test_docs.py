@@ -30,3 +30,18 @@ def test_every_test_that_the_page_of_defects_names_exists():
         defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
     assert len(named) > 20
     assert not named - defined
+
+
+def test_the_tree_in_design_names_every_room_and_none_that_is_not_there():
+    root = PAGE.parent.parent
+    tree = (root / "DESIGN.md").read_text().split("```")[1]
+    named = {name.rstrip("/") for name in re.findall(r"(?:^|  )(\w+(?:/|\.py)) ", tree, re.MULTILINE)}
+    there = {path.name for path in (root / "bmft").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert named == there
+
+
+def test_every_file_that_readme_and_design_name_exists():
+    root = PAGE.parent.parent
+    for page in ("README.md", "DESIGN.md", "CONTRIBUTING.md", "docs/scale.md", "docs/ci.md"):
+        named = re.findall(r"`((?:bmft|cli|tests|benchmarks|docs)/[\w./]+)`", (root / page).read_text())
+        assert all((root / path).exists() for path in named), page
