@@ -658,9 +658,9 @@ def test_the_weights_of_a_trusted_model_go_into_a_named_network(tmp_path, traine
     assert torch.equal(loaded.fc.weight, trained.fc.weight)
 
 
-def test_a_trusted_namespace_says_its_architecture_and_is_kept(tmp_path, state):
+def test_a_namespace_says_its_architecture_and_is_kept(tmp_path, state):
     torch.save({"state_dict": state, "args": argparse.Namespace(arch=ARCH, lr=0.1)}, tmp_path / "m.pt")
-    checkpoint = read_checkpoint(tmp_path / "m.pt", trust_pickle=True)
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
     assert checkpoint.arch == ARCH
     write_checkpoint(checkpoint, checkpoint.state, tmp_path / "o.pt")
     assert torch.load(tmp_path / "o.pt", weights_only=False)["args"] == argparse.Namespace(arch=ARCH, lr=0.1)
