@@ -158,6 +158,7 @@ class Job:
             cluster=common.cluster,
             image_size=common.image_size,
             normalize=common.normalize,
+            bits=common.bits,
             channels=_channels(self.model),
             on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
             workers=common.workers,

@@ -40,6 +40,7 @@ class Common:
     multi_label: bool
     image_size: int | None
     normalize: str
+    bits: int | None
     threshold: float | None
     threshold_from: str | None
     seed: int
@@ -204,6 +205,12 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             type=click.IntRange(1),
             metavar="N",
             help="Resize the shorter side to this and cut out the centre.",
+        ),
+        data(
+            "--bits",
+            type=click.IntRange(9, 16),
+            metavar="N",
+            help="Bits that images of 16 bits per pixel use, such as 12. [default: 16]",
         ),
         data(
             "--normalize",

@@ -141,6 +141,7 @@ def load_manifest(
     on_bad_image: Literal["fail", "skip"] = "fail",
     cache_bytes: int = 4 << 30,
     workers: int = 0,
+    bits: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> GroupedData:
     """Read a labelled image set: a CSV, TSV or Parquet file with one row per image, or an npz beside one.
@@ -159,6 +160,7 @@ def load_manifest(
         channels: 3 or 1.
         on_bad_image: ``fail`` lists every unreadable image; ``skip`` leaves them out and counts them.
         cache_bytes: decoded pixels are kept in memory up to this, else decoded on request.
+        bits: bits that images of 16 bits per pixel use, such as 12; default: all.
         workers: decoding threads; 0: one per processor, at most 8.
         classes: class names in order, where the column does not hold or order all of them.
 
@@ -181,7 +183,7 @@ def load_manifest(
         rows = index
     else:
         files = image_paths(manifest, image, folder)
-        source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, **pixels)
+        source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, bits=bits, **pixels)
         index = readable(manifest, files, bad, on_bad_image)
         rows = manifest.rows[index]
     return GroupedData(

@@ -69,6 +69,7 @@ class StreamedImages:
     normalization: Normalization
     sha256: Pixels
     workers: int
+    bits: int | None = None
 
     def take(self, index: Tensor) -> Tensor:
         """Float32 ``(len(index), c, h, w)``."""
@@ -78,7 +79,7 @@ class StreamedImages:
 
     def _decode(self, row: int) -> Pixels:
         try:
-            return decode_image(read_image(self.paths[row]), size=self.size, channels=self.channels)
+            return decode_image(read_image(self.paths[row]), size=self.size, channels=self.channels, bits=self.bits)
         except (OSError, DataError) as error:
             raise DataError(f"{self.paths[row]}: could be read before and cannot now: {error}") from error
 
@@ -145,7 +146,14 @@ class BadImage:
 
 
 def load_images(
-    paths: Sequence[Path], *, size: int | None, channels: int, normalize: str, cache_bytes: int, workers: int = 0
+    paths: Sequence[Path],
+    *,
+    size: int | None,
+    channels: int,
+    normalize: str,
+    cache_bytes: int,
+    workers: int = 0,
+    bits: int | None = None,
 ) -> tuple[DecodedImages | StreamedImages, list[BadImage]]:
     """Decode every file once, over threads: into memory where all fit in `cache_bytes`, else only to check.
 
@@ -157,18 +165,19 @@ def load_images(
     """
     normalization = parse_normalization(normalize, channels)
     workers = workers or min(8, os.cpu_count() or 1)
-    shape = (size, size) if size else _first_shape(paths, channels)
+    shape = (size, size) if size else _first_shape(paths, channels, bits)
     fits = len(paths) * channels * shape[0] * shape[1] <= cache_bytes
     pixels = np.zeros((len(paths), channels, *shape), np.uint8) if fits else None
 
     digests = np.zeros((len(paths), 32), np.uint8)
     bad: list[BadImage] = []
+    shares: list[float] = []
     odd: list[tuple[int, tuple[int, int]]] = []
 
     def load(row: int) -> None:
         try:
             data = read_image(paths[row])
-            image = decode_image(data, size=size, channels=channels)
+            image = decode_image(data, size=size, channels=channels, bits=bits, shares=shares)
         except (OSError, ValueError, DataError) as error:
             bad.append(BadImage(row, _reason(error)))
             return
@@ -185,6 +194,11 @@ def load_images(
             deque(pool.map(load, range(start, min(start + _BLOCK, len(paths)))), maxlen=0)
     if caught:
         log.warning("decoding gave %d warnings; the first: %s", len(caught), caught[0].message)
+    if shares and max(shares) < _FEW_SHADES:
+        log.warning(
+            "the 16-bit images use at most %.1f %% of their range: say with --bits how many bits are used",
+            100 * max(shares),
+        )
     if odd:
         row, (height, width) = min(odd)
         raise DataError(
@@ -194,16 +208,17 @@ def load_images(
     bad.sort(key=lambda one: one.position)
     if pixels is not None:
         return DecodedImages(torch.from_numpy(pixels), normalization, digests), bad
-    return StreamedImages(paths, size, channels, normalization, digests, workers), bad
+    return StreamedImages(paths, size, channels, normalization, digests, workers, bits), bad
 
 
 _BLOCK = 4096
+_FEW_SHADES = 0.25  # of 16 bits: 14 or fewer are used
 
 
-def _first_shape(paths: Sequence[Path], channels: int) -> tuple[int, int]:
+def _first_shape(paths: Sequence[Path], channels: int, bits: int | None) -> tuple[int, int]:
     for path in paths:
         try:
-            height, width, _ = decode_image(read_image(path), channels=channels).shape
+            height, width, _ = decode_image(read_image(path), channels=channels, bits=bits).shape
         except (OSError, ValueError, DataError):
             continue  # listed with all the others by load_images
         return height, width

@@ -187,10 +187,7 @@ def test_a_voi_lut_is_scaled_by_the_bits_of_its_entries():
 
 @pytest.mark.parametrize(
     ("elements", "reason"),
-    [
-        ({"NumberOfFrames": 3}, "3 frames"),
-        ({"WindowCenter": 1, "WindowWidth": 2, "VOILUTFunction": "SIGMOID"}, "SIGMOID"),
-    ],
+    [({"NumberOfFrames": 3}, "3 frames"), ({"WindowCenter": 1, "WindowWidth": 2, "VOILUTFunction": "CUBIC"}, "CUBIC")],
 )
 def test_dicom_that_cannot_be_shown_is_a_data_error(elements, reason):
     with pytest.raises(DataError, match=reason):
@@ -346,3 +343,94 @@ def test_checking_many_files_needs_little_memory_for_each(tmp_path, monkeypatch)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak / len(paths) < 200
+
+
+def test_a_dicom_palette_is_shown_in_its_colours():
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.pixels.processing import apply_color_lut
+
+    reds, greens, blues = np.arange(0, 256), np.arange(255, -1, -1), np.full(256, 7)
+    tables = {"Red": reds, "Green": greens, "Blue": blues}
+    stored = np.array([[0, 10, 200, 255]], np.uint8)
+    elements = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 16] for name in tables}
+    elements |= {f"{n}PaletteColorLookupTableData": (t * 257).astype(np.uint16).tobytes() for n, t in tables.items()}
+    data = dicom(stored, PhotometricInterpretation="PALETTE COLOR", **elements)
+    theirs = apply_color_lut(stored, pydicom.dcmread(io.BytesIO(data))) / 257
+    assert np.array_equal(decode_image(data), theirs)
+    assert decode_image(data)[0, 1].tolist() == [10, 245, 7]
+
+
+def test_dicom_ybr_is_shown_in_rgb():
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.pixels.processing import convert_color_space
+
+    data = dicom(
+        PIXELS, SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation="YBR_FULL", PixelRepresentation=0
+    )
+    assert pydicom.dcmread(io.BytesIO(data)).PhotometricInterpretation == "YBR_FULL"
+    assert np.array_equal(decode_image(data), convert_color_space(PIXELS, "YBR_FULL", "RGB"))
+
+
+EMPTY = ["WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "VOILUTFunction"]
+
+
+@pytest.mark.parametrize("names", [*[[name] for name in EMPTY], EMPTY, EMPTY[:2], EMPTY[2:4]], ids=",".join)
+@pytest.mark.parametrize("value", [None, ""])
+def test_dicom_elements_without_a_value_are_as_if_they_were_not_there(names, value):
+    whole = {"WindowCenter": 500, "WindowWidth": 800, "RescaleSlope": 2, "RescaleIntercept": -100}
+    kept = {name: content for name, content in whole.items() if name not in names}
+    if set(names) & {"WindowCenter", "WindowWidth"}:
+        kept = {name: content for name, content in kept.items() if not name.startswith("Window")}
+    defaults = {"RescaleSlope": 1, "RescaleIntercept": 0} if set(names) & {"RescaleSlope", "RescaleIntercept"} else {}
+    empty = dicom(**{**whole, **dict.fromkeys(names, value)})
+    assert np.array_equal(decode_image(empty), decode_image(dicom(**{**defaults, **kept})))
+
+
+def test_a_sigmoid_window_is_pydicoms():
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.pixels.processing import apply_voi_lut
+
+    stored = np.array([[0, 100, 160, 400, 4095]], np.uint16)
+    data = dicom(stored, BitsStored=12, HighBit=11, WindowCenter=160, WindowWidth=200, VOILUTFunction="SIGMOID")
+    theirs = apply_voi_lut(stored, pydicom.dcmread(io.BytesIO(data))) / 4095 * 255
+    assert np.abs(decode_image(data, channels=1)[..., 0] - theirs).max() <= 0.5
+
+
+@pytest.mark.parametrize("meta", [False, True], ids=["data set alone", "with file meta"])
+def test_a_dicom_file_without_its_preamble_is_read(meta):
+    pydicom = pytest.importorskip("pydicom")
+
+    data = dicom()
+    short = data[132:]
+    if not meta:
+        buffer = io.BytesIO()
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        pydicom.dcmwrite(buffer, pydicom.Dataset(dataset), implicit_vr=True, little_endian=True)
+        short = buffer.getvalue()
+    assert b"DICM" not in short
+    assert np.array_equal(decode_image(short), decode_image(data))
+
+
+@pytest.mark.parametrize("start", [b"\x08\x00", b"\x02\x00\x10\x00", b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100"])
+def test_what_only_begins_like_a_data_set_is_a_data_error(start):
+    with pytest.raises(DataError, match="DICOM"):
+        decode_image(start)
+
+
+def test_bits_say_what_is_white_in_a_deep_image():
+    deep = np.array([[0, 1000, 4095]], np.uint16)
+    assert decode_image(encode(deep), channels=1).ravel().tolist() == [0, 4, 16]
+    assert decode_image(encode(deep), channels=1, bits=12).ravel().tolist() == [0, 62, 255]
+    with pytest.raises(DataError, match="from 0 to 4095 where 0 to 1023 were expected"):
+        decode_image(encode(deep), bits=10)
+
+
+@pytest.mark.parametrize(("top", "said"), [(4095, True), (16000, True), (17000, False), (65535, False)])
+def test_a_set_of_nearly_black_deep_images_is_remarked_on(tmp_path, caplog, top, said):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(encode(np.full((4, 4), top if i else 3, np.uint16)))
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    load_images(paths, size=None, channels=1, normalize="none", cache_bytes=1 << 20)
+    assert ("--bits" in caplog.text) == said
+    source, _ = load_images(paths, size=None, channels=1, normalize="none", cache_bytes=0, bits=16)
+    assert source.take(torch.tensor([1])).max().item() == pytest.approx(round(top / 65535 * 255) / 255)
