@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+MOST = 20  # names or problems that one message lists
 
 
-def unknown_name(what: str, name: str, known: Mapping[str, Any]) -> str:
-    """The sentence for a name that is not among the `known`, with the nearest one."""
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else f": expected one of {', '.join(known)}"
-    return f"unknown {what} {shown(name)}{hint}"
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not among the `known`, with the nearest one.
+
+    >>> unknown_name("method", "bmtf", ["bmft", "swift"])
+    "unknown method 'bmtf': did you mean 'bmft'?"
+    """
+    hint = did_you_mean(name, known)
+    return f"unknown {what} {shown(name)}: {hint[0].lower()}{hint[1:]}"
 
 
 def one_line(value: object) -> str:
@@ -43,8 +47,8 @@ def shown(value: object, limit: int = 80) -> str:
         return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} too large to show"
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The nearest option as a sentence, or the options themselves where none is near.
+def did_you_mean(name: str, options: Iterable[str], otherwise: str = "") -> str:
+    """The nearest option as a sentence; `otherwise`, or the options themselves, where none is near.
 
     >>> did_you_mean("Sex", ["age", "sex"])
     "Did you mean 'sex'?"
@@ -56,11 +60,12 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), lowered, n=1)
     if near:
         return f"Did you mean {lowered[near[0]]!r}?"
-    shown = ", ".join(repr(short(option, 40)) for option in known[:12])
-    return f"There are {shown}{', ...' if len(known) > 12 else ''}." if known else "There are none."
+    first = ", ".join(repr(short(option, 40)) for option in known[:MOST])
+    listing = f"There are {first}{', ...' if len(known) > MOST else ''}." if known else "There are none."
+    return otherwise or listing
 
 
-def listed(problems: Sequence[str], limit: int = 20) -> str:
+def listed(problems: Sequence[str], limit: int = MOST) -> str:
     """Up to `limit` problems, one per line, then how many more there are."""
     lines = [f"  {problem}" for problem in problems[:limit]]
     if len(problems) > limit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +101,10 @@ def _named(path: Path, entries: Mapping[str, Any], known: Mapping[str, object]) 
         if key in _FLAGS_ONLY:
             raise click.UsageError(f"{path}: --{key.replace('_', '-')} is for the command line only.")
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " Keys are the names of options (see --help)."
-            raise click.UsageError(f"{path}: unknown key {_shown(key)}.{hint}")
+            from bmft._text import did_you_mean
+
+            hint = did_you_mean(key, known, "Keys are the names of options (see --help).")
+            raise click.UsageError(f"{path}: unknown key {_shown(key)}. {hint}")
     return values
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -53,8 +52,9 @@ class LazyGroup(click.Group):
         """Find the command, or name the nearest one."""
         name = args[0]
         if not name.startswith("-") and name not in self.list_commands(ctx):
-            near = get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "`bmft --help` lists the commands."
+            from bmft._text import did_you_mean
+
+            hint = did_you_mean(name, self.list_commands(ctx), "`bmft --help` lists the commands.")
             raise click.UsageError(f"No such command {name!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 

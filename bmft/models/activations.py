@@ -1,6 +1,5 @@
 """What stays the same while the upper part of a network trains: the activations that enter it, computed once."""
 
-import hashlib
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from bmft.compute import Share
 from bmft.data import GroupedData
 from bmft.errors import ArchitectureError
 from bmft.models.answers import forward_logits
-from bmft.models.weights import tensors_of
+from bmft.models.weights import state_hash, tensors_of
 
 _log = logging.getLogger(__name__)
 Context = Callable[[], AbstractContextManager[Any]]
@@ -285,8 +284,5 @@ def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:
 
 
 def _digest(tail: Tail) -> str:
-    found, state = hashlib.sha256(), tensors_of(tail.model)
-    for name in tail.fixed:
-        found.update(name.encode())
-        found.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    state = tensors_of(tail.model)
+    return state_hash({name: state[name] for name in tail.fixed})

@@ -4,7 +4,6 @@ import ast
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +13,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from bmft._text import did_you_mean
 from bmft.errors import ArchitectureError, MissingExtraError
 from bmft.models.architectures import Entry, Shapes, fit_of, index, make_entry, matches, nearest, shapes_of
 
@@ -245,9 +245,8 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 def _unknown(name: str, where: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "a network of your own is named package.module:factory"
-    return f"{where} has no network {name!r}: {hint}"
+    own = "A network of your own is named package.module:factory."
+    return f"{where} has no network {name!r}. {did_you_mean(name, known, own)}"
 
 
 def _nearest_in_words(shapes: Shapes) -> str:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bmft._text import did_you_mean
 from bmft.errors import ArchitectureError, ConfigError, DataError, MismatchError
 from bmft.models.answers import forward_logits, tensors_in
 from bmft.models.modes import evaluating
@@ -115,10 +115,8 @@ def _named(model: nn.Module, layers: Mapping[str, nn.Module], name: str) -> str:
     if inside:
         return inside[-1]
     problem = "has no layer of weights" if name in dict(model.named_modules()) else "is no module of the model"
-    near = get_close_matches(name, layers, n=3) or list(layers)[-3:]
-    raise ArchitectureError(
-        f"head {name!r} {problem}: name one such as {', '.join(repr(path) for path in near)} (--head)"
-    )
+    last = f"Name one such as {', '.join(map(repr, list(layers)[-3:]))} (--head)."
+    raise ArchitectureError(f"head {name!r} {problem}. {did_you_mean(name, layers, last)}")
 
 
 def _declared(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:

@@ -116,11 +116,11 @@ def test_timm_builds_its_networks():
 @pytest.mark.parametrize(
     ("arch", "complaint"),
     [
-        ("resnet19", "torchvision or timm has no network 'resnet19': did you mean resnet18"),
-        ("torchvision:resnet19", "did you mean resnet18"),
+        ("resnet19", "torchvision or timm has no network 'resnet19'. Did you mean 'resnet18'"),
+        ("torchvision:resnet19", "Did you mean 'resnet18'"),
         ("torchvision:qqqqqqqq", "package.module:factory"),
         ("no_such_module:net", "'no_such_module' cannot be imported"),
-        ("my_networks:Smal", "did you mean Small"),
+        ("my_networks:Smal", "Did you mean 'Small'"),
         ("my_networks:no_module", "gives a int"),
         ("resnet18,width", "expected options as in"),
         ("resnet18,3=4", "expected options as in"),
