@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from bmft.gate import check, load_policy
     from bmft.inference import audit, predict
     from bmft.masks import Importance, WeightMask, relative, weight_importance, weight_importances
-    from bmft.methods import METHODS, Outcome, Progress, Settings, debias  # type: ignore[no-redef]
+    from bmft.methods import METHODS, Outcome, Progress, debias  # type: ignore[no-redef]
     from bmft.report import write_report
+    from bmft.settings import Settings
     from bmft.tables import Attribute
     from bmft.testing import assert_fair
     from bmft.training import Conditions, Limits, masked
@@ -33,8 +34,9 @@ _PLACES = {
     "gate": ("check", "load_policy"),
     "inference": ("audit", "predict"),
     "masks": ("Importance", "WeightMask", "relative", "weight_importance", "weight_importances"),
-    "methods": ("METHODS", "Outcome", "Progress", "Settings", "debias"),
+    "methods": ("METHODS", "Outcome", "Progress", "debias"),
     "report": ("write_report",),
+    "settings": ("Settings",),
     "tables": ("Attribute",),
     "testing": ("assert_fair",),
     "training": ("Conditions", "Limits", "masked"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from bmft.settings import FACTS, Fact, Settings
+
 from .config import method_settings
 from .options import Pair, apply_options, import_from_here, option
 
@@ -72,72 +74,29 @@ _LIMITS = [
     ),
 ]
 _LIMIT_NAMES = ("max_auc_drop", "max_group_auc_drop")
+
+
+def _option_of(name: str, kind: Any, fact: Fact) -> Any:
+    """The command line's option for a setting, made from what is known of it."""
+    names = f": {', '.join(fact.choices)}, or package.module:name" if fact.custom else ""
+    attributes: dict[str, Any] = {"help": f"{fact.help[0].upper()}{fact.help[1:]}{names}."}
+    if fact.choices and not fact.custom:
+        attributes["type"] = click.Choice(fact.choices)
+    elif isinstance(kind, tuple) and kind:
+        attributes["type"] = Pair(type(kind[0]))
+    elif isinstance(kind, tuple):
+        attributes |= {"multiple": True, "metavar": "PATTERN"}
+    else:
+        attributes |= {"metavar": "NAME"} if fact.choices else {"type": type(kind), "metavar": "N"}
+    return _method(f"--{name.replace('_', '-')}", **attributes)
+
+
+_SHOWN = {name: fact for name, fact in FACTS.items() if fact.option}
+_NAMES = ("preset", *_SHOWN)
 _SETTINGS = [
     _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
-    _method("--epochs", type=Pair(int), help="Epochs of step 1, step 2; one number is for both."),
-    _method("--lr", type=Pair(float), help="Learning rate of step 1, step 2; 0: found by a line search."),
-    _method("--optimizer", metavar="NAME", help="sgd, adam, adamw, ..."),
-    _method(
-        "--depth",
-        type=float,
-        metavar="D",
-        help="Share of the blocks, counted from the head down, in which weights may move; 1 for all.",
-    ),
-    _method("--fraction", type=float, metavar="F", help="Share of those blocks' weights that may move, such as 0.05."),
-    _method(
-        "--score",
-        metavar="NAME",
-        help="Importance of a weight: fisher, saliency, input_x_gradient, integrated_gradients, "
-        "random, ones, or package.module:name.",
-    ),
-    _method(
-        "--objective",
-        metavar="NAME",
-        help="The gap: equalized_odds, equal_opportunity, demographic_parity, false_positive_rate, "
-        "false_negative_rate, accuracy, worst_group_loss, or package.module:name.",
-    ),
-    _method(
-        "--scale", type=click.Choice(["tensor", "global"]), help="Compare importances within each tensor, or over all."
-    ),
-    _method(
-        "--granularity", type=click.Choice(["weight", "channel", "layer", "block"]), help="What is chosen as a whole."
-    ),
-    _method("--bias-weight", type=Pair(float), help="Weight of the gap in the loss."),
-    _method("--norm-stats", type=click.Choice(["frozen", "update"]), help="What becomes of normalization statistics."),
-    _method(
-        "--precision",
-        type=click.Choice(["auto", "float32", "bf16"]),
-        help="Of the training passes; what is measured is float32.",
-    ),
-    _method("--combine", type=click.Choice(["mean", "worst"]), help="What several attributes' gaps count as."),
-    _method(
-        "--tune",
-        multiple=True,
-        metavar="PATTERN",
-        help="Only parameters whose names match may move in step 1. Repeatable.",
-    ),
-    _method(
-        "--freeze", multiple=True, metavar="PATTERN", help="Parameters whose names match stay in step 1. Repeatable."
-    ),
+    *(_option_of(name, getattr(Settings(), name), fact) for name, fact in _SHOWN.items()),
 ]
-_NAMES = (
-    "preset",
-    "epochs",
-    "lr",
-    "optimizer",
-    "depth",
-    "fraction",
-    "score",
-    "objective",
-    "scale",
-    "granularity",
-    "bias_weight",
-    "norm_stats",
-    "precision",
-    "combine",
-    "tune",
-    "freeze",
-)
 _MORE = [
     _method(
         "--beta",
@@ -191,7 +150,7 @@ def _split(beta: float | None) -> dict[str, Any]:
 
 def _resolved(name: str, value: Any) -> Any:
     """A callable named ``package.module:name``, where a setting takes one."""
-    if name not in ("objective", "score", "optimizer") or not isinstance(value, str) or ":" not in value:
+    if name not in FACTS or not FACTS[name].custom or not isinstance(value, str) or ":" not in value:
         return value
     module, _, attribute = value.partition(":")
     import_from_here()

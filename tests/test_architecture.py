@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A room is a package or a file of bmft/. It imports from earlier rows only.
 ROWS = (
     "errors",
-    "_assumed _text _files stats",
+    "_assumed _text _files stats settings",
     "tables",
     "auditing",
     "gate report",  # no torch up to here

@@ -20,8 +20,8 @@ from bmft.data import from_arrays, load_manifest
 from bmft.errors import BmftError
 from bmft.gate import load_policy, parse_policy
 from bmft.masks import WeightMask
-from bmft.methods import Settings
 from bmft.models import readings
+from bmft.settings import Settings
 from bmft.tables import encode_attribute, read_table
 from bmft_cli.main import main
 from bmft_cli.method import Setting

@@ -32,6 +32,7 @@ from bmft.comparison.trials import (
 )
 from bmft.data import assumed_of
 from bmft.errors import ConfigError, WorkerError
+from bmft.methods import METHODS
 from bmft.report import comparison_page, to_json, versions
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,9 @@ def trials_of(methods: Sequence[str] | None, budget: Budget, config: Mapping[str
             raise ConfigError(f"{name} {absent[name]}")
         if name not in known_methods():
             raise ConfigError(unknown_name("method", name, dict.fromkeys(known_methods())))
+    read = {setting for name in names if name in METHODS for setting in METHODS[name].reading(config)}
+    if unread := [setting for setting in config if setting not in read]:
+        raise ConfigError(f"none of {', '.join(names)} reads the setting {unread[0]}: leave it out")
     if not 1 <= budget.tuning <= len(RATES) or budget.seeds < 1:
         raise ConfigError(
             f"tuning is {budget.tuning} and seeds {budget.seeds}: expected 1 to {len(RATES)}, and at least 1"

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from bmft import fairness
 from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.comparison.references import REFERENCES, Case, missing_references
 from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.inference import predict
 from bmft.leakage import attribute_leakage, sides
-from bmft.methods import METHODS, debias, installed_methods, settings_for
+from bmft.methods import METHODS, debias, gap_measure, installed_methods, settings_for
 from bmft.models import tensors_of
-from bmft.training import Conditions, gap_of
+from bmft.training import Conditions
 
 SCHEMA = 1
 RATES = (1.0, 3.0, 0.3, 10.0, 0.1)  # what a tuning trial multiplies the learning rates by, the default first
@@ -60,14 +59,10 @@ class Budget:
         if method == "head":
             # On cached features an epoch is no image-pass: as many heads' worth as the two-step methods train.
             epochs = (0, head * len(self.path) * 2)
+        given = METHODS[method].reading(given)
         base = settings_for(method, given)
-        return {
-            **given,
-            "epochs": epochs,
-            "path": self.path,
-            "lr": tuple(rate * RATES[number] for rate in base.lr),
-            "trust": base.trust * RATES[number],
-        }
+        rates = {"lr": tuple(rate * RATES[number] for rate in base.lr), "trust": base.trust * RATES[number]}
+        return given | METHODS[method].reading({"epochs": epochs, "path": self.path, **rates})
 
 
 @dataclass(frozen=True)
@@ -239,12 +234,7 @@ def compared(
 
     Intervals are of the cluster bootstrap, both models resampled alike.
     """
-    settings = settings_for(method, config)
-    gap = gap_of(
-        fairness.over_attributes(settings.gap(), combine=settings.combine),
-        threshold=world.conditions.threshold,
-        on_decisions=settings.on_decisions,
-    )
+    gap = gap_measure(settings_for(method, config), world.conditions.threshold)
     rows = [None, *_resamples(before, RESAMPLES)]
     old, new = (
         np.array([_figures(predictions, gap, world.conditions.threshold, index) for index in rows])

@@ -10,8 +10,9 @@ from torch import nn
 from bmft.auditing import AuditReport, Goal
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, NonFiniteError
-from bmft.methods import Outcome, Progress, Settings, debias, remeasured
+from bmft.methods import Outcome, Progress, debias, remeasured
 from bmft.models import Activations
+from bmft.settings import Settings
 from bmft.training import Conditions, Limits
 
 
@@ -76,7 +77,7 @@ def run_finals(
                 fit,
                 select,
                 method=method,
-                config=settings.to_dict(),
+                config=settings,
                 conditions=conditions.but(intervals=False),
                 activations=activations,
                 progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]

@@ -23,7 +23,7 @@ from bmft.data import GroupedData, as_grouped, assumed_of
 from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
 from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passes, run_finals
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
-from bmft.methods import Outcome, Progress, debias, installed_methods, settings_for
+from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, settings_for
 from bmft.models import Activations, tensors_of
 from bmft.training import Conditions, Limits
 
@@ -166,7 +166,7 @@ class _Search:
         ]
         if "lora" in installed_methods():
             # Adapters are no switches, so LoRA is no point of the space.
-            named.append(("LoRA", "lora", settings_for("lora", aimed)))
+            named.append(("LoRA", "lora", settings_for("lora", METHODS["lora"].reading(aimed))))
         done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
         known = {"winner": self.leading[1]} if self.leading and self.leading[0] == best.number else {}
 
@@ -259,7 +259,9 @@ def search(
     assumed = assumed_of(*parts.values())
     fit, select, *rest = (replace(part, assumed=assumed) for part in parts.values())
     test = rest[0] if rest else None
-    given = {"choose": goal, **INNER, **(config or {})}
+    if method not in METHODS:
+        raise ConfigError(unknown_name("method", method, METHODS))
+    given = {"choose": goal, **METHODS[method].reading(INNER), **(config or {})}
     base = settings_for(method, given)
     space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=conditions.head)
     goals = tuple(GOALS[key] for key in (goal, second_goal) if key)
@@ -284,7 +286,9 @@ def search(
         outcome = measured_at_last(kept, model, select, test, conditions)
         summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
     shown = {name.replace("_", "-"): value for name, value in conditions.to_dict().items()}
-    return SearchOutcome(outcome, {"method": kept.method, **shown}, kept.settings.to_dict(), summary)
+    return SearchOutcome(
+        outcome, {"method": kept.method, **shown}, METHODS[kept.method].reading(kept.settings.to_dict()), summary
+    )
 
 
 def _work(worker: _Search, trials: int, timeout: float | None, progress: Callable[[SearchProgress], None]) -> None:

@@ -8,8 +8,8 @@ from torch import nn
 
 from bmft._text import unknown_name
 from bmft.errors import ConfigError
-from bmft.methods import Settings
 from bmft.models import Head, components, find_head, upper
+from bmft.settings import Settings
 
 Detail = Literal["component", "layer"]
 # Sampled between these; a rate by its logarithm. The learning rate is always searched.

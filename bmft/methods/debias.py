@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bmft import fairness
 from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.compute import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
@@ -18,12 +17,13 @@ from bmft.data import GroupedData, as_grouped, assumed_of, skipped_images
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
+from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress, Run
-from bmft.methods.settings import Settings
 from bmft.methods.table import METHODS, settings_for
 from bmft.models import Activations, copied, find_head, in_own_precision, state_hash, tensors_of, working_copy
 from bmft.report import DebiasReport, versions
-from bmft.training import Conditions, Journal, Selection, gap_of
+from bmft.settings import Settings
+from bmft.training import Conditions, Journal, Selection
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def debias(
     method: str = "bmft",
     sensitive: str | list[str] | None = None,
     test: Any = None,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | Settings | None = None,
     conditions: Conditions | None = None,
     batch_fn: Callable[[Any], tuple[Any, torch.Tensor, torch.Tensor]] | None = None,
     activations: Activations | None = None,
@@ -90,7 +90,7 @@ def debias(
             (through `batch_fn` if they look otherwise), which is then read once into memory.
         method: a name in `METHODS`.
         sensitive: the attributes to take from the data; all by default.
-        config: values for the method's `Settings`, and ``preset``.
+        config: values for the method's `Settings`, and ``preset``; or whole `Settings`.
         conditions: see `bmft.Conditions`; any of them can be given by its own name, too: ``seed=1``.
         activations: kept from other runs of the same weights and sets, see `bmft.models.Activations`.
         journal: a folder, made when it is needed, in which the run keeps how far it got. It is yours to remove.
@@ -167,11 +167,7 @@ def _prepare(
     where = choose_device(conditions.device)
     tuned = laid_out_for_speed(working_copy(model, where))
     fit, select = (data[name].on(where, room_for_pixels(where)) for name in ("fit", "select"))
-    gap = gap_of(
-        fairness.over_attributes(settings.gap(), combine=settings.combine),
-        threshold=conditions.threshold,
-        on_decisions=settings.on_decisions,
-    )
+    gap = gap_measure(settings, conditions.threshold)
     return Run(
         model=tuned,
         head=find_head(tuned, fit.take(slice(0, 2)).to(where).inputs, name=conditions.head),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bmft.data import GroupedData
 from bmft.errors import ConfigError
 from bmft.masks import WeightMask
+from bmft.methods.losses import extractor_loss, whole_step
 from bmft.methods.run import Run
 from bmft.tables import Attribute
 from bmft.training import Loss
@@ -21,7 +22,7 @@ DRO_RATE = 0.1  # of the group weights; published 0.01 is for runs of many thous
 
 def full(run: Run) -> WeightMask:
     """Fine-tune every weight on balanced batches; the bias term as the settings weigh it. One step, all epochs."""
-    return _every_weight(run, run.settings.extractor_loss())
+    return _every_weight(run, extractor_loss(run.settings))
 
 
 def selective(run: Run) -> WeightMask:
@@ -30,8 +31,8 @@ def selective(run: Run) -> WeightMask:
     The inner loop of FairTune (Dutt et al. 2024), whose outer search picks the weights.
     """
     mask = run.body_mask() | run.head_mask()
-    step = replace(run.settings.step(0), epochs=sum(run.settings.epochs))
-    run.tune_extractor(mask, run.settings.extractor_loss(), step)
+    step = whole_step(run.settings)
+    run.tune_extractor(mask, extractor_loss(run.settings), step)
     return mask
 
 
@@ -40,7 +41,7 @@ def bias_gradient_descent(run: Run) -> WeightMask:
 
     The published method descends or ascends by the sign of the bias; ours is the gap's size, so it only descends.
     """
-    gap_alone = replace(run.settings.extractor_loss(), task_weight=0.0, bias_weight=1.0)
+    gap_alone = replace(extractor_loss(run.settings), task_weight=0.0, bias_weight=1.0)
     return _every_weight(run, gap_alone)
 
 
@@ -59,7 +60,7 @@ def group_dro(run: Run) -> WeightMask:
 
 def _every_weight(run: Run, loss: Loss) -> WeightMask:
     everything = WeightMask.by_name(run.model)
-    run.tune_extractor(everything, loss, replace(run.settings.step(0), epochs=sum(run.settings.epochs)))
+    run.tune_extractor(everything, loss, whole_step(run.settings))
     return everything
 
 

@@ -1,7 +1,6 @@
 """Low-rank adapters (LoRA, Hu et al. 2022, arXiv 2106.09685) as a method: trained beside the weights, then merged."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from bmft.errors import ConfigError, MissingExtraError
 from bmft.masks import WeightMask
+from bmft.methods.losses import extractor_loss, whole_step
 from bmft.methods.run import Run
 from bmft.models import copied
 
@@ -50,9 +50,9 @@ def lora(run: Run) -> WeightMask:
         for name in run.head.parameters:
             run.model.get_parameter(name).copy_(network.get_parameter(name))
 
-    step = replace(run.settings.step(0), epochs=sum(run.settings.epochs))
+    step = whole_step(run.settings)
     mask = WeightMask.by_name(network, *trained)
-    run.tune_beside(network, mask, merge, run.settings.extractor_loss(), step)
+    run.tune_beside(network, mask, merge, extractor_loss(run.settings), step)
     return WeightMask.by_name(run.model, *(f"{layer}.weight" for layer in layers), *run.head.parameters)
 
 

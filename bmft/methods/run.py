@@ -16,7 +16,7 @@ from bmft.data import GroupedData
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
-from bmft.methods.settings import Settings
+from bmft.methods.losses import head_losses, step_of
 from bmft.models import (
     Activations,
     Head,
@@ -30,6 +30,7 @@ from bmft.models import (
     tensors_of,
     upper,
 )
+from bmft.settings import Settings
 from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, tune
 
 
@@ -196,14 +197,14 @@ class Run:
             self._stage(lambda _: self._train_heads(reset))
 
     def _train_heads(self, reset: Callable[[], None]) -> None:
-        step = self.settings.step(1)
+        step = step_of(self.settings, 1)
         fit, select = (self._features(self._precise(data), self.tail) for data in (self.fit, self.select))
         if fit is None or select is None:
             model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
         else:
             model = self.model.get_submodule(self.head.name)
             mask = WeightMask.by_name(model)
-        for loss in self.settings.head_losses():
+        for loss in head_losses(self.settings):
             reset()
             look = self._after_epoch(2, model, select, step)
             tune(

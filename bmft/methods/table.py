@@ -13,18 +13,34 @@ from bmft.methods.lora import installed as peft_installed
 from bmft.methods.lora import lora
 from bmft.methods.pruning import fairprune
 from bmft.methods.run import Run
-from bmft.methods.settings import Settings
 from bmft.methods.threshold import threshold_shift
 from bmft.methods.two_step import bmft, swift
+from bmft.settings import FACTS, Settings
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named method: what it does, its default settings and the published ones."""
+    """A named method: what it does, its default settings and the published ones, and which settings it reads."""
 
     run: Callable[[Run], WeightMask]
     defaults: Settings
     paper: Settings
+    uses: frozenset[str]
+
+    def reading(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of these values that it reads, the preset among them."""
+        return {name: value for name, value in config.items() if name in self.uses or name == "preset"}
+
+
+# The choice among candidates, and how many images are worked on at once, are every method's.
+_EVERY = frozenset({"objective", "combine", "choose", "batch_size", "on_out_of_memory"})
+_LOSS = frozenset({"bias_weight", "task_weight", "weigh", "whole_set"})
+_STEP = frozenset({"epochs", "lr", "trust", "optimizer", "momentum", "weight_decay", "balance", "average"})
+_TRAINED = _EVERY | _LOSS | _STEP
+_EXTRACTOR = _TRAINED | {"augment", "norm_stats", "patience", "precision"}
+_BLOCKS = frozenset({"depth", "tune", "freeze"})
+_HEAD_STEP = frozenset({"reset", "operating_point"})
+_TWO_STEPS = frozenset(FACTS)
 
 
 _PAPER = Settings(
@@ -72,26 +88,37 @@ _RW = replace(_PAPER, task_weight=(1.0, 1.0), balance=("group_in_label", "group_
 
 
 METHODS: Mapping[str, Method] = {
-    "bmft": Method(bmft, _DEFAULTS, _PAPER),
-    "swift": Method(swift, replace(_FULL, rank="ratio", reset="partial"), _PAPER_SWIFT),
-    "random_mask": Method(bmft, replace(_FULL, score="random"), replace(_PAPER, score="random")),
-    "head": Method(head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20))),
-    "rw": Method(full, replace(_FULL, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0))),
-    "reg": Method(full, replace(_FULL, balance=("none", "none")), replace(_RW, balance=("none", "none"))),
-    "rwreg": Method(full, _FULL, _RW),
+    "bmft": Method(bmft, _DEFAULTS, _PAPER, _TWO_STEPS),
+    "swift": Method(
+        swift,
+        replace(_FULL, rank="ratio", reset="partial"),
+        _PAPER_SWIFT,
+        _TWO_STEPS - {"rank", "fraction", "granularity"},
+    ),
+    "random_mask": Method(bmft, replace(_FULL, score="random"), replace(_PAPER, score="random"), _TWO_STEPS),
+    "head": Method(
+        head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20)), _TRAINED | _HEAD_STEP
+    ),
+    "rw": Method(full, replace(_FULL, bias_weight=(0.0, 0.0)), replace(_RW, bias_weight=(0.0, 0.0)), _EXTRACTOR),
+    "reg": Method(full, replace(_FULL, balance=("none", "none")), replace(_RW, balance=("none", "none")), _EXTRACTOR),
+    "rwreg": Method(full, _FULL, _RW, _EXTRACTOR),
     "selective": Method(
         selective,
         replace(_FULL, bias_weight=(0.0, 0.0)),
         replace(_PAPER, task_weight=(1.0, 1.0), bias_weight=(0.0, 0.0), balance=("none", "none"), reset="keep"),
+        _EXTRACTOR | _BLOCKS,
     ),
-    "lora": Method(lora, _FULL, replace(_RW, bias_weight=(0.0, 0.0), balance=("none", "none"))),
-    "group_dro": Method(group_dro, _FULL, replace(_PAPER, balance=("cell", "cell"))),
+    "lora": Method(lora, _FULL, replace(_RW, bias_weight=(0.0, 0.0), balance=("none", "none")), _EXTRACTOR | _BLOCKS),
+    "group_dro": Method(group_dro, _FULL, replace(_PAPER, balance=("cell", "cell")), _EXTRACTOR - _LOSS),
     "bias_gradient_descent": Method(
-        bias_gradient_descent, replace(_FULL, task_weight=(0.0, 1.0)), replace(_PAPER, optimizer="adam")
+        bias_gradient_descent,
+        replace(_FULL, task_weight=(0.0, 1.0)),
+        replace(_PAPER, optimizer="adam"),
+        _EXTRACTOR - (_LOSS - {"whole_set"}),
     ),
-    "dfr": Method(dfr, _DEFAULTS, _PAPER),
-    "fairprune": Method(fairprune, _FULL, _PAPER),
-    "threshold": Method(threshold_shift, _DEFAULTS, _PAPER),
+    "dfr": Method(dfr, _DEFAULTS, _PAPER, _EVERY),
+    "fairprune": Method(fairprune, _FULL, _PAPER, _EVERY | _BLOCKS | {"precision"}),
+    "threshold": Method(threshold_shift, _DEFAULTS, _PAPER, _EVERY),
 }
 
 
@@ -100,19 +127,31 @@ def installed_methods() -> tuple[str, ...]:
     return tuple(name for name in METHODS if name != "lora" or peft_installed())
 
 
-def settings_for(method: str, config: Mapping[str, Any] | None = None) -> Settings:
+def settings_for(method: str, config: Mapping[str, Any] | Settings | None = None) -> Settings:
     """The settings of a named method with these values; ``preset = "paper"`` starts from the published ones.
 
+    Whole `Settings` are taken as they are.
+
     Raises:
-        ConfigError: the method, the preset or a value is not known.
+        ConfigError: the method, the preset or a value is not known, or the method does not read a setting that is
+            given another value than it has anyway.
 
     >>> settings_for("bmft", {"preset": "paper"}).fraction
     0.5
     """
     if method not in METHODS:
         raise ConfigError(unknown_name("method", method, METHODS))
-    values = dict(config or {})
+    if isinstance(config, Settings):
+        return config
+    named, values = METHODS[method], dict(config or {})
     preset = values.pop("preset", "default")
     if preset not in ("default", "paper"):
         raise ConfigError(f"preset is {preset!r}: expected 'default' or 'paper'")
-    return (METHODS[method].paper if preset == "paper" else METHODS[method].defaults).with_values(values)
+    base = named.paper if preset == "paper" else named.defaults
+    settings = base.with_values(values)
+    for name in values:
+        if name not in named.uses and getattr(settings, name) != getattr(base, name):
+            raise ConfigError(
+                f"method {method!r} does not read the setting {name}: leave it out, or take another --method"
+            )
+    return settings

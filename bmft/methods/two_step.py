@@ -6,6 +6,7 @@ import torch
 
 from bmft import fairness
 from bmft.masks import WeightMask, relative, weight_importances
+from bmft.methods.losses import extractor_loss, objective_of, step_of
 from bmft.methods.run import Run, from_original_head
 from bmft.models import blocks
 from bmft.training import SelectedWeights
@@ -33,7 +34,7 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
         run.tune_head(reset)
         return
     moved = SelectedWeights(run.model, mask)
-    run.tune_extractor(mask, run.settings.extractor_loss(), run.settings.step(0))
+    run.tune_extractor(mask, extractor_loss(run.settings), step_of(run.settings, 0))
     for _ in run.along(moved):
         run.tune_head(reset)
 
@@ -55,7 +56,7 @@ def swift(run: Run) -> WeightMask:
 def run_ratio(run: Run) -> dict[str, torch.Tensor]:
     """Relative importance of every weight: for the gap, by that for the task."""
     with run.timed("importance"):
-        bias, task = _importances(run, [run.settings.gap(), fairness.cross_entropy])
+        bias, task = _importances(run, [objective_of(run.settings), fairness.cross_entropy])
     return relative(bias, to=task, scale=run.settings.scale, floor=run.settings.floor)
 
 
@@ -68,7 +69,7 @@ def importance_mask(run: Run) -> WeightMask:
         scores: Mapping[str, torch.Tensor] = run_ratio(run)
     else:
         with run.timed("importance"):
-            (scores,) = _importances(run, [settings.gap()])
+            (scores,) = _importances(run, [objective_of(settings)])
     owner = {name: block for block, names in blocks(run.model, run.head).items() for name in names}
     return WeightMask.top_fraction(
         scores, settings.fraction, granularity=settings.granularity, within=body, unit_of=owner.__getitem__

@@ -73,7 +73,7 @@ def tune(
         rate = (
             float(kept["numbers"][0])
             if kept
-            else step.learning_rate
+            else step.lr
             or step.trust * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room)
         )
         course = Course(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)

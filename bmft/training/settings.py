@@ -1,6 +1,5 @@
 """How one step trains: optimizer, rate, batches; all but what it minimises and what it may move."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bmft.data import FLIPS
 from bmft.errors import ConfigError
+from bmft.settings import FACTS
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -26,7 +25,7 @@ class Step:
 
     Attributes:
         epochs: passes over the set.
-        learning_rate: of the optimizer; 0: `trust` times the best step along the first gradient (`best_step`), so that
+        lr: of the optimizer; 0: `trust` times the best step along the first gradient (`best_step`), so that
             it fits the scale of the weights and the steepness of the loss, whatever they are.
         trust: the share of the best step, where that is taken.
         optimizer: a name in `OPTIMIZERS`, or a callable ``(parameters, lr=...) -> Optimizer``.
@@ -44,7 +43,7 @@ class Step:
     """
 
     epochs: int
-    learning_rate: float
+    lr: float
     optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -58,29 +57,15 @@ class Step:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate >= 0 or not self.weight_decay >= 0:
-            raise ConfigError(
-                f"epochs {self.epochs}, batch_size {self.batch_size}, learning_rate {self.learning_rate}, weight_decay "
-                f"{self.weight_decay}: expected at least 0, at least 1, at least 0, at least 0"
-            )
-        if not 0 < self.trust < math.inf:
-            raise ConfigError(f"trust is {self.trust}: expected more than 0, such as 0.1")
-        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
-            raise ConfigError(
-                f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a callable"
-            )
+        for name, fact in FACTS.items():
+            if hasattr(self, name):
+                fact.check(name, getattr(self, name))
         if self.warmup < 0 or not 0 < self.share <= 1:
             raise ConfigError(f"warmup {self.warmup}, share {self.share}: expected at least 0, and a share in (0, 1]")
-        if not 0 <= self.average < 1:
-            raise ConfigError(f"average is {self.average}: expected at least 0 and less than 1")
-        if unknown := set(self.augment) - set(FLIPS):
-            raise ConfigError(f"augment has {sorted(unknown)[0]!r}: expected any of {', '.join(FLIPS)}")
-        if self.norm_stats not in ("frozen", "update"):
-            raise ConfigError(f"norm_stats is {self.norm_stats!r}: expected 'frozen' or 'update'")
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], rate: float | None = None) -> torch.optim.Optimizer:
         """The optimizer of these parameters; `rate` in the place of its learning rate, where given."""
-        options: dict[str, Any] = {"lr": self.learning_rate if rate is None else rate}
+        options: dict[str, Any] = {"lr": self.lr if rate is None else rate}
         if self.weight_decay:
             options["weight_decay"] = self.weight_decay
         if self.optimizer in ("sgd", "rmsprop"):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bmft.settings import FACTS
+
 from ..console import REJECTED, Progress, put, settings
 from ..method import How, method_options
 from ..options import Command, Common, argument, common_options, option
@@ -15,17 +17,7 @@ from .debias import outcome_table, output_path, write_outcome, write_report_of
 if TYPE_CHECKING:
     from bmft.fairtune import SearchProgress
 
-GOALS = (
-    "worst_group_auc",
-    "worst_group_accuracy",
-    "auc_gap",
-    "accuracy_gap",
-    "equalized_odds",
-    "average_odds",
-    "largest_group_loss",
-    "auc",
-    "accuracy",
-)
+GOALS = FACTS["choose"].choices[1:]  # the first is the gap
 ALSO = ("fraction", "bias_weight", "epochs", "score")
 
 

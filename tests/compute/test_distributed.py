@@ -90,11 +90,11 @@ def everything():
     features = penultimate_features(model, find_head(model, data.inputs(slice(0, 2))), data)
     found["features"] = {"inputs": features.inputs(slice(0, None))}
     gap = Loss(fairness.equalized_odds_gap, task_weight=0.5)
-    found["training"] = trained(gap, "*", learning_rate=1e-2)
+    found["training"] = trained(gap, "*", lr=1e-2)
     found["training, published"] = trained(
-        Loss(fairness.equalized_odds_gap, task_weight=0.5, whole_set=False), "0.*", learning_rate=1e-2
+        Loss(fairness.equalized_odds_gap, task_weight=0.5, whole_set=False), "0.*", lr=1e-2
     )
-    found["training, augmented, rate found"] = trained(gap, "6.*", learning_rate=0.0, augment=("hflip", "transpose"))
+    found["training, augmented, rate found"] = trained(gap, "6.*", lr=0.0, augment=("hflip", "transpose"))
     fit, select = data.split(0.5, 0.5, seed=0)
     # In bfloat16, where a processor has it, sums over other pieces of a batch differ in the third place.
     config = {"epochs": [2, 2], "fraction": 0.3, "precision": "float32"}

@@ -19,8 +19,9 @@ import bmft
 from bmft.auditing import GOALS
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune import search_space
-from bmft.methods import Settings, settings_for
+from bmft.methods import settings_for
 from bmft.report.search_page import search_section
+from bmft.settings import Settings
 
 optuna = pytest.importorskip("optuna")
 FAST = {"epochs": [2, 1], "path": [1.0], "bias_weight": [1.0, 0.4]}

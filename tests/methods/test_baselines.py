@@ -9,7 +9,7 @@ from torch import nn
 from bmft.data import from_arrays
 from bmft.errors import ConfigError
 from bmft.inference import audit, predict
-from bmft.methods import debias
+from bmft.methods import METHODS, debias
 from bmft.methods.full_network import _RobustLoss
 from bmft.methods.head_only import DFR_STRENGTHS
 from bmft.methods.pruning import PRUNED
@@ -58,7 +58,7 @@ def sets(classes=2):
 
 def run(model, method, data=None, **options):
     fit, select = data or sets()
-    options = {"keep": "last", "config": QUICK, **options}
+    options = {"keep": "last", "config": METHODS[method].reading(QUICK), **options}
     return debias(model, fit, select, method=method, device="cpu", **options)
 
 

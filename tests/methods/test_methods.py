@@ -10,11 +10,14 @@ from torch import nn
 import bmft
 from bmft import fairness
 from bmft.auditing import GOALS
-from bmft.data import GroupBatch, from_arrays
+from bmft.data import FLIPS, GroupBatch, from_arrays
 from bmft.errors import ConfigError, ConstantPredictorError
-from bmft.methods import METHODS, Settings, debias, installed_methods, settings_for
+from bmft.masks.importance import SCORES
+from bmft.methods import METHODS, debias, installed_methods, settings_for
 from bmft.methods import run as run_module
 from bmft.models import find_head
+from bmft.settings import FACTS, Settings
+from bmft.training.settings import OPTIMIZERS
 
 QUICK = {
     "epochs": (3, 3),
@@ -77,7 +80,7 @@ def test_the_gap_of_a_tabular_model_falls_without_harm(tabular):
 def test_every_method_moves_only_its_mask_and_keeps_the_original(tabular, method, preset):
     model, before = tabular[0], copy.deepcopy(tabular[0].state_dict())
     changes = {"epochs": (2, 2)} if preset == "paper" else QUICK
-    outcome = run(tabular, method=method, keep="last", config=changes | {"preset": preset})
+    outcome = run(tabular, method=method, keep="last", config=METHODS[method].reading(changes) | {"preset": preset})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for name, after in outcome.model.state_dict().items():
         outside = outcome.mask.tensors[name] == 0
@@ -269,6 +272,28 @@ def test_progress_is_told_after_every_epoch(tabular):
 def test_a_setting_that_cannot_be_is_refused_by_name(method, config, message):
     with pytest.raises(ConfigError, match=message):
         settings_for(method, config)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [("dfr", {"fraction": 0.2}), ("threshold", {"epochs": 3}), ("rw", {"tune": "0.*"}), ("swift", {"rank": "bias"})],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused_by_name(method, config):
+    with pytest.raises(ConfigError, match=f"'{method}' does not read the setting {next(iter(config))}"):
+        settings_for(method, config)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_method_takes_its_own_settings_again(method):
+    assert settings_for(method, settings_for(method).to_dict()) == settings_for(method)
+
+
+def test_the_names_a_setting_can_have_are_those_that_are_there():
+    assert FACTS["objective"].choices == tuple(fairness.OBJECTIVES)
+    assert FACTS["choose"].choices == ("gap", *GOALS)
+    assert FACTS["score"].choices == SCORES
+    assert FACTS["optimizer"].choices == tuple(OPTIMIZERS)
+    assert FACTS["augment"].choices == tuple(FLIPS)
 
 
 def test_settings_survive_a_round_trip_through_plain_values():

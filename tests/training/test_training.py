@@ -197,7 +197,7 @@ def test_optimizer_state_is_in_proportion_to_the_mask():
 
 
 def settings(**changes):
-    return Step(**{"epochs": 2, "learning_rate": 0.05, "batch_size": 32, "balance": "cell"} | changes)
+    return Step(**{"epochs": 2, "lr": 0.05, "batch_size": 32, "balance": "cell"} | changes)
 
 
 def run(model, mask, step=None, loss=None, seed=0, **options):
@@ -391,7 +391,7 @@ def test_a_parametrized_head_is_not_zeroed_into_nan():
     ("change", "message"),
     [
         ({"epochs": -1}, "epochs"),
-        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"lr": -1.0}, "lr"),
         ({"trust": 0.0}, "trust"),
         ({"batch_size": 0}, "batch_size"),
         ({"optimizer": "sgdd"}, "sgdd"),
