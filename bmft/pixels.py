@@ -24,7 +24,7 @@ _BLUR = 24  # single pixels of an integrated gradient are noise to the eye: smoo
 
 
 @dataclass(frozen=True)
-class Case:
+class ChangedCase:
     """A sample whose decision changed.
 
     Attributes:
@@ -56,7 +56,7 @@ class Case:
 class Explanation:
     """A case and its picture: image, attribution before, attribution after, side by side."""
 
-    case: Case
+    case: ChangedCase
     png: bytes
 
     @property
@@ -69,7 +69,9 @@ class Explanation:
         )
 
 
-def changed_cases(before: Predictions, after: Predictions, *, threshold: float = 0.5, per_group: int = 2) -> list[Case]:
+def changed_cases(
+    before: Predictions, after: Predictions, *, threshold: float = 0.5, per_group: int = 2
+) -> list[ChangedCase]:
     """Per attribute and group, the samples whose decision changed and whose score moved most.
 
     Both must be of the same rows. A group without a changed decision has no case.
@@ -90,9 +92,9 @@ def changed_cases(before: Predictions, after: Predictions, *, threshold: float =
     return found
 
 
-def _case(before: Predictions, after: Predictions, index: int, column: int, attribute: str, group: str) -> Case:
+def _case(before: Predictions, after: Predictions, index: int, column: int, attribute: str, group: str) -> ChangedCase:
     columns = before.scores.shape[1]
-    return Case(
+    return ChangedCase(
         index=index,
         row=int(before.rows[index]),
         attribute=attribute,
@@ -107,7 +109,7 @@ def _case(before: Predictions, after: Predictions, index: int, column: int, attr
 
 
 def explain_cases(
-    model_before: nn.Module, model_after: nn.Module, data: GroupedData, cases: Sequence[Case], *, steps: int = 25
+    model_before: nn.Module, model_after: nn.Module, data: GroupedData, cases: Sequence[ChangedCase], *, steps: int = 25
 ) -> list[Explanation]:
     """Attribute each case's logit to its pixels, by both models, on one scale.
 
@@ -127,7 +129,7 @@ def explain_cases(
     return [_explain((model_before, model_after), _image(data, case), case, steps) for case in cases]
 
 
-def _image(data: GroupedData, case: Case) -> Tensor:
+def _image(data: GroupedData, case: ChangedCase) -> Tensor:
     if case.index >= len(data) or int(data.rows[case.index]) != case.row:
         raise DataError(
             f"case of row {case.row} is not at place {case.index} of this data: give the data it was found on."
@@ -138,7 +140,7 @@ def _image(data: GroupedData, case: Case) -> Tensor:
     return inputs
 
 
-def _explain(models: Sequence[nn.Module], image: Tensor, case: Case, steps: int) -> Explanation:
+def _explain(models: Sequence[nn.Module], image: Tensor, case: ChangedCase, steps: int) -> Explanation:
     maps = []
     for model in models:
         with evaluating(model):
@@ -146,7 +148,7 @@ def _explain(models: Sequence[nn.Module], image: Tensor, case: Case, steps: int)
     return Explanation(case, _picture(image[0], maps))
 
 
-def _logit_of(model: nn.Module, case: Case) -> Callable[[Tensor], Tensor]:
+def _logit_of(model: nn.Module, case: ChangedCase) -> Callable[[Tensor], Tensor]:
     def forward(inputs: Tensor) -> Tensor:
         logits = forward_logits(model, inputs)  # (n, outputs)
         if case.num_columns == 1 and logits.shape[1] == 2:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DONE, REJECTED, USAGE, INCONCLUSIVE, RUNTIME, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
-class Settings:
+class Terminal:
     """How this call talks to its user; the root context's ``obj``."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Settings:
 
 
 class _Remarks(logging.Handler):
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Terminal) -> None:
         super().__init__(logging.WARNING)
         self._settings = settings
 
@@ -71,12 +71,12 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def settings() -> Settings:
+def settings() -> Terminal:
     """The settings of the running command."""
-    return click.get_current_context().ensure_object(Settings)
+    return click.get_current_context().ensure_object(Terminal)
 
 
-class Progress:
+class ProgressBar:
     """A bar with the time left on standard error; silent under ``--quiet`` and where nobody watches.
 
     Call it with what is done, of how much, the name of the work, and the seconds left where they are known.
@@ -104,7 +104,7 @@ class Progress:
         bar = "#" * filled + "." * (self.WIDTH - filled)
         click.echo(f"\r\033[K{work} [{bar}] {fraction:4.0%} {duration(left)} left", err=True, nl=False)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import Settings
+from .console import Terminal
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -33,7 +33,7 @@ def first() -> bool:
 
 
 @contextmanager
-def working_together(command: str, settings: Settings) -> Iterator[None]:
+def working_together(command: str, settings: Terminal) -> Iterator[None]:
     """Inside, the processes that torchrun started are one run; those after the first say nothing."""
     if not several():
         yield
@@ -62,7 +62,7 @@ def working_together(command: str, settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def _first_to_fail_speaks(store: Store, settings: Settings) -> Iterator[None]:
+def _first_to_fail_speaks(store: Store, settings: Terminal) -> Iterator[None]:
     """What went wrong may be known to one process alone, and then ends the others too: only that one says it."""
     from torch import distributed
 

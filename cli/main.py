@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import shell_complete
 
-from .console import INTERRUPTED, RUNTIME, USAGE, Settings, visible
+from .console import INTERRUPTED, RUNTIME, USAGE, Terminal, visible
 from .distributed import first, working_together
 
 # The one-line helps stand here so that `bmft --help` imports no command.
@@ -88,7 +88,7 @@ def bmft(ctx: click.Context) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error becomes one line."""
-    settings = Settings()
+    settings = Terminal()
     # Until the processes have met, all see the same.
     settings.told = not first()
     try:
@@ -111,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return code
 
 
-def _invoke(args: list[str], settings: Settings) -> int:
+def _invoke(args: list[str], settings: Terminal) -> int:
     # Not `bmft.main()`: it turns a broken pipe into exit code 1, which here means a failed gate.
     try:
         command = next((arg for arg in args if arg in COMMANDS), "")

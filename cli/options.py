@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .config import config_file, config_option
-from .console import Settings, settings
+from .console import Terminal, settings
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -155,7 +155,7 @@ def talking_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _switch(*declarations: str, help: str) -> Decorator:
     def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        setattr(ctx.ensure_object(Settings), str(param.name), value)
+        setattr(ctx.ensure_object(Terminal), str(param.name), value)
 
     return click.option(*declarations, is_flag=True, expose_value=False, callback=remember, help=help)
 

@@ -131,6 +131,15 @@ def test_the_library_catches_nothing_broadly_and_asserts_nothing(path):
         assert not isinstance(node, ast.Assert), f"line {getattr(node, 'lineno', 0)}"
 
 
+def test_a_name_means_one_class():
+    places: dict[str, list[str]] = {}
+    for path in [*LIBRARY, *COMMANDS]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_the_rules_themselves_can_fail(tmp_path, monkeypatch):
     wrong = tmp_path / "bmft" / "masks" / "mask.py"
     wrong.parent.mkdir(parents=True)

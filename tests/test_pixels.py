@@ -13,7 +13,7 @@ from bmft.auditing import Predictions
 from bmft.data import GroupedData, from_arrays
 from bmft.errors import DataError
 from bmft.inference import predict
-from bmft.pixels import TILE, Case, changed_cases, explain_cases
+from bmft.pixels import TILE, ChangedCase, changed_cases, explain_cases
 from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))
@@ -47,8 +47,8 @@ def images(n: int = 12) -> GroupedData:
     return from_arrays(inputs, [i % 2 for i in range(n)], [i // 2 % 2 for i in range(n)], attributes=[SEX])
 
 
-def case(index: int = 0, column: int = 0, num_columns: int = 1) -> Case:
-    return Case(index, index, "sex", "female", column, num_columns, "1", 1, 0.2, 0.8)
+def case(index: int = 0, column: int = 0, num_columns: int = 1) -> ChangedCase:
+    return ChangedCase(index, index, "sex", "female", column, num_columns, "1", 1, 0.2, 0.8)
 
 
 def tiles(png: bytes) -> list[np.ndarray]:
@@ -168,7 +168,7 @@ def test_grey_images_and_a_constant_image_are_shown():
 def test_what_cannot_be_explained_is_refused_with_the_reason():
     data, model = images(), Half(True)
     with pytest.raises(DataError, match="not at place 3"):
-        explain_cases(model, model, data, [Case(3, 99, "sex", "female", 0, 1, "1", 1, 0.2, 0.8)])
+        explain_cases(model, model, data, [ChangedCase(3, 99, "sex", "female", 0, 1, "1", 1, 0.2, 0.8)])
     flat = from_arrays(torch.zeros(2, 5), [0, 1], [0, 1], attributes=[SEX])
     with pytest.raises(DataError, match="need images"):
         explain_cases(nn.Linear(5, 1), nn.Linear(5, 1), flat, [case()])

@@ -2,7 +2,7 @@
 
 from bmft.auditing.audit import CONSTANT, AuditReport, audit_predictions
 from bmft.auditing.goals import GOALS, Goal
-from bmft.auditing.group_intervals import Evidence, Sample, gather
+from bmft.auditing.group_intervals import GroupStatistics, Sample, gather
 from bmft.auditing.metrics import DIRECTION, Column, Counts, count, group_metrics
 from bmft.auditing.predictions import Predictions, pick_threshold
 from bmft.auditing.predictions_file import read_predictions
@@ -14,8 +14,8 @@ __all__ = [
     "AuditReport",
     "Column",
     "Counts",
-    "Evidence",
     "Goal",
+    "GroupStatistics",
     "Predictions",
     "Sample",
     "audit_predictions",

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from bmft.auditing.group_intervals import Evidence, Sample, gather, half_sum, on_logit_scale
+from bmft.auditing.group_intervals import GroupStatistics, Sample, gather, half_sum, on_logit_scale
 from bmft.auditing.metrics import (
     DIFFERENCES,
     DIRECTION,
@@ -165,7 +165,7 @@ def _several(
 
 
 def _mean_metrics(
-    metrics: Summary, evidence: Sequence[Evidence], together: Evidence | None, level: float
+    metrics: Summary, evidence: Sequence[GroupStatistics], together: GroupStatistics | None, level: float
 ) -> dict[str, Interval]:
     units, found = evidence[0].units["all"], {}
     for name in DIRECTION:

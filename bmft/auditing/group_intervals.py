@@ -50,7 +50,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class GroupStatistics:
     """What the intervals of one column rest on.
 
     Attributes:
@@ -134,7 +134,7 @@ def gather(
     *,
     every: bool = False,
     only: Collection[str] = tuple(DIRECTION),
-) -> list[Evidence]:
+) -> list[GroupStatistics]:
     """The evidence of each column, all resampled together; samples of unknown group are left out.
 
     Args:
@@ -164,7 +164,7 @@ def _in_order(columns: Sequence[Column], sample: Sample) -> tuple[list[Column], 
 
 def _evidence(
     column: Column, values: Mapping[str, Floats], replicates: Mapping[str, Floats], sample: Sample
-) -> Evidence:
+) -> GroupStatistics:
     counts = count(column, sample.groups, sample.num_groups)
     rows = {
         "all": np.ones_like(column.targets),
@@ -193,7 +193,7 @@ def _evidence(
             rate, spread = _rate_of(values, name), _variance(replicates[name], units[among])
             worth[name] = _effective(rate, spread, units[among], worth[name])
     surplus = calibration_surplus(column, sample.groups, sample.num_groups)
-    return Evidence(values, worth, variance, replicates, surplus, units, sample.clusters is not None)
+    return GroupStatistics(values, worth, variance, replicates, surplus, units, sample.clusters is not None)
 
 
 def _rate_of(values: Mapping[str, Floats], name: str) -> Floats:

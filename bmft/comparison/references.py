@@ -24,7 +24,7 @@ OXONFAIR_GAP = 0.05
 
 
 @dataclass(frozen=True)
-class Case:
+class ReferenceInput:
     """What a reference sees: the untouched model, the sets, and its predictions on two of them."""
 
     model: nn.Module
@@ -41,7 +41,7 @@ class Case:
 class Reference:
     """How to get decisions for the measured rows, and what that needs of every new case."""
 
-    decide: Callable[[Case], Predictions]
+    decide: Callable[[ReferenceInput], Predictions]
     needs: Literal["attribute at inference", "extra head"]
 
 
@@ -69,7 +69,7 @@ class _Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return (x[:, 0] >= 0.5).astype(np.int64)
 
 
-def threshold_optimizer(case: Case) -> Predictions:
+def threshold_optimizer(case: ReferenceInput) -> Predictions:
     """Fairlearn's ThresholdOptimizer (Hardt, Price and Srebro 2016) fitted on select: its decisions for the measured.
 
     Equalized odds at the best balanced accuracy; decisions may be drawn at random. Rows of unknown group keep the
@@ -98,7 +98,7 @@ def threshold_optimizer(case: Case) -> Predictions:
     return _decided(case, np.isin(measured.groups[:, 0], select.groups[known, 0]), decide)
 
 
-def oxonfair(case: Case) -> Predictions:
+def oxonfair(case: ReferenceInput) -> Predictions:
     """OxonFair (Delaney et al. 2024) fitted on select: a threshold per group, which must be told.
 
     Rows of unknown group keep the model's own decision at the threshold.
@@ -118,7 +118,7 @@ def oxonfair(case: Case) -> Predictions:
     return _decided(case, np.isin(groups, case.select.groups[known, 0]), decide)
 
 
-def oxonfair_inferred(case: Case) -> Predictions:
+def oxonfair_inferred(case: ReferenceInput) -> Predictions:
     """OxonFair (Delaney et al. 2024) with a second head that guesses the attribute, here a linear one on the features.
 
     The head is a logistic regression on the standardized features of the fit set; the thresholds are found on select.
@@ -155,7 +155,7 @@ REFERENCES: Mapping[str, Reference] = {
 }
 
 
-def _known(case: Case, name: str, most: int | None = None) -> NDArray[np.bool_]:
+def _known(case: ReferenceInput, name: str, most: int | None = None) -> NDArray[np.bool_]:
     """The select rows whose group is known.
 
     Raises:
@@ -174,14 +174,16 @@ def _known(case: Case, name: str, most: int | None = None) -> NDArray[np.bool_]:
     return known
 
 
-def _decided(case: Case, rows: NDArray[np.bool_], decide: Callable[[NDArray[np.bool_]], Any]) -> Predictions:
+def _decided(case: ReferenceInput, rows: NDArray[np.bool_], decide: Callable[[NDArray[np.bool_]], Any]) -> Predictions:
     """The measured predictions as decisions: by the rule for these rows, by the model itself for the others."""
     decisions = case.measured.decisions(case.threshold).astype(np.float64)
     decisions[rows, 0] = decide(rows)
     return replace(case.measured, scores=decisions)
 
 
-def _oxonfair(case: Case, known: NDArray[np.bool_], scores: NDArray[np.float64], *, use_actual_groups: bool) -> Any:
+def _oxonfair(
+    case: ReferenceInput, known: NDArray[np.bool_], scores: NDArray[np.float64], *, use_actual_groups: bool
+) -> Any:
     if missing_references():
         raise MissingExtraError("OxonFair is not installed: pip install 'bmft[references]'")
     from oxonfair import DeepFairPredictor, group_metrics
@@ -200,7 +202,7 @@ def _logits(predictions: Predictions, threshold: float) -> NDArray[np.float64]:
     return found
 
 
-def _features(case: Case, data: GroupedData) -> NDArray[np.float64]:
+def _features(case: ReferenceInput, data: GroupedData) -> NDArray[np.float64]:
     model = case.model
     device = next(model.parameters()).device
     head = find_head(model, data.take(slice(0, 2)).to(device).inputs, name=case.head)

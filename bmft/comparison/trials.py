@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bmft.auditing import AuditReport, Predictions, audit_predictions
-from bmft.comparison.references import REFERENCES, Case, missing_references
+from bmft.comparison.references import REFERENCES, ReferenceInput, missing_references
 from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.inference import predict
@@ -174,7 +174,7 @@ def _reference(world: World, name: str) -> dict[str, Any]:
     model, reference = copy.deepcopy(world.model), REFERENCES[name]
     with counted_passes(model) as passes:
         select, before = (predict(model, data, **world.measuring) for data in (world.select, world.measured))
-        case = Case(
+        case = ReferenceInput(
             model,
             world.conditions.head,
             world.fit,

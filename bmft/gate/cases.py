@@ -21,7 +21,7 @@ SCORE_METRICS = {"roc_auc", "average_precision", "expected_calibration_error", "
 
 
 @dataclass(frozen=True)
-class Task:
+class Question:
     """One bound on one metric, in one column of scores and the groups of one attribute."""
 
     id: str
@@ -65,19 +65,19 @@ class Case:
         return found
 
     @cached_property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[Question]:
         """The policy's checks, one for each class and attribute."""
         found = []
         for rule in self.policy.checks:
             base, colon, bound = rule.id.partition(":")
             for suffix, k in self._columns(rule):
                 id = f"{base}{suffix}{colon}{bound}"
-                found.append(Task(id, rule.metric, rule.bound, rule.limit, k, rule.attribute))
+                found.append(Question(id, rule.metric, rule.bound, rule.limit, k, rule.attribute))
         for other in self.policy.non_inferiority:
             for name in ("", *other.attributes):
                 for suffix, k in self._columns(other):
                     id = f"{other.id}{f'/{name}' if name else ''}{suffix}"
-                    found.append(Task(id, other.metric, "margin", other.margin, k, name))
+                    found.append(Question(id, other.metric, "margin", other.margin, k, name))
         return found
 
     def _columns(self, rule: Check | NonInferiority) -> list[tuple[str, int]]:
@@ -95,7 +95,7 @@ class Case:
             return Column(right.astype(np.float64), right, np.ones_like(right))
         return Column(predictions.scores[:, k], decisions[:, k], targets[:, k])
 
-    def side(self, task: Task) -> Side:
+    def side(self, task: Question) -> Side:
         """The groups that a task is about; made once for all tasks on them."""
         key = (task.attribute, task.column)
         if key not in self._sides:
@@ -110,13 +110,13 @@ class Case:
     def _sides(self) -> dict[tuple[str, int], Side]:
         return {}
 
-    def contrasts(self, task: Task) -> Contrasts:
+    def contrasts(self, task: Question) -> Contrasts:
         """What a task holds against its bound; where the model's answers mean nothing, without a decision."""
         side, empty = self.side(task), self._empty(task)
         found = _contrasts(side, task, None if self.baseline is None else self.column(self.baseline, task.column))
         return replace(found, missing=(empty,) * len(found.names)) if empty else found
 
-    def _empty(self, task: Task) -> str:
+    def _empty(self, task: Question) -> str:
         column = self.side(task).column
         if task.column >= 0 and np.ptp(column.scores) == 0:
             return "constant predictor: the model gives every sample the same score"
@@ -128,7 +128,7 @@ class Case:
         return ""
 
 
-def _contrasts(side: Side, task: Task, baseline: Column | None) -> Contrasts:
+def _contrasts(side: Side, task: Question, baseline: Column | None) -> Contrasts:
     if task.bound == "margin" and baseline is not None:
         return against(side, baseline, task.metric)
     if task.bound == "min_ratio":

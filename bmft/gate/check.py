@@ -15,7 +15,7 @@ from bmft._assumed import as_json
 from bmft._text import did_you_mean
 from bmft.auditing import AuditReport, Predictions
 from bmft.errors import ConfigError, PolicyError
-from bmft.gate.cases import Case, Task, named
+from bmft.gate.cases import Case, Question, named
 from bmft.gate.decisions import explain, judge, settle
 from bmft.gate.groups import AMONG
 from bmft.gate.policy import Policy, Waiver
@@ -70,7 +70,7 @@ def _predictions(report: AuditReport) -> Predictions:
     return report.predictions
 
 
-def _result(case: Case, task: Task) -> tuple[Result, set[Waiver]]:
+def _result(case: Case, task: Question) -> tuple[Result, set[Waiver]]:
     """The result of a task, and the waivers that it needed."""
     alpha, among = case.policy.alpha, AMONG.get(task.metric, "samples")
     judgement = judge(case.contrasts(task), task.bound, task.limit, alpha)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from bmft.auditing import Column, Counts, Evidence, Sample, count, gather, group_metrics
+from bmft.auditing import Column, Counts, GroupStatistics, Sample, count, gather, group_metrics
 from bmft.stats import Interval, Units, bootstrap, intervals
 
 Floats = NDArray[np.float64]
@@ -104,7 +104,7 @@ class Side:
         return self.evidence.interval(metric, level)
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> GroupStatistics:
         """What intervals without a closed form rest on."""
         (found,) = gather([self.column], [self.values], self.sample, only=self.wanted)
         return found

@@ -7,11 +7,10 @@ from bmft.training.masked_step import SelectedWeights, masked
 from bmft.training.resume import Journal
 from bmft.training.selection import Selection, gap_of
 from bmft.training.settings import Step
-from bmft.training.state import Course, EpochKeeper
+from bmft.training.state import EpochKeeper, TrainingState
 
 __all__ = [
     "Conditions",
-    "Course",
     "EpochKeeper",
     "Journal",
     "Limits",
@@ -20,6 +19,7 @@ __all__ = [
     "SelectedWeights",
     "Selection",
     "Step",
+    "TrainingState",
     "gap_of",
     "masked",
     "tune",

@@ -17,7 +17,7 @@ from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights
 from bmft.training.passes import augmented, logits_of, take_gradient
 from bmft.training.settings import Step
-from bmft.training.state import Course, EpochKeeper
+from bmft.training.state import EpochKeeper, TrainingState
 
 AfterEpoch = Callable[[int, float], bool]
 
@@ -76,12 +76,12 @@ def tune(
             else step.lr
             or step.trust * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room)
         )
-        course = Course(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
+        state = TrainingState(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
         if kept:
-            course.go_on(kept)
-        while course.epoch < step.epochs and not course.stopped:
-            course.epoch += 1
-            pooled.bias_weight = weight(course.epoch)
+            state.load_state(kept)
+        while state.epoch < step.epochs and not state.stopped:
+            state.epoch += 1
+            pooled.bias_weight = weight(state.epoch)
             batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
             batches = batches[: math.ceil(len(batches) * step.share)]
             total = 0.0
@@ -89,11 +89,11 @@ def tune(
             for index, batch in zip(batches, data.iterate(own), strict=True):
                 inputs = augmented(batch.to(device).inputs, step.augment, Share(len(index)), generator)
                 at = index.to(device)
-                total += take_gradient(runs, chosen, pooled, inputs, at, autocast, room, course.epoch)
-                course.step(step.average, step.warmup)
-            chosen.write_back(course.average)
-            course.stopped = after_epoch(course.epoch, total / len(batches))
+                total += take_gradient(runs, chosen, pooled, inputs, at, autocast, room, state.epoch)
+                state.step(step.average, step.warmup)
+            chosen.write_back(state.average)
+            state.stopped = after_epoch(state.epoch, total / len(batches))
             chosen.write_back()
             if keeper:
-                keeper.write(course.tensors())
-        chosen.write_back(course.average)
+                keeper.write(state.tensors())
+        chosen.write_back(state.average)

@@ -97,7 +97,7 @@ class Journal:
         best = self._best_file(where["chosen"])
         # Of a stage that is not the last one, the weights it preferred may be gone: those of a later one will do.
         state = self._read(best)[0] if where["chosen"] and best.exists() else {}
-        selection.go_on(where["history"], where["chosen"], state)
+        selection.load_state(where["history"], where["chosen"], state)
         return tensors, where
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -76,7 +76,7 @@ class Selection:
             return math.inf
         return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
 
-    def go_on(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
+    def load_state(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
         """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
         self.history, self.chosen, self.state = history, chosen, state
         self.kept = None if chosen else self.untouched

@@ -22,7 +22,7 @@ class EpochKeeper(Protocol):
 
 
 @dataclass
-class Course:
+class TrainingState:
     """A training under way: the optimizer and its learning rate, the average of the weights, how much is done."""
 
     chosen: SelectedWeights
@@ -61,7 +61,7 @@ class Course:
             **{f"optimizer {name}": torch.as_tensor(value) for name, value in kept.items()},
         }
 
-    def go_on(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Be where the training was that gave these `tensors`; the model's weights, too."""
         _, taken, epoch, stopped = tensors["numbers"].tolist()
         self.taken, self.epoch, self.stopped = int(taken), int(epoch), bool(stopped)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import Progress, settings, table
+from ..console import ProgressBar, settings, table
 from ..method import How, shared_options
 from ..options import Command, Common, Pair, argument, common_options, option
 from ..sites import Sites, sites_option
@@ -84,7 +84,7 @@ def compare(
     epochs = config.pop("epochs", (3, 5))
     budget = Budget(epochs if isinstance(epochs, tuple) else (epochs, epochs), _points(path), tuning, seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
-    with Progress() as bar:
+    with ProgressBar() as bar:
         comparison = run(
             world,
             methods=names,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import REJECTED, Progress, settings, table
+from ..console import REJECTED, ProgressBar, settings, table
 from ..distributed import part_company, several
 from ..method import How, method_options
 from ..options import Command, Common, argument, common_options, option
@@ -117,7 +117,7 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
     """Debias the job's model, with a progress bar."""
     from bmft.methods import debias as run
 
-    with Progress() as bar:
+    with ProgressBar() as bar:
         return run(
             job.model,
             job.fit,

@@ -33,7 +33,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Measured:
     """What the policy is held against: audits, what the model was fitted to, and the files behind them."""
 
     report: AuditReport
@@ -109,7 +109,7 @@ def _agreed(common: Common, policy: Policy) -> Common:
 
 def _gather(
     checkpoint: str | None, predictions: str | None, baseline: str | None, patch: str | None, common: Common
-) -> Evidence:
+) -> Measured:
     if not common.sensitive:
         raise click.UsageError("Missing option '--sensitive': the attributes of the policy to start from.")
     if checkpoint is None:
@@ -120,7 +120,7 @@ def _gather(
     return _from_checkpoints(checkpoint, baseline, patch, common)
 
 
-def _from_tables(predictions: str, baseline: str | None, common: Common) -> Evidence:
+def _from_tables(predictions: str, baseline: str | None, common: Common) -> Measured:
     from bmft.auditing import read_predictions
     from bmft.errors import ConfigError
     from bmft.inference import audit
@@ -138,10 +138,10 @@ def _from_tables(predictions: str, baseline: str | None, common: Common) -> Evid
     }
     settings().announce(one for predictions in found.values() for one in predictions.assumed)
     reports = {name: audit(each, threshold=threshold, intervals=False) for name, each in found.items()}
-    return Evidence(reports["predictions"], reports.get("baseline"), frozenset(), paths)
+    return Measured(reports["predictions"], reports.get("baseline"), frozenset(), paths)
 
 
-def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, common: Common) -> Evidence:
+def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, common: Common) -> Measured:
     from bmft.errors import ConfigError
     from bmft.inference import audit
 
@@ -158,7 +158,7 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
         return audit(one.model, job.data, threshold=job.threshold, intervals=False, **one.measuring)
 
     files = {"checkpoint": checkpoint, "data": common.data, **({"baseline": baseline} if baseline else {})}
-    return Evidence(measured(job), None if other is None else measured(other), _fitted_on(job, patch), files)
+    return Measured(measured(job), None if other is None else measured(other), _fitted_on(job, patch), files)
 
 
 def _fitted_on(job: Job, patch: str | None) -> frozenset[str]:

@@ -9,7 +9,7 @@ import click
 
 from bmft.settings import FACTS
 
-from ..console import REJECTED, Progress, put, settings
+from ..console import REJECTED, ProgressBar, put, settings
 from ..method import How, method_options
 from ..options import Command, Common, argument, common_options, option
 from .debias import outcome_table, output_path, write_outcome, write_report_of
@@ -85,7 +85,7 @@ def search(
     if report:
         Path(report).mkdir(parents=True, exist_ok=True)
     place = storage or (str(Path(report) / "study.journal") if report else None)
-    with Progress() as bar:
+    with ProgressBar() as bar:
         found = run(
             _starting_from(common, start, job),
             job.fit,

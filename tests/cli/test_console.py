@@ -4,7 +4,7 @@ import stat
 import click
 import pytest
 
-from bmft_cli.console import Progress, Settings, duration, put, table
+from bmft_cli.console import ProgressBar, Terminal, duration, put, table
 
 
 def test_a_table_lines_its_columns_up():
@@ -37,7 +37,7 @@ def test_a_dash_is_standard_output(capsys):
 @pytest.fixture
 def terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with click.Context(click.Command("any"), obj=Settings()) as context:
+    with click.Context(click.Command("any"), obj=Terminal()) as context:
         yield context.obj
 
 
@@ -45,7 +45,7 @@ def test_progress_shows_the_share_done_and_the_time_left(terminal, capsys, monke
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     clock = iter([0.0, 0.0, 30.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress()
+    progress = ProgressBar()
     progress(0, 4, "step 1")
     progress(1, 4, "step 1")
     assert "step 1 [######..................]  25% 1:30 left" in capsys.readouterr().err
@@ -53,10 +53,10 @@ def test_progress_shows_the_share_done_and_the_time_left(terminal, capsys, monke
 
 def test_progress_is_silent_when_quiet_or_unwatched(terminal, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress(4, 4, "step 1")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     terminal.quiet = True
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress(4, 4, "step 1")
     assert capsys.readouterr().err == ""

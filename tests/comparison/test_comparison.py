@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bmft.comparison import Budget, Comparison, World, compare, write_comparison
-from bmft.comparison.references import REFERENCES, Case
+from bmft.comparison.references import REFERENCES, ReferenceInput
 from bmft.comparison.runner import trials_of
 from bmft.comparison.trials import Trial, counted_passes, known_methods, run_trial, trial_key
 from bmft.data import from_arrays
@@ -242,7 +242,7 @@ def test_with_the_attribute_rows_of_unknown_group_keep_the_models_own_decision(w
     unknown[::3] = -1
     test = from_arrays(world.test.inputs(slice(None)), world.test.targets, unknown, attributes=world.test.attributes)
     before, select = predict(world.model, test), predict(world.model, world.select)
-    case = Case(world.model, None, world.fit, world.select, test, select, before)
+    case = ReferenceInput(world.model, None, world.fit, world.select, test, select, before)
     own = before.decisions(0.5)[::3]
     for name in ("oxonfair", "threshold_optimizer"):
         assert (REFERENCES[name].decide(case).scores[::3] == own).all()
