@@ -7,6 +7,7 @@ from benchmarks.common import HERE
 
 NAMES = (
     "demo",
+    "first_use",
     "speed",
     "scale",
     "ham10000",

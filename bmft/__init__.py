@@ -4,10 +4,11 @@ Names are imported when they are first used, so that ``import bmft`` costs next 
 for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take this name for true; typing itself would be half of what an import costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     import bmft.fairness as fairness
     from bmft.auditing import AuditReport, Predictions
     from bmft.checkpoints import WeightPatch, load_checkpoint, read_checkpoint, write_checkpoint
@@ -81,7 +82,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name == "fairness":
         return import_module("bmft.fairness")
     if name not in _PLACE:

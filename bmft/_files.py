@@ -7,6 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import deserialize
+
+_NUMBERS = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+}
 
 
 def put(content: str | bytes, path: str | os.PathLike[str]) -> None:
@@ -23,6 +43,34 @@ def put(content: str | bytes, path: str | os.PathLike[str]) -> None:
     """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Metadata and tensors of a safetensors file as arrays, without torch; bfloat16, which numpy lacks, as float32.
+
+    Raises:
+        SafetensorError: it is none, or damaged.
+        OSError, ValueError: it cannot be read, or numpy has no such numbers.
+    """
+    content = Path(path).read_bytes()
+    tensors = {name: _array(name, tensor) for name, tensor in deserialize(content)}
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return dict(header.get("__metadata__", {})), tensors
+
+
+def _array(name: str, tensor: dict[str, Any]) -> NDArray[Any]:
+    kind, data = tensor["dtype"], tensor["data"]
+    if kind == "BF16":
+        # The upper half of a float32.
+        flat = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif kind == "F8_E5M2":
+        # The upper half of a float16.
+        flat = (np.frombuffer(data, "u1").astype("<u2") << 8).view("<f2")
+    elif kind in _NUMBERS:
+        flat = np.frombuffer(data, _NUMBERS[kind])
+    else:
+        raise ValueError(f"{name!r} is of type {kind}, which is read with torch only")
+    return flat.reshape(tensor["shape"])
 
 
 def in_order(content: bytes) -> bytes:

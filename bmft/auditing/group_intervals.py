@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from bmft.auditing.metrics import BINS, DIRECTION, Bools, Column, Floats, Ints, bins, calibration_surplus, count
 from bmft.stats import Interval, Statistic, Units, bootstrap, intervals
@@ -319,7 +318,7 @@ def calibration_interval(
     # A bin of one sample does not vary in a bootstrap; its target does, at least as much as its score says.
     own = noise.std(0, ddof=1)
     noise = noise * np.where(own > 0, np.maximum(least / np.where(own > 0, own, 1), 1), 1)
-    reach = student.ppf((1 + level) / 2, units - 1) * np.abs(surplus + noise).sum(1).std(ddof=1)
+    reach = intervals.student_quantile(level, units - 1) * np.abs(surplus + noise).sum(1).std(ddof=1)
     near, far = 0.0, 1.0
 
     def reached(share: float) -> bool:
@@ -352,7 +351,7 @@ def _effective(rate: Floats, variance: Floats, units: Floats, most: Floats) -> F
 
 def _shrinkage(units: Floats, level: float) -> Floats:
     """What a variance estimated from so few units is worth: the normal quantile over Student's, squared."""
-    return np.asarray((intervals.quantile(level) / student.ppf((1 + level) / 2, units - 1)) ** 2)
+    return np.asarray((intervals.quantile(level) / intervals.student_quantile(level, units - 1)) ** 2)
 
 
 def _stacked(ends: Sequence[tuple[float, float]]) -> Interval:

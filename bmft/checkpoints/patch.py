@@ -12,11 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bmft._files import in_order, put
-from bmft._text import short, shown
+from bmft._text import short
+from bmft.checkpoints.patch_file import FORMAT, Contents, read_contents, summarise
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.models import differing, state_hash
-
-_FORMAT = "1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,24 +127,9 @@ class WeightPatch:
 
         The norms are of the change, in the units of the weights.
         """
-        layers = {}
-        for name, change in self.changes.items():
-            delta = change.after.double() - change.before.double()
-            layers[name] = {
-                "moved": len(change.index),
-                "total": change.total,
-                "l2_norm": float(delta.norm()),
-                "max_abs": float(delta.abs().max()),
-            }
-        return {
-            "moved": self.moved,
-            "l2_norm": sum(entry["l2_norm"] ** 2 for entry in layers.values()) ** 0.5,
-            "max_abs": max((entry["max_abs"] for entry in layers.values()), default=0.0),
-            "layers": layers,
-            "before_hash": self.before_hash,
-            "after_hash": self.after_hash,
-            "recipe": dict(self.recipe),
-        }
+        totals = {name: change.total for name, change in self.changes.items()}
+        values = {name: (c.before.double().numpy(), c.after.double().numpy()) for name, c in self.changes.items()}
+        return summarise(Contents(totals, self.before_hash, self.after_hash, dict(self.recipe)), values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
@@ -156,7 +140,7 @@ class WeightPatch:
             tensors[f"{name}:index"] = change.index.to(torch.int32) if small else change.index
             tensors[f"{name}:before"], tensors[f"{name}:after"] = change.before, change.after
         metadata = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "kind": "bmft.patch",
             "before_hash": self.before_hash,
             "after_hash": self.after_hash,
@@ -179,25 +163,11 @@ class WeightPatch:
         # A path with a NUL in it is a ValueError, a type of number that torch lacks one of the other two.
         except (SafetensorError, OSError, ValueError, LookupError, AttributeError) as error:
             raise MismatchError(f"{path} cannot be read as a patch: {short(error)}") from error
-        if metadata.get("kind") != "bmft.patch" or metadata.get("format") != _FORMAT:
-            raise MismatchError(
-                f"{path} is {metadata.get('kind', 'no bmft file')}, format {metadata.get('format')}: "
-                f"expected a bmft.patch of format {_FORMAT}. A newer one needs a newer bmft."
-            )
-        try:
-            totals, recipe = json.loads(metadata["totals"]), json.loads(metadata["recipe"])
-            changes = {n: _change(tensors, n, total) for n, total in totals.items()}
-            return cls(changes, metadata["before_hash"], metadata["after_hash"], dict(recipe))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise MismatchError(f"{path} is a damaged patch: {shown(error, 120)}") from error
+        contents = read_contents(path, metadata, tensors)
+        changes = {name: _change(tensors, name, total) for name, total in contents.totals.items()}
+        return cls(changes, contents.before_hash, contents.after_hash, contents.recipe)
 
 
-def _change(tensors: Mapping[str, Tensor], name: str, total: Any) -> Change:
+def _change(tensors: Mapping[str, Tensor], name: str, total: int) -> Change:
     index, before, after = (tensors[f"{name}:{part}"] for part in ("index", "before", "after"))
-    if not isinstance(total, int) or index.dtype not in (torch.int32, torch.int64) or before.dtype != after.dtype:
-        raise ValueError(f"parts of {name!r} are of other types than a patch's")
-    if not (index.shape == before.shape == after.shape and index.dim() == 1):
-        raise ValueError(f"parts of {name!r} have different lengths")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < total:
-        raise ValueError(f"positions of {name!r} lie outside the tensor")
     return Change(index.long(), before, after, total)

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from bmft.auditing import Column, Counts, GroupStatistics, Sample, count, gather, group_metrics
 from bmft.stats import Interval, Units, bootstrap, intervals
@@ -183,4 +182,4 @@ def student_reach(replicates: Floats, units: Floats, level: float) -> Floats:
     variance = (np.where(kept, replicates - mean, 0) ** 2).sum(0) / (n - 1)
     freedom = np.where(units > 1, units - 1, np.nan)
     # A bootstrap of m units understates the variance by (m - 1) / m.
-    return np.asarray(student.ppf((1 + level) / 2, freedom) * np.sqrt(variance * units / freedom))
+    return np.asarray(intervals.student_quantile(level, freedom) * np.sqrt(variance * units / freedom))

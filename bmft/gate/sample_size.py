@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from bmft.errors import ConfigError
 from bmft.stats import miettinen_nurminen, quantile
@@ -102,6 +101,8 @@ def pass_probability(n: int, tolerance: float, rate: float, groups: int = 2, alp
     >>> round(pass_probability(300, 0.1, 0.8), 3)
     0.842
     """
+    from scipy.stats import binom  # takes a second to import, which no other part of a gate needs
+
     first, last = (int(end) for end in binom.ppf([1e-9, 1 - 1e-9], n, rate))
     smallest = np.arange(first, last + 1)
     largest = _largest_beside(smallest, n, tolerance, alpha, last)

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -92,6 +91,9 @@ def attribute(
     def forward(*tensors: Tensor) -> Tensor:
         return (logits(dict(zip(weights, tensors, strict=True))) * cotangent).sum().reshape(1)
 
+    # Captum brings matplotlib's pyplot: only for those who attribute.
+    from captum.attr import InputXGradient, Saliency
+
     method = InputXGradient(forward) if score == "input_x_gradient" else Saliency(forward)
     method.gradient_func = _gradient_keeping_the_graph
     inputs = tuple(weights.values())
@@ -156,6 +158,8 @@ def integrated_gradients(
         ]
         probabilities = network.probabilities(torch.cat(parts))
         return objective(probabilities, fairness.one_vs_rest(targets, probabilities.shape[1]), groups).reshape(1)
+
+    from captum.attr import IntegratedGradients
 
     method = IntegratedGradients(whole_set)
     method.gradient_func = _gradient_keeping_the_graph

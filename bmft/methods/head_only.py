@@ -2,19 +2,20 @@
 
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import sklearn
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from bmft import fairness
 from bmft.errors import ConfigError, GroupError
 from bmft.masks import WeightMask
 from bmft.methods.full_network import Floats, linear_head, one_attribute
 from bmft.methods.run import Run, from_original_head
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 DFR_STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # inverse l1 strengths, as published
 
@@ -88,12 +89,17 @@ def _mean_head(
 
 def _quietly(subsets: list[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
     """The subsets; meanwhile a head short of its optimum is no warning: select judges it like any other."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield from subsets
 
 
-def _l1_logistic(strength: float) -> LogisticRegression:
+def _l1_logistic(strength: float) -> "LogisticRegression":
+    import sklearn
+    from sklearn.linear_model import LogisticRegression
+
     # scikit-learn 1.8 renamed the l1 penalty and warns about the old name.
     renamed = tuple(map(int, sklearn.__version__.split(".")[:2])) >= (1, 8)
     options = {"l1_ratio": 1.0} if renamed else {"penalty": "l1"}

@@ -1,5 +1,18 @@
 """An audit or a debiasing as JSON (versioned), Markdown (a model card's evaluation) and one HTML page."""
 
-from bmft.report.reports import DebiasReport, Report, to_html, to_json, to_markdown, versions, write_report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bmft.report.values import DebiasReport, Report, to_json, versions
+
+if TYPE_CHECKING:
+    from bmft.report.reports import to_html, to_markdown, write_report
 
 __all__ = ["DebiasReport", "Report", "to_html", "to_json", "to_markdown", "versions", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    # Pages need matplotlib and Jinja; the values and their JSON do not.
+    if name not in __all__:
+        raise AttributeError(f"module 'bmft.report' has no attribute {name!r}")
+    return getattr(import_module("bmft.report.reports"), name)

@@ -11,8 +11,8 @@ from bmft._files import put
 from bmft.report import page
 from bmft.report.figures import render
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
-from bmft.report.reports import to_json
 from bmft.report.svg import AFTER, BEFORE, INK, MUTED, PAPER, Caption
+from bmft.report.values import to_json
 from bmft.report.wording import Json, count, humanise, number, span
 
 _HEADER = {

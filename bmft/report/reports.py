@@ -1,15 +1,8 @@
-"""The values that reports are made of, and the three files written from them."""
+"""A report as one HTML page and as Markdown, and the three files written from it."""
 
-import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bmft._files import put
 from bmft.auditing import AuditReport
@@ -19,83 +12,8 @@ from bmft.report.modelcard import front_matter
 from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
 from bmft.report.sections import Sides
+from bmft.report.values import DebiasReport, Report, plain, to_json, versions
 from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline
-
-SCHEMA = 1
-_PACKAGES = ("bmft", "torch", "torchvision", "captum", "fairlearn", "numpy", "scikit-learn", "timm", "optuna")
-
-
-@dataclass(frozen=True)
-class DebiasReport:
-    """Everything a debiasing has to say for itself.
-
-    Attributes:
-        method: its name.
-        accepted: whether a candidate met the conditions; otherwise the original was kept.
-        reason: why, in one sentence.
-        before: the original's audit.
-        after: the returned model's audit on the same rows (the original's where it was kept).
-        evaluated_on: the split both were measured on: ``"test"`` or ``"select"``.
-        config: every setting, as plain values.
-        history: one entry per epoch: ``step``, ``epoch``, ``loss``, ``gap``, ``roc_auc``,
-            ``worst_group_roc_auc``, ``eligible``, ``chosen``; step 0 is the untouched model.
-        mask: ``{"density": .., "by_layer": {layer: {"selected", "total", "fraction"}}}``, or None.
-        seconds: how long each part took.
-        versions: of the packages, see `versions`.
-        hashes: of the checkpoint and of each split.
-        skipped: unreadable images that were left out.
-        extra: optional pages, each as plain values:
-
-            - ``pixels``: a list of `bmft.pixels.Explanation`
-            - ``mask_stability``: ``labels``, ``overlap`` (a matrix), ``expected`` (by chance), ``what`` (was
-              varied)
-            - ``evaluations``: site -> ``before`` and ``after``, two audits (at the top of the file)
-            - ``leakage``: attribute -> ``before``, ``after``, and if known ``before_interval``,
-              ``after_interval`` (at the top of the file)
-            - ``search``: ``objective``, ``direction``, ``trials`` (``number``, ``value``, ``state`` of each),
-              and if known ``pareto`` (``number``, ``gap``, ``roc_auc``, ``chosen`` of each), ``importances``,
-              ``mask`` (block -> component -> bool), ``select``, ``test``, ``image_passes`` (at the top of the file)
-    """
-
-    method: str
-    accepted: bool
-    reason: str
-    before: AuditReport
-    after: AuditReport
-    evaluated_on: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
-    mask: Mapping[str, Any] | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    hashes: Mapping[str, str | None] = field(default_factory=dict)
-    skipped: int = 0
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""
-        names = (
-            "method",
-            "accepted",
-            "reason",
-            "before",
-            "after",
-            "evaluated_on",
-            "config",
-            "history",
-            "mask",
-            "seconds",
-            "versions",
-            "hashes",
-            "skipped",
-        )
-        top = {name: _plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
-        rest = {name: value for name, value in self.extra.items() if name not in top}
-        values = {name: _plain(getattr(self, name)) for name in names}
-        return {"schema": SCHEMA, **values, "assumed": _plain(self.before.assumed), "extra": _plain(rest), **top}
-
-
-Report = DebiasReport | AuditReport
 
 
 def write_report(report: Report, folder: str | Path, *, date: str | None = None) -> Path:
@@ -116,15 +34,6 @@ def write_report(report: Report, folder: str | Path, *, date: str | None = None)
     return folder / "report.html"
 
 
-def to_json(obj: Any) -> str:
-    """JSON of a report or of any value with ``to_dict``: numbers are numbers, NaN and infinity are null.
-
-    >>> to_json({"gap": float("nan"), "n": np.int64(3)}).split()
-    ['{', '"gap":', 'null,', '"n":', '3', '}']
-    """
-    return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def to_markdown(report: Report, *, date: str | None = None) -> str:
     """The report as Markdown, opened by the metadata block of a Hugging Face model card."""
     return _front_matter(report) + page.markdown(_build(report, date))
@@ -135,17 +44,6 @@ def to_html(report: Report, *, date: str | None = None) -> str:
     return page.html(_build(report, date))
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on; absent ones are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _build(report: Report, date: str | None) -> Page:
     if isinstance(report, DebiasReport):
         return _debias_page(report, date or "")
@@ -153,7 +51,7 @@ def _build(report: Report, date: str | None) -> Page:
 
 
 def _audit_page(report: AuditReport, date: str) -> Page:
-    sides = Sides(_plain(report), names=("Value", ""), predictions=(report.predictions, None))
+    sides = Sides(plain(report), names=("Value", ""), predictions=(report.predictions, None))
     lead = (
         *caveats(sides.before),
         *(gap_sentence(name, sides.before, None) for name in sides.before["gaps"]),
@@ -181,7 +79,7 @@ def _debias_page(report: DebiasReport, date: str) -> Page:
         sections.decision_section(sides),
         sections.groups_section(sides),
         sections.curves_section(sides),
-        extras.epochs_section(_plain(report.history)),
+        extras.epochs_section(plain(report.history)),
         *_optional_sections(report),
         appendix.counts_section(sides.before, report.skipped),
         appendix.run_section(_facts(report)),
@@ -200,9 +98,9 @@ def _status(report: DebiasReport) -> tuple[str, str]:
 
 
 def _optional_sections(report: DebiasReport) -> Iterator[Section]:
-    extra: dict[str, Any] = _plain(report.extra)
+    extra: dict[str, Any] = plain(report.extra)
     if report.mask:
-        yield extras.mask_section(_plain(report.mask))
+        yield extras.mask_section(plain(report.mask))
     if report.extra.get("pixels"):
         yield extras.pixels_section(report.extra["pixels"])
     makers: dict[str, Callable[[Any], Section]] = {
@@ -216,7 +114,7 @@ def _optional_sections(report: DebiasReport) -> Iterator[Section]:
 
 def _sides(report: DebiasReport) -> Sides:
     """Both audits; only the original's where it was kept and there is nothing else to show."""
-    before, after = _plain(report.before), _plain(report.after)
+    before, after = plain(report.before), plain(report.after)
     if not report.accepted and before == after:
         return Sides(before, names=("Original", ""), predictions=(report.before.predictions, None))
     old, new = report.before.predictions, report.after.predictions
@@ -245,7 +143,7 @@ def _facts(report: DebiasReport) -> dict[str, Mapping[str, Any]]:
     run = {"method": report.method, "threshold": report.before.threshold, "measured on": report.evaluated_on}
     return {
         "Run": run,
-        "Settings": _plain(report.config),
+        "Settings": plain(report.config),
         "Seconds": {name: round(value, 2) for name, value in report.seconds.items()},
         "Versions": report.versions,
         "SHA-256": report.hashes,
@@ -257,7 +155,7 @@ def _front_matter(report: Report) -> str:
     audit = report if isinstance(report, AuditReport) else report.after if report.accepted else report.before
     config = report.config if isinstance(report, DebiasReport) else {}
     return front_matter(
-        _plain(audit),
+        plain(audit),
         name=Path(str(config.get("checkpoint") or "model")).stem,
         data=Path(str(config.get("data") or "evaluation data")).stem,
         split=report.evaluated_on if isinstance(report, DebiasReport) else "evaluation",
@@ -266,20 +164,3 @@ def _front_matter(report: Report) -> str:
 
 def _present(found: Sequence[Section | None]) -> tuple[Section, ...]:
     return tuple(section for section in found if section is not None)
-
-
-def _plain(value: Any) -> Any:
-    """Values JSON has. Pictures (bytes) are left out: the HTML holds them."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items() if not isinstance(item, bytes)}
-    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

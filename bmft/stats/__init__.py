@@ -9,6 +9,7 @@ from bmft.stats.intervals import (
     never_seen,
     placements,
     quantile,
+    student_quantile,
     tango,
     wilson,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "never_seen",
     "placements",
     "quantile",
+    "student_quantile",
     "tango",
     "wilson",
 ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri, stdtrit  # scipy.stats, which has them too, takes a second to import
 
 Array = NDArray[np.float64]
 
@@ -267,9 +267,15 @@ def placements(scores: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
     n_pos, n_neg = int(positive.sum()), int((~positive).sum())
     if not n_pos or not n_neg or np.isnan(scores).any():
         return np.full(n_pos, np.nan), np.full(n_neg, np.nan)
-    ranks = rankdata(scores)
-    hits = (ranks[positive] - rankdata(scores[positive])) / n_neg
-    return hits, 1 - (ranks[~positive] - rankdata(scores[~positive])) / n_pos
+    ranks = _ranks(scores)
+    hits = (ranks[positive] - _ranks(scores[positive])) / n_neg
+    return hits, 1 - (ranks[~positive] - _ranks(scores[~positive])) / n_pos
+
+
+def _ranks(values: Array) -> Array:
+    """From 1; ties share the mean of theirs."""
+    ordered = np.sort(values)
+    return np.asarray((ordered.searchsorted(values) + ordered.searchsorted(values, "right") + 1) / 2)
 
 
 def _area(hits: Array, alarms: Array) -> tuple[float, float]:
@@ -282,7 +288,16 @@ def _area(hits: Array, alarms: Array) -> tuple[float, float]:
 
 def quantile(level: float) -> float:
     """The normal quantile of a two-sided level: 1.96 for 0.95."""
-    return float(norm.ppf((1 + level) / 2))
+    return float(ndtri((1 + level) / 2))
+
+
+def student_quantile(level: float, freedom: ArrayLike) -> Array:
+    """Student's quantile of a two-sided level; NaN without a degree of freedom.
+
+    >>> student_quantile(0.95, [4, 0]).round(3)
+    array([2.776,   nan])
+    """
+    return np.asarray(stdtrit(freedom, (1 + level) / 2))
 
 
 def _edge(beyond: Callable[[Array], NDArray[np.bool_]], inside: Array, outside: float | Array) -> Array:

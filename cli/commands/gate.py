@@ -13,6 +13,7 @@ import click
 from ..console import put, settings
 from ..distributed import part_company
 from ..options import Command, Common, argument, common_options, option
+from ..predictions import audits_of_tables, check_one_source
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -46,7 +47,7 @@ class Measured:
 @argument("checkpoint", required=False)
 @option("--policy", default="fairness.toml", metavar="TOML", help="What has to be shown.")
 @option("--baseline", metavar="FILE", help="What it may not be worse than: a checkpoint, or a CSV as below.")
-@option("--predictions", metavar="CSV", help="Scores to gate instead: y_true, y_score and the attributes.")
+@option("--predictions", metavar="FILE", help="Scores to gate instead: y_true, y_score and the attributes.")
 @option("--patch", metavar="FILE", help="What CHECKPOINT was debiased by. [default: beside it]")
 @option("--json", metavar="FILE", help="Write gate.json here; - is standard output.")
 @option("--junit", metavar="FILE", help="Write JUnit XML here.")
@@ -75,8 +76,7 @@ def gate(
     """
     from bmft.gate import check, load_policy
 
-    if (checkpoint is None) == (predictions is None):
-        raise click.UsageError("Give one of CHECKPOINT and --predictions CSV.")
+    check_one_source(checkpoint, predictions, common)
     if init:
         measured = _gather(checkpoint, predictions, None, None, common).report
         part_company()
@@ -114,30 +114,12 @@ def _gather(
         raise click.UsageError("Missing option '--sensitive': the attributes of the policy to start from.")
     if checkpoint is None:
         return _from_tables(str(predictions), baseline, common)
-    for name in ("data", "label"):
-        if not getattr(common, name):
-            raise click.UsageError(f"Missing option '--{name}'.")
     return _from_checkpoints(checkpoint, baseline, patch, common)
 
 
 def _from_tables(predictions: str, baseline: str | None, common: Common) -> Measured:
-    from bmft.auditing import read_predictions
-    from bmft.errors import ConfigError
-    from bmft.inference import audit
-
-    if common.threshold_from is not None:
-        raise ConfigError("--threshold-from needs a checkpoint; give --threshold, or threshold in the policy")
-    threshold = 0.5 if common.threshold is None else common.threshold
-    split = common.test if common.split_column else None
     paths = {"predictions": predictions, **({"baseline": baseline} if baseline else {})}
-    found = {
-        name: read_predictions(
-            path, sensitive=common.sensitive, cluster=common.cluster, split_column=common.split_column, split=split
-        )
-        for name, path in paths.items()
-    }
-    settings().announce(one for predictions in found.values() for one in predictions.assumed)
-    reports = {name: audit(each, threshold=threshold, intervals=False) for name, each in found.items()}
+    reports = dict(zip(paths, audits_of_tables(common, *paths.values(), intervals=False), strict=True))
     return Measured(reports["predictions"], reports.get("baseline"), frozenset(), paths)
 
 

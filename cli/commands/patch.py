@@ -33,9 +33,9 @@ def show(patch_file: str) -> None:
     Example:
       bmft patch show fair.patch.safetensors
     """
-    from bmft.checkpoints import WeightPatch
+    from bmft.checkpoints import patch_summary
 
-    summary = WeightPatch.load(patch_file).summary()
+    summary = patch_summary(patch_file)
     rows = [["tensor", "moved", "of", "share", "L2 norm", "largest"]]
     for name, entry in summary["layers"].items():
         rows.append(_row(name, entry, entry["total"]))

@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import bmft as library
+from bmft.auditing import audit_predictions, read_predictions
 
 
 @pytest.fixture
@@ -76,6 +77,51 @@ def test_unreadable_images_fail_with_their_rows_or_are_counted(bmft, study, tmp_
     assert "row 483" in error
     assert bmft("audit", "copy/model.pt", *data, "--on-bad-image", "skip", "--json", "a.json") == 0
     assert json.loads((tmp_path / "a.json").read_text())["n"] == 239
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """A table of predictions; the training rows are the other way round."""
+    path = tmp_path / "p.csv"
+    lines = ["y_true,y_score,sex,patient,part"]
+    for i in range(120):
+        label, sex = i % 2, "fm"[i // 2 % 2]
+        lines.append(f"{label},{0.2 + 0.6 * label - 0.1 * (sex == 'm') + 0.001 * i:.4f},{sex},{i // 4},test")
+        lines.append(f"{1 - label},{0.2 + 0.6 * label:.4f},{sex},{i // 4},train")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_predictions_are_audited_as_the_library_audits_them(bmft, predictions, tmp_path, capsys):
+    columns = ["--cluster", "patient", "--split-column", "part", "--threshold", 0.75]
+    written = ["--json", "a.json", "--report", "r"]
+    assert bmft("audit", "--predictions", "p.csv", "--sensitive", "sex", *columns, *written) == 0
+    read = read_predictions(predictions, sensitive="sex", cluster="patient", split_column="part", split="test")
+    expected = audit_predictions(read, threshold=0.75)
+    assert json.loads((tmp_path / "a.json").read_text()) == json.loads(json.dumps(expected.to_dict()))
+    assert (expected.n, expected.clusters) == (120, 30)
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"report.html", "report.json", "report.md"}
+    assert "'test' split of p.csv: n = 120" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "one of CHECKPOINT and --predictions"),
+        (["model.pt", "--predictions", "p.csv"], "one of CHECKPOINT and --predictions"),
+        (["--predictions", "p.csv", "--data", "d.csv", "--image-size", "8"], "--data, --image-size: goes with"),
+        (["--predictions", "p.csv", "--threshold-from", "select"], "--threshold-from needs a CHECKPOINT"),
+        (["model.pt"], "Missing option '--data'"),
+    ],
+)
+def test_a_model_and_predictions_are_not_mixed(bmft, predictions, capsys, arguments, words):
+    assert bmft("audit", *arguments, "--sensitive", "sex") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folders_settings_for_other_commands_do_not_stand_in_the_way_of_predictions(bmft, predictions, tmp_path):
+    (tmp_path / "bmft.toml").write_text('data = "isic.csv"\nlabel = "malignant"\n')
+    assert bmft("audit", "--predictions", "p.csv", "--sensitive", "sex") == 0
 
 
 def test_quiet_prints_the_result_only(audit, capsys):

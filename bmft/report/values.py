@@ -1,0 +1,126 @@
+"""The values that reports are made of, as JSON; no picture is drawn for them."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from bmft.auditing import AuditReport
+
+SCHEMA = 1
+_PACKAGES = ("bmft", "torch", "torchvision", "captum", "fairlearn", "numpy", "scikit-learn", "timm", "optuna")
+
+
+@dataclass(frozen=True)
+class DebiasReport:
+    """Everything a debiasing has to say for itself.
+
+    Attributes:
+        method: its name.
+        accepted: whether a candidate met the conditions; otherwise the original was kept.
+        reason: why, in one sentence.
+        before: the original's audit.
+        after: the returned model's audit on the same rows (the original's where it was kept).
+        evaluated_on: the split both were measured on: ``"test"`` or ``"select"``.
+        config: every setting, as plain values.
+        history: one entry per epoch: ``step``, ``epoch``, ``loss``, ``gap``, ``roc_auc``,
+            ``worst_group_roc_auc``, ``eligible``, ``chosen``; step 0 is the untouched model.
+        mask: ``{"density": .., "by_layer": {layer: {"selected", "total", "fraction"}}}``, or None.
+        seconds: how long each part took.
+        versions: of the packages, see `versions`.
+        hashes: of the checkpoint and of each split.
+        skipped: unreadable images that were left out.
+        extra: optional pages, each as plain values:
+
+            - ``pixels``: a list of `bmft.pixels.Explanation`
+            - ``mask_stability``: ``labels``, ``overlap`` (a matrix), ``expected`` (by chance), ``what`` (was
+              varied)
+            - ``evaluations``: site -> ``before`` and ``after``, two audits (at the top of the file)
+            - ``leakage``: attribute -> ``before``, ``after``, and if known ``before_interval``,
+              ``after_interval`` (at the top of the file)
+            - ``search``: ``objective``, ``direction``, ``trials`` (``number``, ``value``, ``state`` of each),
+              and if known ``pareto`` (``number``, ``gap``, ``roc_auc``, ``chosen`` of each), ``importances``,
+              ``mask`` (block -> component -> bool), ``select``, ``test``, ``image_passes`` (at the top of the file)
+    """
+
+    method: str
+    accepted: bool
+    reason: str
+    before: AuditReport
+    after: AuditReport
+    evaluated_on: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    mask: Mapping[str, Any] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str | None] = field(default_factory=dict)
+    skipped: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""
+        names = (
+            "method",
+            "accepted",
+            "reason",
+            "before",
+            "after",
+            "evaluated_on",
+            "config",
+            "history",
+            "mask",
+            "seconds",
+            "versions",
+            "hashes",
+            "skipped",
+        )
+        top = {name: plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
+        rest = {name: value for name, value in self.extra.items() if name not in top}
+        values = {name: plain(getattr(self, name)) for name in names}
+        return {"schema": SCHEMA, **values, "assumed": plain(self.before.assumed), "extra": plain(rest), **top}
+
+
+Report = DebiasReport | AuditReport
+
+
+def to_json(obj: Any) -> str:
+    """JSON of a report or of any value with ``to_dict``: numbers are numbers, NaN and infinity are null.
+
+    >>> to_json({"gap": float("nan"), "n": np.int64(3)}).split()
+    ['{', '"gap":', 'null,', '"n":', '3', '}']
+    """
+    return json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Values JSON has. Pictures (bytes) are left out: the HTML holds them."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items() if not isinstance(item, bytes)}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -1,0 +1,63 @@
+"""Predictions of any model, in any framework, in place of a checkpoint and its data; torch is not imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from .console import settings
+from .options import Common
+
+if TYPE_CHECKING:
+    from bmft.auditing import AuditReport
+
+# What only a checkpoint, or the images it is to look at, can make use of.
+_WITH_A_MODEL = (
+    "data",
+    "label",
+    "images",
+    "image_size",
+    "normalize",
+    "arch",
+    "num_classes",
+    "head",
+    "multi_label",
+    "trust_pickle",
+)
+
+
+def check_one_source(checkpoint: str | None, predictions: str | None, common: Common) -> None:
+    """Refuse both and neither of the two, and options that go with the other one.
+
+    Raises:
+        click.UsageError: which option it is.
+    """
+    if (checkpoint is None) == (predictions is None):
+        raise click.UsageError("Give one of CHECKPOINT and --predictions FILE.")
+    if checkpoint is None:
+        context = click.get_current_context()
+        # A default, or a line of bmft.toml that other commands need, asks for nothing.
+        typed = [n for n in _WITH_A_MODEL if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+        if typed:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+            raise click.UsageError(f"{names}: goes with a CHECKPOINT; --predictions has scores and labels already.")
+        return
+    for name in ("data", "label"):
+        if not getattr(common, name):
+            raise click.UsageError(f"Missing option '--{name}'.")
+
+
+def audits_of_tables(common: Common, *paths: str, intervals: bool) -> list[AuditReport]:
+    """Audit the predictions in tables as the options say: of the test split where there is a split column."""
+    from bmft.auditing import audit_predictions, read_predictions
+
+    if common.threshold_from is not None:
+        raise click.UsageError("--threshold-from needs a CHECKPOINT; with --predictions give --threshold.")
+    split = common.test if common.split_column else None
+    columns = {"cluster": common.cluster, "split_column": common.split_column, "split": split}
+    found = [read_predictions(path, sensitive=common.sensitive, **columns) for path in paths]
+    settings().announce(one for predictions in found for one in predictions.assumed)
+    measuring = {"threshold": 0.5 if common.threshold is None else common.threshold, "seed": common.seed}
+    return [audit_predictions(predictions, intervals=intervals, **measuring) for predictions in found]
