@@ -5,9 +5,7 @@ import json
 import os
 import socket
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,32 +18,36 @@ from torch import nn
 from bmft._text import unknown_name
 from bmft.auditing import GOALS, AuditReport, Goal
 from bmft.data import GroupedData, as_grouped, assumed_of
-from bmft.errors import ConfigError, MissingExtraError, NonFiniteError
+from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passes, run_finals
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
+from bmft.fairtune.study import (
+    DONE,
+    PRUNERS,
+    FrozenTrial,
+    Study,
+    Trial,
+    TrialPruned,
+    TrialState,
+    best_value,
+    count_trials,
+    front_of,
+    give_back,
+    harmless_trials,
+    importances_of,
+    open_study,
+    opened_storage,
+    quiet,
+    sampler_of,
+    take_back_the_lost,
+    winner_of,
+)
 from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, settings_for
 from bmft.models import Activations, tensors_of
 from bmft.training import Conditions, Limits
 
-try:
-    import optuna
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import FrozenTrial, TrialState
-    from sqlalchemy.exc import SQLAlchemyError
-except ModuleNotFoundError as error:
-    raise MissingExtraError("a search needs Optuna: pip install 'bmft[search]'") from error
-
 # An inner run is shorter than a debiasing by itself, unless `config` says otherwise.
 INNER: Mapping[str, Any] = {"epochs": (4, 3), "path": (0.5, 1.0)}
-PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
-    "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
-    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
-    "none": optuna.pruners.NopPruner,
-}
-_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-_SILENT_S = 900.0  # a worker on another machine that says nothing for so long is taken for dead
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class _Search:
     method: str
     folds: int
     conditions: Conditions
-    study: optuna.Study
+    study: Study
     activations: Activations = field(default_factory=Activations)
     leading: tuple[int, Outcome] | None = None
 
@@ -105,11 +107,11 @@ class _Search:
         """The method's settings at a point of the space."""
         return {**self.config, **self.space.settings(params, settings_for(self.method, self.config))}
 
-    def run(self, trial: optuna.Trial, progress: Callable[[Progress], None]) -> tuple[list[float], list[Outcome]]:
+    def run(self, trial: Trial, progress: Callable[[Progress], None]) -> tuple[list[float], list[Outcome]]:
         """One trial: a whole inner run per fold, reported after every epoch; its values and the runs' outcomes.
 
         Raises:
-            optuna.TrialPruned: it is not worth going on.
+            TrialPruned: it is not worth going on.
         """
         config, found, steps, epochs, spent = self.values(_suggested(trial, self.space)), [], 0, 0, 0
 
@@ -123,7 +125,7 @@ class _Search:
             if self.folds == 1 and len(self.goals) == 1 and now.kept is not None:
                 trial.report(_finite(self.goals[0].of(now.kept)), steps)
                 if trial.should_prune():
-                    raise optuna.TrialPruned
+                    raise TrialPruned
 
         for fit, select, test in self._parts():
             outcome = debias(
@@ -146,7 +148,7 @@ class _Search:
 
     def note_leader(self, number: int, outcomes: list[Outcome]) -> None:
         """Keep the outcome of the trial of that number if it leads, so that the winner need not be run again."""
-        if self.folds == 1 and _harmless(self.study) and _winner(self.study, self.goals).number == number:
+        if self.folds == 1 and harmless_trials(self.study) and winner_of(self.study, self.goals).number == number:
             self.leading = number, outcomes[0]
 
     def finals(
@@ -167,7 +169,7 @@ class _Search:
         if "lora" in installed_methods():
             # Adapters are no switches, so LoRA is no point of the space.
             named.append(("LoRA", "lora", settings_for("lora", METHODS["lora"].reading(aimed))))
-        done, value = _count(self.study, _DONE), _best_value(self.study, self.goals)
+        done, value = count_trials(self.study, DONE), best_value(self.study, self.goals)
         known = {"winner": self.leading[1]} if self.leading and self.leading[0] == best.number else {}
 
         def look(number: int, of: int, inner: Progress) -> None:
@@ -276,11 +278,11 @@ def search(
         folds,
     ]
     label = name or f"bmft-{_digest(model, [fit, select], facts)}"
-    with _quiet(), _storage(storage) as place:
-        study = _open(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
+    with quiet(), opened_storage(storage) as place:
+        study = open_study(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
         worker = _Search(model, fit, select, space, goals, given, method, folds, conditions, study)
         _work(worker, trials, timeout, progress)
-        best = _winner(study, goals)
+        best = winner_of(study, goals)
         finals, failed = worker.finals(best, config or {}, progress)
         kept = best_of(finals, goals[0])
         outcome = measured_at_last(kept, model, select, test, conditions)
@@ -293,21 +295,21 @@ def search(
 
 def _work(worker: _Search, trials: int, timeout: float | None, progress: Callable[[SearchProgress], None]) -> None:
     """Run trials until the study has as many as asked for, whoever ran them."""
-    start, first = time.monotonic(), _count(worker.study, _DONE)
-    while (done := _count(worker.study, _DONE)) < trials:
+    start, first = time.monotonic(), count_trials(worker.study, DONE)
+    while (done := count_trials(worker.study, DONE)) < trials:
         spent = time.monotonic() - start
         if timeout is not None and spent >= timeout:
             return
-        _take_back_the_lost(worker.study)
-        if _count(worker.study, (*_DONE, TrialState.RUNNING)) >= trials:
+        take_back_the_lost(worker.study)
+        if count_trials(worker.study, (*DONE, TrialState.RUNNING)) >= trials:
             # Others are at the last ones; should they die, these are taken back.
             time.sleep(0.2)
             continue
         left = None if done == first else spent / (done - first) * (trials - done)
-        now = SearchProgress(done, trials, _best_value(worker.study, worker.goals), left)
+        now = SearchProgress(done, trials, best_value(worker.study, worker.goals), left)
         progress(now)
         _one(worker, trials, partial(_inside, progress, now))
-    progress(SearchProgress(done, trials, _best_value(worker.study, worker.goals), 0.0))
+    progress(SearchProgress(done, trials, best_value(worker.study, worker.goals), 0.0))
 
 
 def _inside(progress: Callable[[SearchProgress], None], now: SearchProgress, inner: Progress) -> None:
@@ -321,10 +323,10 @@ def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> 
     before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
     # TPE draws anew for every trial from the seed and the trial's place. A lost trial takes none, as it is run again: a
     # resumed search goes on as it would have.
-    study.sampler = _sampler(worker.conditions.seed * 100_003 + sum(t.state != TrialState.FAIL for t in before))
+    study.sampler = sampler_of(worker.conditions.seed * 100_003 + sum(t.state != TrialState.FAIL for t in before))
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("alive", time.time())
-    if sum(t.state in (*_DONE, TrialState.RUNNING) for t in before) >= trials:
+    if sum(t.state in (*DONE, TrialState.RUNNING) for t in before) >= trials:
         # Two workers asked at once for the last one.
         study.tell(trial, state=TrialState.FAIL)
         return
@@ -334,7 +336,7 @@ def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> 
         study.tell(trial, values)
         finished = True
         worker.note_leader(trial.number, outcomes)
-    except optuna.TrialPruned:
+    except TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         finished = True
     except NonFiniteError as error:
@@ -343,45 +345,10 @@ def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> 
         finished = True
     finally:
         if not finished:
-            _give_back(study, study.get_trials(deepcopy=False)[trial.number])
+            give_back(study, study.get_trials(deepcopy=False)[trial.number])
 
 
-def _take_back_the_lost(study: optuna.Study) -> None:
-    """Trials whose worker is gone are failed, and their points put back into the queue, once."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, process = trial.user_attrs.get("worker", ":").rpartition(":")
-        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        silent = time.time() - trial.user_attrs.get("alive", began) > _SILENT_S
-        if silent or (host == socket.gethostname() and not _runs(int(process))):
-            _give_back(study, trial)
-
-
-def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    try:
-        study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-        return  # another worker was quicker
-    named = {"fixed": trial.user_attrs["fixed"]} if "fixed" in trial.user_attrs else {}
-    study.enqueue_trial(point, user_attrs={"instead_of": _turn(trial), **named})
-
-
-def _turn(trial: FrozenTrial) -> int:
-    """The trial's number, or that of the lost one in whose place it is."""
-    return int(trial.user_attrs.get("instead_of", trial.number))
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+def _suggested(trial: Trial, space: Space) -> dict[str, Any]:
     name, low, high = space.rate
     params: dict[str, Any] = {switch: trial.suggest_categorical(switch, [True, False]) for switch in space.switches}
     params[name] = trial.suggest_float(name, low, high, log=True)
@@ -395,7 +362,7 @@ def _suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     return params
 
 
-def _note(trial: optuna.Trial, outcomes: list[Outcome], limits: Limits) -> None:
+def _note(trial: Trial, outcomes: list[Outcome], limits: Limits) -> None:
     """Keep what the report shows, and by how much the trial breaks the limits (more than 0: it does)."""
     overall, group = zip(*(broken(o.before, o.after, limits) for o in outcomes), strict=True)
     trial.set_constraint("fall of ROC AUC", max(overall))
@@ -414,88 +381,11 @@ def _finite(value: float) -> float:
     return max(min(value, 1e9), -1e9)
 
 
-def _open(
-    place: optuna.storages.BaseStorage,
-    name: str,
-    goals: tuple[Goal, ...],
-    pruner: Callable[[], Any],
-    fixed: Sequence[tuple[str, dict[str, Any]]],
-) -> optuna.Study:
-    """The study of that name with these fixed points at the head of its queue, made if it is not there.
-
-    No more of them wait than will run, so that a lost one, which waits behind the others, is run as well.
-    """
-    directions = [goal.direction for goal in goals]
-    try:
-        study = optuna.create_study(
-            storage=place, study_name=name, directions=directions, sampler=_sampler(0), pruner=pruner()
-        )
-    except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=place, study_name=name, sampler=_sampler(0), pruner=pruner())
-        # Without the mark another worker is just putting them in.
-        there = study.user_attrs.get("fixed", len(fixed))
-    else:
-        there = 0
-    for label, point in fixed[there:]:
-        study.enqueue_trial(point, user_attrs={"fixed": label}, skip_if_exists=True)
-    if there < len(fixed):
-        study.set_user_attr("fixed", len(fixed))
-    return study
-
-
-@contextmanager
-def _storage(storage: str | Path | None) -> Iterator[optuna.storages.BaseStorage]:
-    if storage is None:
-        yield optuna.storages.InMemoryStorage()
-    elif "://" in str(storage):
-        try:
-            database = RDBStorage(str(storage))
-        except (ImportError, SQLAlchemyError) as error:
-            raise ConfigError(f"storage {storage}: {str(error).splitlines()[0]}") from error
-        try:
-            yield database
-        finally:
-            database.remove_session()
-            database.engine.dispose()
-    else:
-        path = Path(storage)
-        if not path.parent.is_dir():
-            raise ConfigError(f"storage {path}: there is no folder {path.parent}")
-        yield JournalStorage(JournalFileBackend(str(path)))
-
-
-def _sampler(seed: int) -> optuna.samplers.TPESampler:
-    return optuna.samplers.TPESampler(seed=seed % 2**32)
-
-
-def _count(study: optuna.Study, states: tuple[TrialState, ...]) -> int:
-    return len(study.get_trials(deepcopy=False, states=states))
-
-
-def _harmless(study: optuna.Study) -> list[FrozenTrial]:
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in complete if max(trial.constraints.values()) <= 0]
-
-
-def _winner(study: optuna.Study, goals: tuple[Goal, ...]) -> FrozenTrial:
-    """The best trial by the first goal among those that do no harm; of equals the earliest."""
-    harmless = _harmless(study)
-    if not harmless:
-        raise ConfigError(
-            "no trial was finished that does no harm: give more --trials or more time, or a larger --max-auc-drop"
-        )
-    return min(harmless, key=lambda trial: (goals[0].sign * trial.values[0], _turn(trial)))
-
-
-def _best_value(study: optuna.Study, goals: tuple[Goal, ...]) -> float | None:
-    return float(_winner(study, goals).values[0]) if _harmless(study) else None
-
-
 def _summary(
     worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome, finals: list[Final], kept: Final
 ) -> dict[str, Any]:
     """What the report's search page shows."""
-    trials = worker.study.get_trials(deepcopy=False, states=_DONE)
+    trials = worker.study.get_trials(deepcopy=False, states=DONE)
     on_test = outcome.report.evaluated_on == "test"
     return {
         "objective": goal,
@@ -511,8 +401,8 @@ def _summary(
             }
             for t in trials
         ],
-        "pareto": _front(trials, best),
-        "importances": _importances(worker.study),
+        "pareto": front_of(trials, best),
+        "importances": importances_of(worker.study),
         "mask": worker.space.switched(best.params),
         "finals": [final.to_dict() | {"kept": final is kept} for final in finals],
         "select": kept.value,
@@ -522,27 +412,6 @@ def _summary(
         "study": worker.study.study_name,
         "winner": best.number,
     }
-
-
-def _front(trials: Iterable[FrozenTrial], best: FrozenTrial) -> list[dict[str, Any]]:
-    """The trials that no other beats in both gap and AUC."""
-    points = [(t.user_attrs["gap"], t.user_attrs["roc_auc"], t.number) for t in trials if "gap" in t.user_attrs]
-    return [
-        {"gap": gap, "roc_auc": auc, "number": number, "chosen": number == best.number}
-        for gap, auc, number in points
-        if number == best.number or not any(g <= gap and a >= auc and (g, a) != (gap, auc) for g, a, _ in points)
-    ]
-
-
-def _importances(study: optuna.Study) -> dict[str, float]:
-    """How much of the variation between trials each parameter accounts for; empty where that cannot be told."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len({trial.values[0] for trial in trials}) < 2:
-        return {}
-    found = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
-    )
-    return {name: float(value) for name, value in found.items()}
 
 
 def _digest(model: nn.Module, data: list[GroupedData], facts: list[Any]) -> str:
@@ -557,19 +426,6 @@ def _digest(model: nn.Module, data: list[GroupedData], facts: list[Any]) -> str:
 def _prepared(data: Any, sensitive: str | list[str] | None) -> GroupedData:
     # Once for all trials: what is computed on a set is kept by the set.
     return as_grouped(data, sensitive=sensitive) if sensitive else as_grouped(data)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna says nothing of its own inside, and does not warn of its experimental parts, which are tested here."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def _toml(value: Any) -> str:

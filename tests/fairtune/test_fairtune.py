@@ -64,7 +64,8 @@ def task():
 
 def search(task, **options):
     model, fit, select, test = task
-    defaults = {"trials": 3, "goal": "average_odds", "config": FAST, **LOOSE}
+    config = bmft.METHODS[options.get("method", "bmft")].reading(FAST)
+    defaults = {"trials": 3, "goal": "average_odds", "config": config, **LOOSE}
     return bmft.search(model, fit, select, test=test, **{**defaults, **options})
 
 
@@ -155,7 +156,7 @@ def test_a_run_at_the_end_that_fails_is_told_and_the_others_stay(task, monkeypat
     real, alone = bmft.methods.debias, {"patience": 0}
 
     def diverging(*args, **options):
-        if list(options["config"]["epochs"]) != [4, 3]:
+        if list(options["config"].epochs) != [4, 3]:
             raise error("the loss is nan")
         return real(*args, **options)
 
