@@ -53,7 +53,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict
         OSError, ValueError: it cannot be read, or numpy has no such numbers.
     """
     content = Path(path).read_bytes()
-    tensors = {name: _array(name, tensor) for name, tensor in deserialize(content)}
+    tensors = {name: _array(name, tensor) for name, tensor in deserialize(content)}  # type: ignore[no-untyped-call]
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return dict(header.get("__metadata__", {})), tensors
 

@@ -8,13 +8,17 @@ from typing import Literal
 import numpy as np
 
 from bmft.auditing.audit import AuditReport
+from bmft.auditing.metrics import worst
 
 Direction = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of an `AuditReport`, of pooled predictions; with several attributes the worst of them."""
+    """A figure of an `AuditReport`, of pooled predictions; with several attributes the worst of them.
+
+    A group, or an attribute's gap, that cannot be measured (NaN) is left out; the figure is NaN where none can.
+    """
 
     figure: Callable[[AuditReport], float]
     direction: Direction
@@ -34,15 +38,18 @@ class Goal:
 
 def _worst_group(metric: str) -> Callable[[AuditReport], float]:
     def figure(report: AuditReport) -> float:
-        return min(
-            (float(group[metric]) for groups in report.by_group.values() for group in groups.values()), default=math.nan
-        )
+        values = [group[metric] for groups in report.by_group.values() for group in groups.values()]
+        return float(worst(np.array(values or [math.nan], np.float64), 1))
 
     return figure
 
 
 def _largest_gap(name: str) -> Callable[[AuditReport], float]:
-    return lambda report: max((float(gaps[name]) for gaps in report.gaps.values()), default=math.nan)
+    def figure(report: AuditReport) -> float:
+        values = [gaps[name] for gaps in report.gaps.values()]
+        return float(worst(np.array(values or [math.nan], np.float64), -1))
+
+    return figure
 
 
 def _overall(metric: str) -> Callable[[AuditReport], float]:
@@ -60,9 +67,8 @@ def _largest_group_loss(report: AuditReport) -> float:
     else:
         positive = targets.reshape(len(targets), -1)
         losses = -(positive * np.log(scores) + (1 - positive) * np.log(1 - scores)).mean(1)
-    return max(
-        float(losses[column == group].mean()) for column in found.groups.T for group in np.unique(column) if group >= 0
-    )
+    means = [losses[column == g].mean() for column in found.groups.T for g in np.unique(column) if g >= 0]
+    return float(worst(np.array(means or [math.nan]), -1))
 
 
 GOALS: Mapping[str, Goal] = {

@@ -242,7 +242,7 @@ def test_a_given_architecture_that_does_not_fit_says_what_differs(tmp_path, stat
 
 def test_an_architecture_that_does_not_exist_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "m.pt")
-    with pytest.raises(ArchitectureError, match="Did you mean .shufflenet_v2_x0_5"):
+    with pytest.raises(ArchitectureError, match=r"Did you mean .shufflenet_v2_x0_5"):
         load_checkpoint(tmp_path / "m.pt", arch="shufflenet_v2_x0_6")
 
 
