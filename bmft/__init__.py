@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bmft.inference import audit, predict
     from bmft.masks import Importance, WeightMask, relative, weight_importance, weight_importances
     from bmft.methods import METHODS, Outcome, Progress, debias  # type: ignore[no-redef]
+    from bmft.models import read_as
     from bmft.report import write_report
     from bmft.settings import Settings
     from bmft.tables import Attribute
@@ -36,6 +37,7 @@ _PLACES = {
     "inference": ("audit", "predict"),
     "masks": ("Importance", "WeightMask", "relative", "weight_importance", "weight_importances"),
     "methods": ("METHODS", "Outcome", "Progress", "debias"),
+    "models": ("read_as",),
     "report": ("write_report",),
     "settings": ("Settings",),
     "tables": ("Attribute",),
@@ -72,6 +74,7 @@ __all__ = [
     "load_policy",
     "masked",
     "predict",
+    "read_as",
     "read_checkpoint",
     "relative",
     "search",

@@ -13,13 +13,14 @@ from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.compute import Room, Share, choose_device
 from bmft.data import GroupedData, Inputs, as_grouped, map_tensors
 from bmft.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from bmft.models import check_values, copied, evaluating, forward_logits
+from bmft.models import check_values, copied, evaluating, forward_logits, kept_mark, reading_of, settle, sizes_for
 
 # Nodes of autograd's graph that pass values on as they are.
 _SAME_VALUES = tuple(
     f"{name}Backward"
     for name in (
         "Alias",
+        "Cat",
         "Clone",
         "Expand",
         "Permute",
@@ -27,6 +28,7 @@ _SAME_VALUES = tuple(
         "Select",
         "Slice",
         "Squeeze",
+        "Stack",
         "T",
         "ToCopy",
         "Transpose",
@@ -35,6 +37,9 @@ _SAME_VALUES = tuple(
         "View",
     )
 )
+
+_SQUASHING = tuple(f"{name}Backward" for name in ("Sigmoid", "Softmax", "LogSigmoid"))
+_BY_LAYER = tuple(f"{name}Backward" for name in ("Addmm", "Mm", "Addbmm", "Baddbmm", "Bmm", "Convolution", "Linear"))
 
 
 def predict(
@@ -51,7 +56,8 @@ def predict(
     The model comes back as it was given: device, training flags and weights, also when something fails.
 
     Args:
-        model: gives logits: one per sample (binary), two (two classes), or one per class or label.
+        model: gives logits: one per sample (binary), two (two classes), or one per class or label; what else it
+            gives is said by `bmft.read_as`.
         data: `GroupedData`, or what yields ``(inputs, targets, groups)`` batches, possibly by `batch_fn`.
         batch_size: samples at once; ``"auto"`` is 64, or as many of them as memory has room for.
         device: where to run; ``"auto"`` is where the model is, or for one on the CPU a CUDA device if any.
@@ -59,7 +65,8 @@ def predict(
         multi_label: every output is a label of its own; so taken where the data have several labels.
 
     Raises:
-        CheckpointError: the model gives probabilities instead of logits.
+        CheckpointError: the model gives probabilities instead of logits, and `read_as` did not say so.
+        ArchitectureError: see `bmft.models.settle`.
         NonFiniteError: a logit is not finite.
         DataError: the model's outputs do not fit the data's classes.
 
@@ -74,12 +81,15 @@ def predict(
     grouped = as_grouped(data, batch_fn=batch_fn)
     several = multi_label or grouped.task == "multilabel"
     with _borrowed(model, device) as network:
+        settle(network.model, grouped, multi_label=several, place=network.placed)
         share = Share(len(grouped))
         own = share.of(grouped)
         logits = room(lambda n: torch.cat([network(b.inputs) for b in own.batches(n)]), size)
         logits = share.gather(logits.to(network.device)).cpu()  # (n, outputs)
-        last = network.last_operation(grouped.inputs(slice(0, 2)))
-    _check_logits(logits, last, several, grouped)
+        reading = reading_of(network.model)
+        _check_logits(logits, several, grouped)
+        if reading.answer_is is None and reading.before is None:
+            _check_range(logits, network.last_operations(grouped.inputs(slice(0, 2))), several)
     scores = fairness.probabilities(logits.double(), multi_label=several).numpy()
     return Predictions(
         scores=scores,
@@ -92,7 +102,7 @@ def predict(
         rows=grouped.rows.numpy(),
         content_hash=grouped.content_hash,
         skipped=grouped.skipped,
-        assumed=grouped.assumed,
+        assumed=tuple(dict.fromkeys((*grouped.assumed, *reading.assumed))),
     )
 
 
@@ -148,18 +158,25 @@ class _Network:
 
     def __call__(self, inputs: Inputs) -> Tensor:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return forward_logits(self.model, map_tensors(self._placed, inputs)).detach().cpu()
+            return forward_logits(self.model, map_tensors(self.placed, inputs)).detach().cpu()
 
-    def last_operation(self, inputs: Inputs) -> str:
-        """What made the logits, as autograd names it, views and copies aside; "" where it cannot be seen."""
+    def last_operations(self, inputs: Inputs) -> set[str]:
+        """What made the logits, as autograd names it, views, copies and joins aside; empty where it cannot be seen."""
         with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
-            tracked = map_tensors(lambda tensor: _tracked(self._placed(tensor)), inputs)
-            node = forward_logits(self.model, tracked).grad_fn
-        while node is not None and node.name().startswith(_SAME_VALUES):
-            node = node.next_functions[0][0]
-        return "" if node is None else str(node.name())
+            tracked = map_tensors(lambda tensor: _tracked(self.placed(tensor)), inputs)
+            nodes = [forward_logits(self.model, tracked).grad_fn]
+        found = set()
+        while nodes:
+            if (node := nodes.pop()) is None:
+                continue
+            if node.name().startswith(_SAME_VALUES):
+                nodes += [below for below, _ in node.next_functions]
+            else:
+                found.add(str(node.name()))
+        return found
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def placed(self, tensor: Tensor) -> Tensor:
+        """A tensor where and as the model takes it."""
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
@@ -178,7 +195,7 @@ def _borrowed(model: nn.Module, device: str) -> Iterator[_Network]:
     data = [parameter.data for parameter in model.parameters()]
     buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
     try:
-        with evaluating(model):
+        with evaluating(model), kept_mark(model):
             if target != home:
                 model.to(target)
             yield _full_precision(model, target)
@@ -198,7 +215,7 @@ def _full_precision(model: nn.Module, device: torch.device) -> _Network:
     return _Network(model, device, torch.float64 if dtypes == {torch.float64} else torch.float32)
 
 
-def _check_logits(logits: Tensor, last: str, multi_label: bool, data: GroupedData) -> None:
+def _check_logits(logits: Tensor, multi_label: bool, data: GroupedData) -> None:
     bad = ~logits.isfinite().all(1)
     if bad.any():
         rows = ", ".join(map(str, data.rows[bad][:5].tolist()))
@@ -206,23 +223,29 @@ def _check_logits(logits: Tensor, last: str, multi_label: bool, data: GroupedDat
             f"the logits of {int(bad.sum())} of {len(bad)} samples are not finite (first: rows {rows}); "
             "check the weights and the inputs"
         )
-    shares = not multi_label and logits.shape[1] > 1 and bool((logits >= 0).all())
-    sums_to_one = shares and bool(torch.isclose(logits.sum(1), torch.ones(()).to(logits), atol=1e-4).all())
-    if last.startswith(("SigmoidBackward", "SoftmaxBackward")) or sums_to_one:
-        raise CheckpointError(
-            "the model gives probabilities (its last step is a sigmoid or softmax): logits are expected: a "
-            "second sigmoid calls every sample positive. Remove the last step from the model."
-        )
-    expected = _outputs(data, multi_label)
+    expected = sizes_for(data, multi_label)
     if logits.shape[1] not in expected:
+        hint = ". Name the one that the label is about (--output)" if data.task == "binary" else ""
         raise DataError(
             f"the model has {logits.shape[1]} outputs, and the data's task is {data.task} with the classes "
-            f"{', '.join(data.classes)}: expected {' or '.join(map(str, expected))}"
+            f"{', '.join(data.classes)}: expected {' or '.join(map(str, sorted(expected)))}{hint}"
         )
 
 
-def _outputs(data: GroupedData, multi_label: bool) -> tuple[int, ...]:
-    """The numbers of outputs that fit the data."""
-    if data.task == "binary":
-        return (1,) if multi_label else (1, 2)
-    return (len(data.classes),)
+def _check_range(logits: Tensor, made_by: set[str], multi_label: bool) -> None:
+    """Raise where logits look like probabilities: by what made them, or by where all of them lie.
+
+    What a layer of weights made itself is no probability, wherever it happens to lie.
+    """
+    bounded = bool(((logits >= 0) & (logits <= 1)).all())
+    squashed = any(name.startswith(_SQUASHING) for name in made_by)
+    if multi_label or logits.shape[1] == 1:
+        # For classes they are as good as logits.
+        squashed |= any(name.startswith("LogSoftmaxBackward") for name in made_by)
+    by_layer = bool(made_by) and all(name.startswith(_BY_LAYER) for name in made_by)
+    if squashed or (bounded and not by_layer):
+        what = "its last step is a sigmoid or softmax" if squashed else "every answer is between 0 and 1"
+        raise CheckpointError(
+            f"the model gives probabilities ({what}), and a second sigmoid would call every sample positive: say "
+            "--answer-is probabilities, or, if they are logits after all, --answer-is logits"
+        )

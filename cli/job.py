@@ -16,7 +16,7 @@ from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
 from bmft.data import GroupedData, assumed_of, load_manifest, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
-from bmft.models import find_head
+from bmft.models import find_head, read_as, settle
 from bmft.training import Conditions
 
 from .options import Common, import_from_here
@@ -29,6 +29,7 @@ def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
     checkpoint = read_checkpoint(path, trust_pickle=common.trust_pickle, entry=common.entry)
     import_from_here()
     model = build_from(checkpoint, arch=common.arch, num_classes=common.num_classes)
+    read_as(model, answer=common.answer, answer_is=common.answer_is)
     return checkpoint.under(model.state_dict()), model
 
 
@@ -171,7 +172,8 @@ class Job:
         Raises:
             DataError: they cannot.
         """
-        outputs = find_head(self.model, data.inputs(slice(0, 1)), name=self.common.head).num_outputs
+        data = _told(data, *settle(self.model, data, multi_label=self.common.multi_label))
+        outputs = find_head(self.model, data.inputs(slice(0, 2)), name=self.common.head).num_outputs
         wanted = {1, 2} if data.task == "binary" else {len(data.classes)}
         if outputs in wanted:
             return data

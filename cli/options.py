@@ -37,6 +37,8 @@ class Common:
     arch: str | None
     num_classes: int | None
     head: str | None
+    answer: str | None
+    answer_is: Literal["logits", "probabilities"] | None
     multi_label: bool
     image_size: int | None
     normalize: str
@@ -237,6 +239,16 @@ _MODEL = [
     ),
     _model("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head."),
     _model("--head", metavar="NAME", help="Module that makes the logits. [default: found]"),
+    _model(
+        "--answer",
+        metavar="KEY|INDEX",
+        help="Part of what the model returns that is meant, such as label or 1. [default: the only one that fits]",
+    ),
+    _model(
+        "--answer-is",
+        type=click.Choice(["logits", "probabilities"]),
+        help="What that part holds. [default: logits; refused if all of it is between 0 and 1]",
+    ),
     _model("--multi-label", is_flag=True, help="The outputs are labels of yes or no each, not classes."),
     _model(
         "--threshold",

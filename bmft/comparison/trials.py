@@ -19,7 +19,7 @@ from bmft.errors import BmftError
 from bmft.inference import predict
 from bmft.leakage import attribute_leakage, sides
 from bmft.methods import METHODS, debias, gap_measure, installed_methods, settings_for
-from bmft.models import tensors_of
+from bmft.models import reading_of, tensors_of
 from bmft.training import Conditions
 
 SCHEMA = 1
@@ -106,6 +106,7 @@ class World:
         own = self.conditions
         conditions = [SCHEMA, own.to_dict() | {"seed": 0}, own.multi_label, own.head]
         conditions.append([attribute.name for attribute in self.fit.attributes])
+        conditions += reading_of(self.model).described().items()
         digest.update(json.dumps([hashes, conditions], sort_keys=True).encode())
         return digest.hexdigest()
 

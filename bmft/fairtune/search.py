@@ -43,7 +43,7 @@ from bmft.fairtune.study import (
     winner_of,
 )
 from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, settings_for
-from bmft.models import Activations, tensors_of
+from bmft.models import Activations, kept_mark, reading_of, settle, tensors_of
 from bmft.training import Conditions, Limits
 
 # An inner run is shorter than a debiasing by itself, unless `config` says otherwise.
@@ -265,7 +265,10 @@ def search(
         raise ConfigError(unknown_name("method", method, METHODS))
     given = {"choose": goal, **METHODS[method].reading(INNER), **(config or {})}
     base = settings_for(method, given)
-    space = search_space(model, fit.take(slice(0, 2)).inputs, base, detail=detail, also=also, head=conditions.head)
+    with kept_mark(model):
+        settle(model, fit, multi_label=conditions.multi_label)
+        sample = fit.take(slice(0, 2)).inputs
+        space = search_space(model, sample, base, detail=detail, also=also, head=conditions.head)
     goals = tuple(GOALS[key] for key in (goal, second_goal) if key)
     facts = [
         method,
@@ -276,6 +279,7 @@ def search(
         sorted(space.switches),
         space.also,
         folds,
+        *sorted(reading_of(model).described().items()),
     ]
     label = name or f"bmft-{_digest(model, [fit, select], facts)}"
     with quiet(), opened_storage(storage) as place:

@@ -24,7 +24,7 @@ from bmft.masks.attribution import (
     integrated_gradients,
     logit_gradient,
 )
-from bmft.models import check_tunable, evaluating, trainable
+from bmft.models import check_tunable, evaluating, kept_mark, settle, trainable
 
 Score = str | Callable[[Tensor, Tensor], Tensor]
 SCORES: tuple[str, ...] = ("fisher", "saliency", "input_x_gradient", "integrated_gradients", "random", "ones")
@@ -127,7 +127,8 @@ def weight_importances(
     grouped = as_grouped(data, batch_fn=batch_fn)
     pooled = tuple(fairness.over_attributes(objective, combine=combine) for objective in objectives)
     # What is scored is passed in from outside; the model's own weights need no graph.
-    with evaluating(model), trainable(model, ()):
+    with evaluating(model), trainable(model, ()), kept_mark(model):
+        settle(model, grouped, multi_label=multi_label, place=_as_weights_of(model))
         network = Network(model, multi_label, autocast, None if only is None else set(only))
         if score == "integrated_gradients":
             found = (integrated_gradients(network, objective, grouped, batch_size, steps) for objective in pooled)
@@ -135,6 +136,12 @@ def weight_importances(
         if score in ("random", "ones"):
             return tuple(_ablation(network, str(score), seed + k) for k in range(len(pooled)))
         return (_of_the_whole_set if exact else _of_batches)(network, pooled, grouped, score, batch_size)
+
+
+def _as_weights_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What puts an input where the model's weights are."""
+    device = next(model.parameters()).device
+    return lambda tensor: tensor.to(device)
 
 
 def relative(

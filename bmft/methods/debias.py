@@ -20,7 +20,17 @@ from bmft.masks import WeightMask
 from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress, Run
 from bmft.methods.table import METHODS, settings_for
-from bmft.models import Activations, copied, find_head, in_own_precision, state_hash, tensors_of, working_copy
+from bmft.models import (
+    Activations,
+    copied,
+    find_head,
+    in_own_precision,
+    reading_of,
+    settle,
+    state_hash,
+    tensors_of,
+    working_copy,
+)
 from bmft.report import DebiasReport, versions
 from bmft.settings import Settings
 from bmft.training import Conditions, Journal, Selection
@@ -115,6 +125,7 @@ def debias(
     hashes = {name: part.content_hash for name, part in data.items()}
     if journal is not None:
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
+        decides |= reading_of(run.model).described()
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
     with run.timed("audit"):
@@ -166,6 +177,7 @@ def _prepare(
             raise ConfigError(f"{name} = {value!r} {why}")
     where = choose_device(conditions.device)
     tuned = laid_out_for_speed(working_copy(model, where))
+    settle(tuned, data["fit"], multi_label=conditions.multi_label, place=lambda tensor: tensor.to(where))
     fit, select = (data[name].on(where, room_for_pixels(where)) for name in ("fit", "select"))
     gap = gap_measure(settings, conditions.threshold)
     return Run(

@@ -21,6 +21,7 @@ from bmft.models import (
     Activations,
     Head,
     Tail,
+    as_head_of,
     changes,
     forward_logits,
     penultimate_features,
@@ -204,20 +205,21 @@ class Run:
         else:
             model = self.model.get_submodule(self.head.name)
             mask = WeightMask.by_name(model)
-        for loss in head_losses(self.settings):
-            reset()
-            look = self._after_epoch(2, model, select, step)
-            tune(
-                model,
-                fit,
-                loss,
-                mask,
-                step,
-                generator=self.generator,
-                multi_label=self.conditions.multi_label,
-                after_epoch=self._at_the_operating_point(look, model, fit),
-                room=self.room,
-            )
+        with as_head_of(self.model, model):
+            for loss in head_losses(self.settings):
+                reset()
+                look = self._after_epoch(2, model, select, step)
+                tune(
+                    model,
+                    fit,
+                    loss,
+                    mask,
+                    step,
+                    generator=self.generator,
+                    multi_label=self.conditions.multi_label,
+                    after_epoch=self._at_the_operating_point(look, model, fit),
+                    room=self.room,
+                )
 
     def _at_the_operating_point(
         self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData

@@ -1,13 +1,23 @@
 """A model and its parts: architecture, head, blocks, weights, activations, and the logits in its answer."""
 
 from bmft.models.activations import Activations, Tail, tail_above
-from bmft.models.answers import forward_logits
+from bmft.models.answers import (
+    Reading,
+    as_head_of,
+    forward_logits,
+    forward_outputs,
+    kept_mark,
+    mark,
+    read_as,
+    reading_of,
+)
 from bmft.models.architectures import Fit, fit_of, shapes_of
 from bmft.models.blocks import blocks, components, upper
 from bmft.models.building import build_model, index_entry, infer_architecture, outline, readings
 from bmft.models.features import penultimate_features
 from bmft.models.head import Head, find_head, reset_head
 from bmft.models.modes import evaluating, trainable
+from bmft.models.settle import settle, sizes_for
 from bmft.models.weights import (
     changes,
     check_tunable,
@@ -25,7 +35,9 @@ __all__ = [
     "Activations",
     "Fit",
     "Head",
+    "Reading",
     "Tail",
+    "as_head_of",
     "blocks",
     "build_model",
     "changes",
@@ -38,15 +50,22 @@ __all__ = [
     "find_head",
     "fit_of",
     "forward_logits",
+    "forward_outputs",
     "in_own_precision",
     "index_entry",
     "infer_architecture",
+    "kept_mark",
+    "mark",
     "outline",
     "penultimate_features",
     "put_back",
+    "read_as",
+    "reading_of",
     "readings",
     "reset_head",
+    "settle",
     "shapes_of",
+    "sizes_for",
     "state_hash",
     "tail_above",
     "tensors_of",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bmft.compute import Share
 from bmft.data import GroupedData
 from bmft.errors import ArchitectureError
-from bmft.models.answers import forward_logits
+from bmft.models.answers import forward_logits, passed_on
 from bmft.models.weights import state_hash, tensors_of
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Tail(nn.Module):
         self.model, self.entry, self.below, self.fixed = model, entry, below, fixed
         self.input_shape, self.input_dtype, self.dtype = inputs.shape[1:], inputs.dtype, dtype
         self._poisoned = False
+        passed_on(model, self, inside="model")
 
     def forward(self, activations: Tensor) -> Any:
         """The answer for activations ``(n, ...)`` that enter the entry."""

@@ -1,69 +1,328 @@
-"""Logits out of whatever a model's forward pass returns."""
+"""How a model's answer is read: which part of what `forward` returns, as logits or probabilities, which output."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from bmft.errors import ArchitectureError
+from bmft._assumed import Assumption
+from bmft._text import did_you_mean
+from bmft.errors import ArchitectureError, CheckpointError, ConfigError
+
+# A plain attribute: deepcopy and pickle keep it, a state dict does not have it.
+_MARK = "_bmft_reading"
+_ROUNDING = 1e-3  # how far from 1 the probabilities of one row may add up
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the answer of one model is read.
+
+    Attributes:
+        answer: the part of what ``forward`` returns: a key, an index, or several joined by ``/``; None: found out.
+        answer_is: ``"logits"`` or ``"probabilities"``; None: logits, which `bmft.predict` checks.
+        output: which of many outputs is meant, read as a yes or no of its own; None: all of them.
+        before: path of a last activation that is stepped over: its input is the logits.
+        multi_label: every output is a label of its own.
+        one_vs_rest: the outputs are classes of one softmax, so that `output` is one of them against all others.
+        settled: the model was run on rows and answers as is written here.
+        assumed: what of it was inferred.
+    """
+
+    answer: str | int | None = None
+    answer_is: Literal["logits", "probabilities"] | None = None
+    output: int | None = None
+    before: str | None = None
+    multi_label: bool = False
+    one_vs_rest: bool = False
+    settled: bool = False
+    assumed: tuple[Assumption, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.answer_is not in (None, "logits", "probabilities"):
+            raise ConfigError(f"answer_is is {self.answer_is!r}: expected 'logits' or 'probabilities'")
+
+    def described(self) -> dict[str, Any]:
+        """What of it was said, as plain values: it decides what a run does."""
+        said = {"answer": self.answer, "answer_is": self.answer_is, "output": self.output}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+def read_as(
+    model: nn.Module,
+    *,
+    answer: str | int | None = None,
+    answer_is: Literal["logits", "probabilities"] | None = None,
+    output: int | str | None = None,
+    names: tuple[str, ...] = (),
+) -> nn.Module:
+    """Change `model`: note how its answer is read by all of bmft; gives the same model back.
+
+    The note is an attribute of the object, which copies keep and its state dict does not have.
+
+    Args:
+        answer: the part of what ``forward`` returns: a key or an index, nested ones as ``"heads/1"``. By default the
+            only part of the right shape.
+        answer_is: what it holds. By default logits; an answer in [0, 1] is refused.
+        output: which of many outputs one yes-or-no label is about: its place from 0, or its name among `names`.
+        names: of the outputs, in their order.
+
+    Raises:
+        ConfigError: `answer_is` is neither word, or no output has that name.
+
+    >>> net = read_as(nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()), answer_is="probabilities", output=2)
+    >>> forward_logits(net, torch.zeros(5, 4)).shape
+    torch.Size([5, 1])
+    """
+    place = None if output is None else output_place(output, names)
+    mark(model, Reading(answer, answer_is, place))
+    return model
+
+
+def output_place(output: int | str, names: tuple[str, ...]) -> int:
+    """The place of an output that is named, or numbered from 0.
+
+    Raises:
+        ConfigError: there is no such name.
+
+    >>> output_place("Edema", ("Effusion", "Edema")), output_place("0", ())
+    (1, 0)
+    """
+    if output in names:
+        return names.index(str(output))
+    if isinstance(output, int) or str(output).isdigit():
+        if names and int(output) >= len(names):
+            raise ConfigError(f"--output is {output}, and there are {len(names)} outputs, from 0 on")
+        return int(output)
+    hint = did_you_mean(str(output), names) if names else "Nothing names the outputs: give its place, from 0 on."
+    raise ConfigError(f"--output: no output is called {output!r}. {hint}")
+
+
+def reading_of(model: nn.Module) -> Reading:
+    """How this model's answer is read."""
+    found = model.__dict__.get(_MARK)
+    return found if isinstance(found, Reading) else Reading()
+
+
+def mark(model: nn.Module, reading: Reading | None) -> None:
+    """Change `model`: its answer is read like this; None takes the note off."""
+    model.__dict__.pop(_MARK, None)
+    if reading is not None:
+        model.__dict__[_MARK] = reading
+
+
+@contextmanager
+def kept_mark(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model has the note, or none, that it has now."""
+    before = model.__dict__.get(_MARK)
+    try:
+        yield
+    finally:
+        mark(model, before)
 
 
 def forward_logits(model: nn.Module, inputs: Any) -> Tensor:
-    """The model's logits for a batch, whatever shape its answer has.
+    """The model's logits for a batch, as `read_as` or `settle` noted that its answer is read.
 
-    Taken are a tensor, an object with ``.logits`` (Hugging Face, Inception in training mode), a dict with
-    ``"logits"``, and a tuple or list that begins with one of these.
+    Without a note: a tensor, or the part called ``logits`` (Hugging Face, Inception in training mode), or the only part
+    that has one row per sample.
 
     Args:
         model: called as ``model(inputs)``.
         inputs: a tensor of n samples; a dict is passed by keyword, a tuple or list by position.
 
     Returns:
-        ``(n, outputs)``.
+        ``(n, outputs)``; ``(n, 1)`` where one output is meant.
 
     Raises:
-        ArchitectureError: the answer holds no logits, or not one row of them per sample.
+        ArchitectureError: the answer holds no logits, or not one row of them per sample, or several that could be.
+        CheckpointError: what was said to be probabilities is none.
 
-    >>> import torch
     >>> forward_logits(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), torch.zeros(3, 4)).shape
     torch.Size([3, 1])
     """
+    logits, reading = forward_outputs(model, inputs), reading_of(model)
+    if reading.output is None:
+        return logits
+    if reading.output >= logits.shape[1]:
+        raise ConfigError(f"--output is {reading.output}, and the model has {logits.shape[1]} outputs, from 0 on")
+    own = logits[:, reading.output, None]
+    if not reading.one_vs_rest:
+        return own
+    others = [k for k in range(logits.shape[1]) if k != reading.output]
+    return own - logits[:, others].logsumexp(1, keepdim=True)
+
+
+def forward_outputs(model: nn.Module, inputs: Any) -> Tensor:
+    """The logits of every output ``(n, outputs)``, also where one of them is meant."""
+    reading, n = reading_of(model), next(tensors_in(inputs)).shape[0]
+    if reading.before is not None:
+        return _rows(_entering(model, reading.before, inputs), n)
+    answer = called(model, inputs)
+    found = _rows(part_of(answer, n, reading.answer), n)
+    return _as_logits(found, reading) if reading.answer_is == "probabilities" else found
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """Whatever the model returns for these inputs."""
     if isinstance(inputs, Mapping):
-        answer = model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        answer = model(*inputs)
-    else:
-        answer = model(inputs)
-    return _rows(_logits_in(answer), next(tensors_in(inputs)).shape[0])
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
-def _logits_in(answer: Any) -> Tensor:
-    if isinstance(answer, Tensor):
-        return answer
-    if hasattr(answer, "logits"):
-        return _logits_in(answer.logits)
-    if isinstance(answer, Mapping) and "logits" in answer:
-        return _logits_in(answer["logits"])
-    if isinstance(answer, tuple | list) and answer:
-        return _logits_in(answer[0])
+def _entering(model: nn.Module, path: str, inputs: Any) -> Tensor:
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        called(model, inputs)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def part_of(answer: Any, n: int, wanted: str | int | None = None) -> Tensor:
+    """The part of an answer for n samples that is named, or that can be meant.
+
+    Raises:
+        ArchitectureError: there is none, or there are several.
+    """
+    if wanted is not None:
+        return _named(answer, n, str(wanted))
+    return answer if isinstance(answer, Tensor) else parts(answer)[choose(answer, n)[0]]
+
+
+def choose(answer: Any, n: int, sizes: range | set[int] | None = None) -> tuple[str, str]:
+    """The path of the part of an answer for n samples that holds the logits, and why it is that one.
+
+    Args:
+        answer: what a model returned, other than a tensor.
+        n: how many samples it is about.
+        sizes: numbers of outputs that are right; any by default.
+
+    Raises:
+        ArchitectureError: there is none, or there are several.
+
+    >>> choose({"features": torch.zeros(3, 8), "label": torch.zeros(3, 1)}, 3, {1, 2})
+    ('label', 'the only part of the right shape')
+    """
+    found = parts(answer)
+    fitting = {path: tensor for path, tensor in found.items() if _has_rows(tensor, n)}
+    called_logits = [path for path in fitting if path.rpartition("/")[2] == "logits"]
+    if len(called_logits) == 1:
+        return called_logits[0], "its name"
+    right = [path for path, tensor in fitting.items() if sizes is None or tensor.numel() // n in sizes]
+    if len(right) == 1:
+        return right[0], "the only part of the right shape"
+    if not found:
+        raise ArchitectureError(
+            f"the model answers with a {type(answer).__name__}: expected a tensor of logits, or a dict, tuple or "
+            "object that holds one. Wrap the model in one that does."
+        )
+    size = " or ".join(map(str, sorted(sizes))) if isinstance(sizes, set) else "outputs"
+    problem = f"{len(right)} parts of" if right else "no part of"
     raise ArchitectureError(
-        f"the model answers with a {type(answer).__name__}: expected a tensor of logits, an object or "
-        "dict with `logits`, or a tuple that begins with one. Wrap the model in one that does."
+        f"{problem} the model's answer could be its logits, ({n}, {size}) for {n} samples: it holds {_listed(found)}. "
+        "Name the part that does (--answer)."
     )
 
 
-def _rows(logits: Tensor, n: int) -> Tensor:
-    rows = logits.shape[:1] == (n,)
-    if logits.dim() == 2 and rows:
-        return logits
+def parts(answer: Any, path: str = "") -> dict[str, Tensor]:
+    """Every tensor in an answer by its path: keys and indices, joined by ``/``."""
+    if isinstance(answer, Tensor):
+        return {path: answer}
+    if isinstance(answer, Mapping):
+        inside = {str(key): value for key, value in answer.items()}
+    elif isinstance(answer, tuple | list):
+        names = getattr(answer, "_fields", None) or map(str, range(len(answer)))
+        inside = dict(zip(names, answer, strict=True))
+    else:
+        inside = dict(getattr(answer, "__dict__", {}))
+    found: dict[str, Tensor] = {}
+    for key, value in inside.items():
+        found |= parts(value, f"{path}/{key}" if path else key)
+    return found
+
+
+def _named(answer: Any, n: int, wanted: str) -> Tensor:
+    found = parts(answer)
+    if wanted not in found and not isinstance(answer, Tensor):
+        # A named tuple's parts and a dict's go by their places, too.
+        places = dict(enumerate(list(found)))
+        wanted = places.get(int(wanted), wanted) if wanted.isdigit() and "/" not in "".join(found) else wanted
+    if wanted not in found:
+        inside = [path for path in found if path.startswith(f"{wanted}/")]
+        if len(inside) == 1:
+            return found[inside[0]]
+        listed = _listed(found) if not isinstance(answer, Tensor) else "one tensor and nothing else"
+        raise ArchitectureError(f"--answer: the model's answer has no part {wanted!r}: it holds {listed}")
+    if not _has_rows(found[wanted], n):
+        raise ArchitectureError(
+            f"--answer: {wanted!r} is {tuple(found[wanted].shape)} for {n} samples, expected ({n}, outputs): the "
+            f"answer holds {_listed(found)}"
+        )
+    return found[wanted]
+
+
+def _listed(found: Mapping[str, Tensor]) -> str:
+    shown = [f"{path} {tuple(tensor.shape)}" for path, tensor in list(found.items())[:12]]
+    return ", ".join(shown) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
+
+
+def _has_rows(tensor: Tensor, n: int) -> bool:
+    rows = tensor.shape[:1] == (n,)
     # A model that squeezes gives (n,) for one output, (outputs,) or () for a single sample.
-    squeezed = logits.dim() < 2 and (rows or n == 1)
-    pooled = logits.dim() > 2 and rows and logits[0].numel() == logits.shape[1]
-    if not squeezed and not pooled:
+    squeezed = tensor.dim() < 2 and (rows or n == 1)
+    return (tensor.dim() == 2 and rows) or squeezed or (rows and tensor[0].numel() == tensor.shape[1])
+
+
+def _rows(logits: Tensor, n: int) -> Tensor:
+    if not _has_rows(logits, n):
         raise ArchitectureError(
             f"the model answers with shape {tuple(logits.shape)} for {n} samples: expected ({n}, outputs)"
         )
-    return logits.reshape(n, -1)
+    return logits if logits.dim() == 2 else logits.reshape(n, -1)
+
+
+def _as_logits(values: Tensor, reading: Reading) -> Tensor:
+    """What gives these probabilities again: by a sigmoid, or by the softmax of several classes."""
+    values = values if values.dtype == torch.float64 else values.float()
+    low, high = float(values.detach().min()), float(values.detach().max())
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise CheckpointError(
+            f"the model's answer holds values from {low:.3g} to {high:.3g}, which are no probabilities: leave out "
+            "--answer-is probabilities"
+        )
+    # Tiny probabilities keep their order; 1 has to be less than that for its logit to be a number.
+    inside = values.clamp(torch.finfo(values.dtype).tiny, 1 - torch.finfo(values.dtype).eps / 2)
+    if values.shape[1] == 1 or reading.multi_label or reading.output is not None:
+        return inside.log() - torch.log1p(-inside)
+    total = values.detach().sum(1)
+    if bool(((total - 1).abs() > 10 * _ROUNDING).any()):
+        raise CheckpointError(
+            f"the {values.shape[1]} probabilities of a row add up to {float(total.min()):.3g} to "
+            f"{float(total.max()):.3g}, not to 1, so they are no classes: give --multi-label, or --output for one"
+        )
+    return inside.log()
+
+
+def passed_on(model: nn.Module, to: nn.Module, inside: str) -> None:
+    """Change `to`: its answer is read as the model's, which it holds under the name `inside`."""
+    if (found := reading_of(model)) != Reading():
+        before = None if found.before is None else f"{inside}.{found.before}".rstrip(".")
+        mark(to, replace(found, before=before))
+
+
+@contextmanager
+def as_head_of(model: nn.Module, head: nn.Module) -> Iterator[None]:
+    """Inside, `head` by itself, whose outputs are the model's logits, is read as the model's output."""
+    reading = reading_of(model)
+    with kept_mark(head):
+        if head is not model:
+            mark(head, Reading(output=reading.output, one_vs_rest=reading.one_vs_rest, settled=True))
+        yield
 
 
 def tensors_in(inputs: Any) -> Iterator[Tensor]:

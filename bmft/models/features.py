@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bmft.compute import AutocastMaker, Share
 from bmft.data import GroupedData
 from bmft.models.activations import Tail
-from bmft.models.answers import forward_logits
+from bmft.models.answers import forward_outputs
 from bmft.models.head import Head
 from bmft.models.modes import evaluating
 
@@ -42,7 +42,7 @@ def penultimate_features(
         with torch.no_grad(), evaluating(model), autocast():
             for batch in share.of(data).batches(batch_size):
                 seen.clear()
-                logits = forward_logits(tail or model, batch.to(device).inputs)
+                logits = forward_outputs(tail or model, batch.to(device).inputs)
                 if len(seen) != 1 or not _same(seen[0][1], logits):
                     return None
                 features.append(seen[0][0].float())

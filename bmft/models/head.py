@@ -1,6 +1,6 @@
 """The model's answer and where it comes from: logits out of any model, and the layer that makes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bmft._text import did_you_mean
-from bmft.errors import ArchitectureError, ConfigError, DataError, MismatchError
-from bmft.models.answers import forward_logits, tensors_in
+from bmft.errors import ArchitectureError, ConfigError, MismatchError
+from bmft.models.answers import forward_outputs
 from bmft.models.modes import evaluating
+from bmft.models.settle import taking
 
 # Where the libraries in use keep the classifier, as seen on the module tree.
 _USUAL_PLACES = ("fc", "classifier", "head", "heads")
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Sigmoid": torch.sigmoid,
-    "Softmax": lambda logits: torch.softmax(logits, 1),
-    "LogSoftmax": lambda logits: torch.log_softmax(logits, 1),
-}
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,7 @@ def find_head(model: nn.Module, example: Any = None, *, name: str | None = None)
         name: module path of the head; of a module with several layers its last one is taken.
 
     Raises:
-        ArchitectureError: there is no such layer, it does not make the logits, or an activation follows it
-            (bmft applies sigmoid or softmax itself; a second one makes every figure meaningless).
+        ArchitectureError: there is no such layer, or it does not make the logits.
         DataError: the model cannot take the example.
 
     >>> find_head(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 8))
@@ -66,7 +61,7 @@ def find_head(model: nn.Module, example: Any = None, *, name: str | None = None)
         chosen = [_usual(layers) if run is None else _last_that_runs(*run, layers)]
     head = _head(model, layers, chosen)
     if run is not None:
-        _check_makes_logits(head, *run)
+        _check_makes_logits(head, *run, layers if name is not None else None)
     return head
 
 
@@ -96,15 +91,8 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> tup
         for path, layer in layers.items()
     ]
     try:
-        with evaluating(model), torch.no_grad():
-            return forward_logits(model, example), outputs
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{type(model).__name__} cannot take inputs of shape {shapes}: {reason} "
-            "Check the image size (--image-size) and the number of channels."
-        ) from error
+        with taking(model, example), evaluating(model), torch.no_grad():
+            return forward_outputs(model, example), outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -169,21 +157,32 @@ def _head(model: nn.Module, layers: Mapping[str, nn.Module], chosen: list[str]) 
     return Head(chosen[-1], names, _num_outputs(layers[chosen[-1]]))
 
 
-def _check_makes_logits(head: Head, logits: Tensor, outputs: Mapping[str, Tensor]) -> None:
+def _check_makes_logits(
+    head: Head, logits: Tensor, outputs: Mapping[str, Tensor], named: Mapping[str, nn.Module] | None
+) -> None:
     if head.num_outputs != logits.shape[1]:
         raise ArchitectureError(
             f"head {head.name!r} has {head.num_outputs} outputs, but the model answers with "
             f"{logits.shape[1]}: name the layer that makes the logits (--head)"
         )
-    output = outputs.get(head.name)
-    if output is None or output.numel() != logits.numel() or output.dtype != logits.dtype or _equal(output, logits):
+    if named is None:
         return
-    for name, activation in _ACTIVATIONS.items():
-        if torch.allclose(activation(output.reshape(logits.shape)), logits):
-            raise ArchitectureError(
-                f"the model ends in a {name} after {head.name!r}: bmft needs the logits. Build it without "
-                "(the weights stay the same) and give that with --arch package.module:factory."
-            )
+    output = outputs.get(head.name)
+    if output is None:
+        raise ArchitectureError(f"head {head.name!r} does not run on these inputs: name another layer (--head)")
+    # What makes the logits otherwise (scaled, pooled, or of two layers) is what would have been found.
+    if _close(output, logits) or (found := _last_that_runs(logits, outputs, named)) == head.name:
+        return
+    raise ArchitectureError(
+        f"the output of head {head.name!r} is not the model's logits, which {found!r} makes: name that, or, where "
+        "another part of what forward returns is meant, that part (--answer)"
+    )
+
+
+def _close(output: Tensor, logits: Tensor) -> bool:
+    return output.numel() == logits.numel() and torch.allclose(
+        output.reshape(logits.shape).to(logits.dtype), logits, rtol=1e-3, atol=1e-3
+    )
 
 
 def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None = None) -> None:

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from bmft.auditing import Predictions, pick_threshold
 from bmft.data import from_arrays
-from bmft.errors import CheckpointError, ConfigError, DataError, GroupError, NonFiniteError
+from bmft.errors import ArchitectureError, CheckpointError, ConfigError, DataError, GroupError, NonFiniteError
 from bmft.inference import predict
+from bmft.methods import debias
+from bmft.models import read_as
 from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))
@@ -94,7 +96,7 @@ def test_the_model_comes_back_as_it_was_also_when_it_fails(fail):
     before = copy.deepcopy(model.state_dict())
     identity = {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()}
     if fail:
-        with pytest.raises(RuntimeError, match="out of order"):
+        with pytest.raises(DataError, match="out of order"):
             predict(model, binary())
     else:
         predict(model, binary())
@@ -147,29 +149,160 @@ class Functional(nn.Module):
         return self.end(self.linear(x))
 
 
+def calibrated(z, threshold=0.3):
+    """What torchxrayvision puts on top: the operating point moves to one half."""
+    p = z.sigmoid()
+    return torch.where(p < threshold, p / (2 * threshold), 1 - (1 - p) / (2 * (1 - threshold)))
+
+
 @pytest.mark.parametrize(
     ("model", "data"),
     [
-        (lambda: nn.Sequential(nn.Linear(5, 1), nn.Sigmoid()), binary),
-        (lambda: nn.Sequential(nn.Linear(5, 1), nn.Sigmoid(), nn.Flatten(0)), binary),
         (lambda: Functional(1, torch.sigmoid), binary),
         (lambda: Functional(1, lambda z: torch.sigmoid(z).squeeze(1)), binary),
         (lambda: Functional(1, lambda z: torch.cat([1 - z.sigmoid(), z.sigmoid()], 1)), binary),
-        (lambda: nn.Sequential(nn.Linear(5, 2), nn.Softmax(1)), binary),
-        (lambda: nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)), lambda: several("multiclass")),
-        (lambda: nn.Sequential(nn.Linear(5, 3), nn.Sigmoid()), lambda: several("multilabel")),
+        (lambda: Functional(2, lambda z: z.softmax(1)), binary),
+        (lambda: Functional(3, lambda z: z.softmax(1)), lambda: several("multiclass")),
+        (lambda: Functional(3, torch.sigmoid), lambda: several("multilabel")),
+        (lambda: Functional(1, calibrated), binary),
     ],
 )
 def test_a_model_that_gives_probabilities_is_refused(model, data):
-    with pytest.raises(CheckpointError, match="logits are expected"):
+    with pytest.raises(CheckpointError, match="--answer-is probabilities"):
         predict(model(), data())
 
 
 def test_the_double_sigmoid_would_have_called_everyone_positive():
-    model, data = nn.Sequential(nn.Linear(5, 1), nn.Sigmoid()), binary()
+    model, data = Functional(1, torch.sigmoid), binary()
     assert (torch.sigmoid(model(data.inputs(slice(None)))) >= 0.5).all()  # the defect
     with pytest.raises(CheckpointError):
         predict(model, data)
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (lambda: Functional(1, torch.sigmoid), binary),
+        (lambda: Functional(1, lambda z: z.sigmoid().squeeze(1)), binary),
+        (lambda: Functional(1, calibrated), binary),
+        (lambda: Functional(2, lambda z: z.softmax(1)), binary),
+        (lambda: Functional(3, lambda z: z.softmax(1)), lambda: several("multiclass")),
+        (lambda: Functional(3, torch.sigmoid), lambda: several("multilabel")),
+    ],
+)
+def test_probabilities_that_are_said_to_be_some_are_the_models_own(model, data):
+    network, rows = read_as(model(), answer_is="probabilities"), data()
+    own = network(rows.inputs(slice(None))).detach().reshape(len(rows), -1)
+    own = own[:, 1:] if own.shape[1] == 2 else own
+    np.testing.assert_allclose(predict(network, rows).scores, own, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "data"),
+    [
+        (nn.Sigmoid(), 1, binary),
+        (nn.Softmax(1), 2, binary),
+        (nn.LogSoftmax(1), 3, lambda: several("multiclass")),
+        (nn.LogSigmoid(), 1, binary),
+        (nn.Sigmoid(), 3, lambda: several("multilabel")),
+    ],
+)
+def test_a_last_activation_is_stepped_over_and_said(end, outputs, data):
+    body, rows = nn.Linear(5, outputs), data()
+    found, plain = predict(nn.Sequential(body, end), rows), predict(body, rows)
+    np.testing.assert_array_equal(found.scores, plain.scores)
+    (said,) = [one for one in found.assumed if one.subject == "answer"]
+    assert type(end).__name__ in said.value
+    assert said.option == "--answer-is"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "complaint"),
+    [
+        (nn.Sequential(nn.Linear(5, 3), nn.Sigmoid()), lambda: several("multiclass"), "--multi-label"),
+        (nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)), lambda: several("multilabel"), "leave out --multi-label"),
+        (nn.Sequential(nn.Linear(5, 1), nn.Softmax(1)), binary, "same for every input"),
+    ],
+)
+def test_a_last_activation_that_does_not_go_with_the_labels_is_refused(model, data, complaint):
+    with pytest.raises(ArchitectureError, match=complaint):
+        predict(model, data())
+
+
+def test_what_is_said_to_be_probabilities_and_is_none_is_refused():
+    with pytest.raises(CheckpointError, match="are no probabilities"):
+        predict(read_as(nn.Linear(5, 1), answer_is="probabilities"), binary())
+    with pytest.raises(CheckpointError, match="not to 1, so they are no classes"):
+        predict(read_as(Functional(3, torch.sigmoid), answer_is="probabilities"), several("multiclass"))
+
+
+@pytest.mark.parametrize("shift", [0.5, -50.0])
+def test_logits_that_happen_to_lie_in_a_range_are_no_probabilities(shift):
+    model = nn.Linear(5, 3)
+    with torch.no_grad():
+        model.weight.mul_(1e-3)
+        model.bias.fill_(shift)
+    assert len(predict(model, several("multiclass"))) == 30
+
+
+def test_logits_can_be_said_to_be_some_where_they_look_otherwise():
+    model, rows = Functional(1, lambda z: z.tanh() * 0.1 + 0.5), binary()
+    with pytest.raises(CheckpointError, match="every answer is between 0 and 1"):
+        predict(model, rows)
+    own = torch.sigmoid(model(rows.inputs(slice(None)))).detach()
+    np.testing.assert_allclose(predict(read_as(model, answer_is="logits"), rows).scores, own, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda features, label, other: (features, label),
+        lambda features, label, other: {"map": features, "grade": label},
+        lambda features, label, other: (features, {"inner": [label]}),
+        lambda features, label, other: {"other": other, "logits": label},
+    ],
+)
+def test_the_only_part_of_the_answer_that_fits_is_taken(answer):
+    model, rows = Parts(answer), binary()
+    assert predict(model, rows).scores.tolist() == predict(model.label, rows).scores.tolist()
+    assert not vars(model).keys() - vars(Parts(answer)).keys(), "the model comes back without a note"
+
+
+def test_of_several_parts_that_fit_one_has_to_be_named():
+    model, rows = Parts(lambda features, label, other: (other, label)), binary()
+    with pytest.raises(ArchitectureError, match=r"2 parts of .* 0 \(8, 1\), 1 \(8, 1\)\. Name .*--answer"):
+        predict(model, rows)
+    assert predict(read_as(model, answer="1"), rows).scores.tolist() == predict(model.label, rows).scores.tolist()
+    with pytest.raises(ArchitectureError, match=r"no part 'grade': it holds 0 "):
+        predict(read_as(model, answer="grade"), rows)
+
+
+class Parts(nn.Module):
+    """Features, a label and another head, handed on as `answer` puts them together."""
+
+    def __init__(self, answer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.label, self.other, self.answer = nn.Linear(5, 7), nn.Linear(5, 1), nn.Linear(5, 1), answer
+
+    def forward(self, x):
+        return self.answer(self.body(x), self.label(x), self.other(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (lambda: Functional(1, lambda z: nn.functional.dropout(z, 0.5)), "answers differently each time"),
+        (lambda: nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 1)), "first: '0'"),
+        (lambda: Functional(1, lambda z: z - z.mean(0)), "depends on which others are in its batch"),
+    ],
+)
+def test_a_model_whose_answer_is_not_the_rows_own_is_refused(model, complaint):
+    network, rows = model(), binary()
+    with pytest.raises(ArchitectureError, match=complaint):
+        predict(network, rows)
+    with pytest.raises(ArchitectureError, match=complaint):
+        debias(network, rows, rows)
 
 
 @pytest.mark.parametrize("inner", [nn.Sigmoid(), nn.SiLU(), nn.Softmax(1)])

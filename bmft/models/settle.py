@@ -1,0 +1,214 @@
+"""A model run on a few rows: which part of its answer is meant, what its last step is, and whether it is steady."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft._assumed import Assumption
+from bmft.data import GroupedData, Inputs, map_tensors
+from bmft.errors import ArchitectureError, DataError
+from bmft.models.answers import called, choose, forward_outputs, mark, part_of, reading_of, tensors_in
+from bmft.models.modes import evaluating
+
+ROWS = 8
+# Sums in another order differ by a millionth; statistics of another batch, or dropout, by far more.
+_STEADY = 1e-3
+_EACH = (nn.Sigmoid, nn.LogSigmoid)
+_CLASSES = (nn.Softmax, nn.LogSoftmax)
+
+
+def settle(
+    model: nn.Module,
+    data: GroupedData,
+    *,
+    multi_label: bool = False,
+    place: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> tuple[Assumption, ...]:
+    """Change `model`: note how its answer is read, found by running it on a few rows of `data`; nothing if noted.
+
+    Args:
+        model: with what `bmft.read_as` noted, if anything.
+        data: rows with the labels that the model is about.
+        multi_label: every output is a label of its own.
+        place: puts an input where and as the model takes it.
+
+    Returns:
+        What was inferred.
+
+    Raises:
+        ArchitectureError: no part of the answer can be the logits, or several can; the last activation does not go
+            with the labels; the model answers differently each time, or by which rows are in a batch.
+        DataError: the model cannot take the inputs.
+    """
+    reading = reading_of(model)
+    if reading.settled:
+        return reading.assumed
+    index = torch.linspace(0, len(data) - 1, max(2, min(ROWS, len(data)))).long()
+    inputs = map_tensors(place, data.inputs(index))
+    several = multi_label or data.task == "multilabel"
+    sizes = sizes_for(data, several) if reading.output is None else None
+    assumed: list[Assumption] = []
+    with _leaving_no_trace(model), taking(model, inputs), _last_steps(model) as steps:
+        answer = called(model, _copy(inputs))
+    if reading.answer is None and not isinstance(answer, Tensor):
+        path, reason = choose(answer, len(index), sizes)
+        assumed.append(Assumption("answer", f"part {path!r} of what forward returns", reason, "--answer"))
+        reading = replace(reading, answer=path)
+    reading = replace(reading, multi_label=several)
+    found = part_of(answer, len(index), reading.answer)
+    step = None if reading.answer_is == "logits" else _step_of(found, steps, logs=reading.answer_is is None)
+    if step is not None:
+        kind = type(model.get_submodule(step))
+        columns = found.numel() // len(index)
+        classes = issubclass(kind, _CLASSES)
+        _check_step(kind.__name__, classes, columns, several, reading.output)
+        value = f"the logits that enter the model's last {kind.__name__} ({step or type(model).__name__})"
+        assumed.append(Assumption("answer", value, "the model's last step", "--answer-is"))
+        one_vs_rest = classes and reading.output is not None and not several
+        reading = replace(reading, before=step, one_vs_rest=one_vs_rest)
+    mark(model, replace(reading, settled=True, assumed=tuple(assumed)))
+    try:
+        _check_steady(model, inputs, len(index), distinct=len(data) > 1)
+    except ArchitectureError:
+        mark(model, None)
+        raise
+    return tuple(assumed)
+
+
+def _copy(inputs: Inputs) -> Inputs:
+    # A model may change its input in place.
+    return map_tensors(torch.clone, inputs)
+
+
+def sizes_for(data: GroupedData, multi_label: bool) -> set[int]:
+    """The numbers of outputs that fit the data."""
+    if data.task == "binary":
+        return {1} if multi_label else {1, 2}
+    return {len(data.classes)}
+
+
+@contextmanager
+def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Inside, the model failing on these inputs is an error that names their shape.
+
+    Raises:
+        DataError: it failed.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{type(model).__name__} cannot take inputs of shape {shapes}: {reason} "
+            "Check the image size (--image-size) and the number of channels."
+        ) from error
+
+
+@contextmanager
+def _leaving_no_trace(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and needs no gradients; afterwards its buffers are what they were."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def _last_steps(model: nn.Module) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Path -> what last entered and left each activation that makes probabilities, as it runs inside."""
+    seen: dict[str, tuple[Any, Any]] = {}
+    handles = [
+        module.register_forward_hook(lambda _, given, made, path=path: seen.update({path: (given[0], made)}))
+        for path, module in model.named_modules()
+        if isinstance(module, (*_EACH, *_CLASSES))
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _step_of(found: Tensor, steps: dict[str, tuple[Any, Any]], *, logs: bool) -> str | None:
+    """The activation whose output is this part of the answer."""
+    for path, (given, made) in steps.items():
+        if not isinstance(made, Tensor) or made.numel() != found.numel() or given.shape != made.shape:
+            continue
+        in_range = bool(((made >= 0) & (made <= 1)).all())
+        if (in_range or logs) and torch.equal(made.reshape(found.shape), found):
+            return path
+    return None
+
+
+def _check_step(kind: str, classes: bool, columns: int, several: bool, output: int | None) -> None:
+    if classes and columns == 1:
+        raise ArchitectureError(f"the model ends in a {kind} over one output, which is the same for every input")
+    if output is not None or columns == 1 or classes != several:
+        return
+    if classes:
+        raise ArchitectureError(
+            f"the model ends in a {kind} over {columns} classes, and every output is to be a label of its own: leave "
+            "out --multi-label, or give one --label"
+        )
+    raise ArchitectureError(
+        f"the model ends in a {kind} over {columns} outputs, each a yes or no of its own, and the label is one of "
+        "several classes: give --multi-label with a --label for each, or --output for one of them"
+    )
+
+
+def _check_steady(model: nn.Module, inputs: Inputs, n: int, *, distinct: bool) -> None:
+    """Raise where the same rows are answered differently, again or in a batch of another make-up."""
+    with _leaving_no_trace(model):
+        first, again = (forward_outputs(model, _copy(inputs)) for _ in range(2))
+    if (apart := _apart(first, again)) > _STEADY:
+        raise ArchitectureError(
+            f"the model answers differently each time: the same {n} rows twice, and its logits are up to {apart:.3g} "
+            "apart. Something random is on in evaluation mode, such as a functional dropout: pass it "
+            "training=self.training"
+        )
+    if not distinct:
+        return
+    few = slice(0, 3 if n > 3 else 1)
+    try:
+        with _leaving_no_trace(model):
+            part = forward_outputs(model, map_tensors(lambda tensor: tensor[few].clone(), inputs))
+    except ValueError as error:
+        raise ArchitectureError(f"the model cannot answer for one row by itself: {error}{_blame(model)}") from error
+    if (apart := _apart(first[few], part)) > _STEADY:
+        raise ArchitectureError(
+            f"the model's answer for a row depends on which others are in its batch: its logits are up to {apart:.3g} "
+            f"apart.{_blame(model)} Give normalization layers running statistics (track_running_stats=True), or let "
+            "them work on one row"
+        )
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to how large the numbers are; infinities and NaN at the same place are alike."""
+    known = a.isfinite() & b.isfinite()
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    difference = (a - b).abs() / (1 + a.abs())
+    return float(difference[known].max()) if bool(known.any()) else 0.0
+
+
+def _blame(model: nn.Module) -> str:
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.running_mean is None
+        and not isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    ]
+    return f" {len(names)} normalization layers have no running statistics (first: {names[0]!r})." if names else ""
