@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +15,13 @@ from torch import nn
 from bmft._assumed import Assumption
 from bmft.auditing import pick_threshold
 from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
-from bmft.data import GroupedData, assumed_of, load_manifest, split_names
+from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head, read_as, settle
 from bmft.training import Conditions
 
+from .console import settings
 from .options import Common, import_from_here
 
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
@@ -58,26 +61,25 @@ class Job:
         every = f"every row is measured, {len(data):,}"
         return _told(data, Assumption("splits", every, "there is no --split-column", "--split-column"))
 
-    @cached_property
+    @property
     def fit(self) -> GroupedData:
         """The rows that weights are moved on."""
-        return self._part("fit") if self.common.split_column else self._cut[0]
+        return self._sets["fit"]
 
-    @cached_property
+    @property
     def select(self) -> GroupedData:
         """The rows that the result is chosen on."""
-        return self._part("select") if self.common.split_column else self._cut[1]
+        return self._sets["select"]
 
-    @cached_property
+    @property
     def test(self) -> GroupedData | None:
         """The rows that a debiasing is only measured on, if any are set apart."""
-        column = self.common.split_column
-        return self.data if column and self.common.test in split_names(self.common.data, column) else None
+        return self._sets.get("test")
 
     @property
     def assumed(self) -> tuple[Assumption, ...]:
         """What was inferred about the model and the rows that a debiasing works on."""
-        return assumed_of(self.fit, self.select, self.test)
+        return self.fit.assumed
 
     @cached_property
     def threshold(self) -> float:
@@ -87,7 +89,9 @@ class Job:
             return 0.5 if common.threshold is None else common.threshold
         if common.threshold is not None:
             raise ConfigError("--threshold and --threshold-from both say where to cut: give one of them")
-        return pick_threshold(predict(self.model, self.select, **self.measuring))
+        if common.split_column:
+            apart({"select": self._chooses, "test": self.data}, allow=common.allow_shared_rows)
+        return pick_threshold(predict(self.model, self._chooses, **self.measuring))
 
     @property
     def measuring(self) -> dict[str, Any]:
@@ -108,6 +112,28 @@ class Job:
         ).but(**asked)
 
     @cached_property
+    def _sets(self) -> dict[str, GroupedData]:
+        """Fit, select and test, none of whose rows is in two of them."""
+        common = self.common
+        if not common.split_column:
+            return apart({"fit": self._cut[0], "select": self._cut[1]})
+        for one, other in itertools.combinations(("fit", "select", "test"), 2):
+            twice = set(getattr(common, one)) & set(getattr(common, other))
+            if twice and not common.allow_shared_rows:
+                raise DataError(
+                    f"--{one} and --{other} both name the split {min(twice)!r}: what is measured on one leaks from the "
+                    "other. Name different splits, or give --allow-shared-rows."
+                )
+        parts = {"fit": self._part("fit"), "select": self._chooses}
+        if set(common.test) & set(split_names(common.data, common.split_column)):
+            parts["test"] = self.data
+        return apart(parts, allow=common.allow_shared_rows)
+
+    @cached_property
+    def _chooses(self) -> GroupedData:
+        return self._part("select") if self.common.split_column else self._cut[1]
+
+    @cached_property
     def _cut(self) -> tuple[GroupedData, ...]:
         common = self.common
         parts = self._load(None).split(*CUT, seed=common.seed)
@@ -119,10 +145,10 @@ class Job:
         return tuple(_told(part, cut) for part in parts)
 
     def _part(self, role: str) -> GroupedData:
-        """The rows of the split that ``--fit``, ``--select`` or ``--test`` names."""
-        name = getattr(self.common, role)
-        data = self._load(name)
-        if name != role:
+        """The rows of the splits that ``--fit``, ``--select`` or ``--test`` names."""
+        names = getattr(self.common, role)
+        data = self._load(names)
+        if names != (role,):
             return data
         named = Assumption("splits", f"{role} is {len(data):,} rows", "the splits' names", "--fit, --select, --test")
         return _told(data, named)
@@ -136,6 +162,9 @@ class Job:
         common = replace(self.common, data=path, images=None, split_column=None)
         data = replace(self, common=common)._load(None)
         known = self.fit.classes
+        also = shared_with(self.fit, data, Path(path).name)
+        settings().announce(also)
+        data = _told(data, *also)
         if data.classes == known:
             return data
         if data.task == "multilabel" or not set(data.classes) <= set(known):
@@ -146,7 +175,7 @@ class Job:
         numbers = torch.tensor([known.index(name) for name in data.classes])
         return replace(data, targets=numbers[data.targets], classes=known, task=self.fit.task)
 
-    def _load(self, split: str | None) -> GroupedData:
+    def _load(self, split: tuple[str, ...] | None) -> GroupedData:
         common = self.common
         data = load_manifest(
             common.data,
@@ -156,6 +185,7 @@ class Job:
             images=common.images,
             split_column=common.split_column,
             split=split,
+            allow_shared_rows=common.allow_shared_rows,
             cluster=common.cluster,
             image_size=common.image_size,
             normalize=common.normalize,

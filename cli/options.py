@@ -28,9 +28,10 @@ class Common:
     images: str | None
     path_column: str
     split_column: str | None
-    fit: str
-    select: str
-    test: str
+    fit: tuple[str, ...]
+    select: tuple[str, ...]
+    test: tuple[str, ...]
+    allow_shared_rows: bool
     cluster: str | None
     on_bad_image: str
     entry: str | None
@@ -188,9 +189,19 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
         data("--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"),
         data("--path-column", default="path", metavar="COL", help="Column of image paths."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
-        data("--fit", default="fit", metavar="NAME", help="Split that weights are moved on."),
-        data("--select", default="select", metavar="NAME", help="Split that the result is chosen on."),
-        data("--test", default="test", metavar="NAME", help="Split that is only measured on."),
+        *(
+            data(f"--{name}", multiple=True, default=(name,), metavar="NAME", help=f"Split that {what}. Repeatable.")
+            for name, what in (
+                ("fit", "weights are moved on"),
+                ("select", "the result is chosen on"),
+                ("test", "is only measured on"),
+            )
+        ),
+        data(
+            "--allow-shared-rows",
+            is_flag=True,
+            help="Take images or patients that are in several splits, and say so in the report.",
+        ),
         data(
             "--cluster",
             metavar="COL",

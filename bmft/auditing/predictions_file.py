@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bmft._text import listed, short
 from bmft.auditing.predictions import Predictions
 from bmft.errors import DataError, GroupError
-from bmft.tables import column, encode_attribute, encode_labels, read_table
+from bmft.tables import column, encode_attribute, encode_labels, read_table, rows_of_splits
 
 TARGET, SCORE = "y_true", "y_score"
 
@@ -25,7 +25,7 @@ def read_predictions(
     sensitive: str | Sequence[str],
     cluster: str | None = None,
     split_column: str | None = None,
-    split: str | None = None,
+    split: str | Sequence[str] | None = None,
 ) -> Predictions:
     """Read scores, labels and attributes from a CSV, TSV or Parquet table.
 
@@ -38,7 +38,7 @@ def read_predictions(
         sensitive: attributes as in a manifest: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``.
         cluster: column of the patient; a row without one is a patient of its own.
         split_column: column that says which split a row is in.
-        split: the split to read.
+        split: the split to read, or several.
 
     Raises:
         DataError: a column is missing, a label is empty, or a score is no probability (all are listed).
@@ -48,7 +48,7 @@ def read_predictions(
     specs = [sensitive] if isinstance(sensitive, str) else list(sensitive)
     try:
         if split_column is not None:
-            table = _of_split(table, split_column, split)
+            table = pd.DataFrame(table.iloc[rows_of_splits(table, split_column, split)])
         targets, classes, task, scores = _answers(table)
         encoded = [encode_attribute(table, spec) for spec in specs]
         clusters = None if cluster is None else _clusters(column(table, cluster, role="cluster"))
@@ -68,14 +68,6 @@ def read_predictions(
         rows=np.asarray(table.index, dtype=np.int64),
         content_hash=hashlib.sha256(pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest(),
     )
-
-
-def _of_split(table: pd.DataFrame, name: str, split: str | None) -> pd.DataFrame:
-    text = column(table, name, role="split")
-    if split not in set(text):
-        known = ", ".join(sorted(set(text) - {""})[:12])
-        raise DataError(f"column {name!r} has no split {split!r}; there are {known}")
-    return pd.DataFrame(table[text == split])
 
 
 def _answers(table: pd.DataFrame) -> tuple[NDArray[Any], tuple[str, ...], str, NDArray[np.float64]]:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from bmft.comparison.trials import (
     run_trial,
     trial_key,
 )
-from bmft.data import assumed_of
+from bmft.data import apart
 from bmft.errors import ConfigError, WorkerError
 from bmft.methods import METHODS
 from bmft.report import comparison_page, to_json, versions
@@ -46,6 +46,7 @@ def compare(
     config: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     jobs: int = 1,
+    allow_shared_rows: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Comparison:
     """Run every method under the same fit and select data, the same budget, and the same number of tuning trials.
@@ -56,12 +57,16 @@ def compare(
         config: values for every method's settings.
         folder: one file per finished trial is kept here, and read instead of run the next time.
         jobs: processes.
+        allow_shared_rows: take sets that share pictures or patients, which is an error otherwise; the report says so.
         progress: called with what is done, of how many, and the latest method.
 
     Raises:
         ConfigError: a method or a setting is not known.
     """
     budget = budget or Budget()
+    sets = {"fit": world.fit, "select": world.select} | ({} if world.test is None else {"test": world.test})
+    sets = apart(sets, allow=allow_shared_rows)
+    world = replace(world, fit=sets["fit"], select=sets["select"], test=sets.get("test"))
     trials = trials_of(methods, budget, config or {})
     store = _Store(folder, world.fingerprint())
     results = {place: found for place, trial in enumerate(trials) if (found := store.read(trial)) is not None}
@@ -78,7 +83,7 @@ def compare(
         not_installed(),
         versions(),
         tuple(attribute.name for attribute in world.fit.attributes),
-        as_json(assumed_of(world.fit, world.select, world.test)),
+        as_json(world.measured.assumed),
     )
 
 

@@ -1,5 +1,6 @@
 """Labelled samples with their groups: a manifest, arrays or a loader in, stratified batches out."""
 
+from bmft.data.apart import apart, shared_with
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.dataset import GroupBatch, GroupedData
 from bmft.data.images import LARGEST_IMAGE
@@ -24,12 +25,14 @@ __all__ = [
     "GroupBatch",
     "GroupedData",
     "Inputs",
+    "apart",
     "as_grouped",
     "assumed_of",
     "from_arrays",
     "images_from_array",
     "load_manifest",
     "map_tensors",
+    "shared_with",
     "skipped_images",
     "split_names",
     "stratified_batches",

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ from torch.utils.data import Dataset
 from bmft._assumed import Assumption
 from bmft._text import did_you_mean, short
 from bmft.data.arrays import Inputs, map_tensors
-from bmft.data.sampling import cells, split_cells
+from bmft.data.sampling import cells, split_cells, together
 from bmft.data.sources import ArraySource, DecodedImages, Flipped, Source, StreamedImages
 from bmft.errors import DataError, GroupError
-from bmft.tables import Attribute, Ints, cluster_ids, product
+from bmft.tables import ALONE, Attribute, Ints, Texts, cluster_names, product
 
 Task = Literal["binary", "multiclass", "multilabel"]
 
@@ -72,6 +73,7 @@ class GroupedData(Dataset[GroupBatch]):
     _index: Tensor
     _table: pd.DataFrame | None = None
     assumed: tuple[Assumption, ...] = ()
+    _patients: Texts | None = None
     _elsewhere: dict[torch.device, GroupedData] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
@@ -179,7 +181,8 @@ class GroupedData(Dataset[GroupBatch]):
 
         Args:
             fractions: size of each part; at most 1 together.
-            by: manifest column whose values (patients) stay whole; default: the `clusters`, if any.
+            by: manifest column whose values (patients) stay whole; default: the `clusters`, if any. Samples that look
+                the same to the model stay in one part too.
             seed: same seed, same parts.
 
         Raises:
@@ -190,9 +193,8 @@ class GroupedData(Dataset[GroupBatch]):
         >>> [len(part) for part in data.split(0.5, 0.25, 0.25)]
         [4, 2, 2]
         """
-        clusters = self.clusters if by is None else self._clusters_by(by)
-        whole = replace(self, clusters=clusters)
-        ids = None if clusters is None else clusters.numpy()
+        whole = self if by is None else self._clustered_by(by)
+        ids = together(None if whole.clusters is None else whole.clusters.numpy(), self.looks)
         part = split_cells(cells(self.targets, self.groups), fractions, ids, seed)
         sizes = np.bincount(part[part >= 0], minlength=len(fractions))
         if not sizes.all():
@@ -202,10 +204,11 @@ class GroupedData(Dataset[GroupBatch]):
             )
         return tuple(whole.subset(torch.from_numpy(np.flatnonzero(part == k))) for k in range(len(sizes)))
 
-    def _clusters_by(self, by: str) -> Tensor:
+    def _clustered_by(self, by: str) -> GroupedData:
         if self._table is None:
             raise DataError(f"by={by!r}: this data has no manifest columns; give clusters to from_arrays.")
-        return torch.from_numpy(cluster_ids(self._table, by))[self.rows]
+        names, ids = np.unique(cluster_names(self._table, by), return_inverse=True)
+        return replace(self, clusters=torch.from_numpy(ids)[self.rows], _patients=names)
 
     def with_attributes(self, *names: str) -> GroupedData:
         """Keep these attributes, in this order; ``"a*b"`` makes the product of two that are present.
@@ -229,6 +232,26 @@ class GroupedData(Dataset[GroupBatch]):
         attributes = [self.attributes[known[factor]] for factor in factors]
         ids = [self.groups[:, known[factor]].numpy() for factor in factors]
         return (attributes[0], ids[0]) if len(ids) == 1 else product(attributes, ids)
+
+    @cached_property
+    def patients(self) -> Texts | None:
+        """``(n,)`` the name behind each cluster, "" where it has none; None without clusters."""
+        if self.clusters is None or self._patients is None:
+            return None
+        names = ["" if name.startswith(ALONE) else name for name in self._patients]
+        found: Texts = np.array(names, dtype=object)[self.clusters.numpy()]
+        return found
+
+    @cached_property
+    def looks(self) -> npt.NDArray[np.uint64] | None:
+        """``(n,)`` 64 bits of a digest of what the model is shown; None for arrays that tell most samples not apart."""
+        own: npt.NDArray[np.uint64] | None = getattr(self._source, "looks", None)
+        if own is not None:
+            chosen: npt.NDArray[np.uint64] = own[self._index.numpy()]
+            return chosen
+        found: npt.NDArray[np.uint64] = np.frombuffer(b"".join(digest[:8] for digest in self.row_digests), np.uint64)
+        images = isinstance(self._source, DecodedImages)
+        return found if images or 2 * len(np.unique(found)) > len(found) else None
 
     @cached_property
     def row_digests(self) -> tuple[bytes, ...]:

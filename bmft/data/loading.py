@@ -53,7 +53,7 @@ def from_arrays(
     GroupedData(n=4, task='binary', classes=('0', '1'), attributes=(sex))
     """
     tensors, y, ids = as_inputs(inputs), whole_numbers(targets, "targets"), whole_numbers(groups, "groups")
-    own = None if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].astype(np.int64)
+    patients, own = (None, None) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)
     lengths = [len(y), len(ids), *map(len, leaves(tensors)), *([] if own is None else [len(own)])]
     if len(set(lengths)) > 1 or not len(y):
         raise DataError(f"targets, groups, inputs (and clusters) have {lengths} rows; expected as many of each.")
@@ -71,11 +71,12 @@ def from_arrays(
         ids,
         name_attributes(ids, attributes),
         names,
-        None if own is None else torch.from_numpy(own),
+        None if own is None else torch.from_numpy(own.astype(np.int64)),
         rows,
         0,
         source,
         rows,
+        _patients=None if patients is None else patients.astype(str).astype(object),
     )
 
 
@@ -133,7 +134,8 @@ def load_manifest(
     image: str = "path",
     images: str | Path | None = None,
     split_column: str | None = None,
-    split: str | None = None,
+    split: str | Sequence[str] | None = None,
+    allow_shared_rows: bool = False,
     cluster: str | None = None,
     image_size: int | None = None,
     normalize: str = "imagenet",
@@ -153,8 +155,9 @@ def load_manifest(
         image: column of image paths.
         images: folder the paths are relative to (default: the manifest's own), or an ``.npz`` in row order.
         split_column: column that names each row's split.
-        split: load only the rows of this split.
-        cluster: column of patient ids; a patient in two splits is an error, an empty id stands alone.
+        split: load only the rows of this split, or of several.
+        allow_shared_rows: take a table in which a patient or an image path is in two splits.
+        cluster: column of patient ids; an empty id stands alone.
         image_size: resize the shorter side to this and cut out the centre.
         normalize: ``imagenet``, ``none`` or ``MEAN/STD`` after scaling to [0, 1].
         channels: 3 or 1.
@@ -174,7 +177,15 @@ def load_manifest(
     if path.suffix.lower() == ".npz":
         path, folder = table_beside(path), path
     manifest = read_manifest(
-        path, target, sensitive, classes=classes, cluster=cluster, split_column=split_column, split=split
+        path,
+        target,
+        sensitive,
+        classes=classes,
+        cluster=cluster,
+        split_column=split_column,
+        split=split,
+        image=image,
+        allow_shared_rows=allow_shared_rows,
     )
     pixels: dict[str, Any] = {"size": image_size, "channels": channels, "normalize": normalize}
     source: Source
@@ -198,6 +209,7 @@ def load_manifest(
         _source=source,
         _index=torch.from_numpy(index),
         _table=manifest.table,
+        _patients=manifest.patients,
     )
 
 

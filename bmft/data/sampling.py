@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from bmft.errors import ConfigError, GroupError
@@ -48,6 +50,23 @@ def cells(targets: Tensor, groups: Tensor) -> Ints:
     """``(n,)`` one number per row for its group x label cell, numbered from 0 without holes."""
     pairs = torch.stack([label_strata(targets), group_strata(groups)], dim=1)
     return np.asarray(torch.unique(pairs, dim=0, return_inverse=True)[1].numpy(), dtype=np.int64)
+
+
+def together(clusters: Ints | None, looks: npt.NDArray[np.uint64] | None) -> Ints | None:
+    """``(n,)`` a number for what a split keeps whole: the clusters, joined where rows of two of them look the same.
+
+    >>> together(np.array([0, 0, 1, 2]), np.array([5, 6, 7, 6], np.uint64)).tolist()
+    [0, 0, 1, 0]
+    """
+    if looks is None or len(values := np.unique(looks, return_inverse=True)[1]) == int(values.max(initial=-1)) + 1:
+        return clusters
+    if clusters is None:
+        return values
+    ids = np.unique(clusters, return_inverse=True)[1]
+    first = int(ids.max()) + 1
+    size = first + int(values.max()) + 1
+    links = coo_array((np.ones(len(ids)), (ids, first + values)), shape=(size, size))
+    return np.asarray(connected_components(links, directed=False)[1][ids], np.int64)
 
 
 def split_cells(cell: Ints, fractions: Sequence[float], clusters: Ints | None, seed: int) -> Ints:

@@ -23,6 +23,8 @@ from bmft.data.images import Pixels, decode_image, fit, log, read_image
 from bmft.data.transforms import Normalization, parse_normalization
 from bmft.errors import ConfigError, DataError
 
+Looks = npt.NDArray[np.uint64]  # 64 bits of a digest of the pixels, whatever file they came from
+
 
 class Source(Protocol):
     """Where inputs come from: the batch of some rows, and one digest per row's content."""
@@ -41,6 +43,7 @@ class DecodedImages:
     pixels: Tensor
     normalization: Normalization
     sha256: Pixels | None = None
+    looks: Looks | None = None
 
     def take(self, index: Tensor) -> Tensor:
         """Float32 ``(len(index), c, h, w)``, where the pixels are."""
@@ -70,6 +73,7 @@ class StreamedImages:
     sha256: Pixels
     workers: int
     bits: int | None = None
+    looks: Looks | None = None
 
     def take(self, index: Tensor) -> Tensor:
         """Float32 ``(len(index), c, h, w)``."""
@@ -169,7 +173,7 @@ def load_images(
     fits = len(paths) * channels * shape[0] * shape[1] <= cache_bytes
     pixels = np.zeros((len(paths), channels, *shape), np.uint8) if fits else None
 
-    digests = np.zeros((len(paths), 32), np.uint8)
+    digests, looks = np.zeros((len(paths), 32), np.uint8), np.zeros(len(paths), np.uint64)
     bad: list[BadImage] = []
     shares: list[float] = []
     odd: list[tuple[int, tuple[int, int]]] = []
@@ -182,6 +186,7 @@ def load_images(
             bad.append(BadImage(row, _reason(error)))
             return
         digests[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        looks[row] = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest())
         if image.shape[:2] != shape:
             odd.append((row, (image.shape[0], image.shape[1])))
         elif pixels is not None:
@@ -207,8 +212,8 @@ def load_images(
         )
     bad.sort(key=lambda one: one.position)
     if pixels is not None:
-        return DecodedImages(torch.from_numpy(pixels), normalization, digests), bad
-    return StreamedImages(paths, size, channels, normalization, digests, workers, bits), bad
+        return DecodedImages(torch.from_numpy(pixels), normalization, digests, looks), bad
+    return StreamedImages(paths, size, channels, normalization, digests, workers, bits, looks), bad
 
 
 _BLOCK = 4096

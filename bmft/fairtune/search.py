@@ -17,7 +17,7 @@ from torch import nn
 
 from bmft._text import unknown_name
 from bmft.auditing import GOALS, AuditReport, Goal
-from bmft.data import GroupedData, as_grouped, assumed_of
+from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passes, run_finals
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
@@ -217,6 +217,7 @@ def search(
     detail: Detail = "component",
     config: Mapping[str, Any] | None = None,
     conditions: Conditions | None = None,
+    allow_shared_rows: bool = False,
     progress: Callable[[SearchProgress], None] = lambda progress: None,
     **but: Any,
 ) -> SearchOutcome:
@@ -230,7 +231,7 @@ def search(
        kept and measured on `test`.
 
     Args:
-        fit, select, test, sensitive, conditions, but: as for `bmft.debias`. No trial sees `test`.
+        fit, select, test, sensitive, conditions, allow_shared_rows, but: as for `bmft.debias`. No trial sees `test`.
         method: any of `bmft.METHODS`; ``"selective"`` is plain fine-tuning of what is switched on, as published.
         goal: what is looked for on select, a name in `bmft.auditing.GOALS`.
         second_goal: a second one: the trials that none beats in both make a front, and the best by `goal` wins.
@@ -257,10 +258,8 @@ def search(
         raise ConfigError(f"trials {trials}, folds {folds}: expected at least 1 of each")
     conditions = (conditions or Conditions()).but(**but)
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
-    parts = {part: _prepared(data, sensitive) for part, data in sets.items()}
-    assumed = assumed_of(*parts.values())
-    fit, select, *rest = (replace(part, assumed=assumed) for part in parts.values())
-    test = rest[0] if rest else None
+    parts = apart({part: _prepared(data, sensitive) for part, data in sets.items()}, allow=allow_shared_rows)
+    fit, select, test = parts["fit"], parts["select"], parts.get("test")
     if method not in METHODS:
         raise ConfigError(unknown_name("method", method, METHODS))
     given = {"choose": goal, **METHODS[method].reading(INNER), **(config or {})}

@@ -13,7 +13,7 @@ from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.compute import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.compute import distributed as processes
-from bmft.data import GroupedData, as_grouped, assumed_of, skipped_images
+from bmft.data import GroupedData, apart, as_grouped, skipped_images
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
@@ -84,6 +84,7 @@ def debias(
     config: Mapping[str, Any] | Settings | None = None,
     conditions: Conditions | None = None,
     batch_fn: Callable[[Any], tuple[Any, torch.Tensor, torch.Tensor]] | None = None,
+    allow_shared_rows: bool = False,
     activations: Activations | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
@@ -102,12 +103,14 @@ def debias(
         sensitive: the attributes to take from the data; all by default.
         config: values for the method's `Settings`, and ``preset``; or whole `Settings`.
         conditions: see `bmft.Conditions`; any of them can be given by its own name, too: ``seed=1``.
+        allow_shared_rows: take sets that share pictures or patients, which is an error otherwise; the report says so.
         activations: kept from other runs of the same weights and sets, see `bmft.models.Activations`.
         journal: a folder, made when it is needed, in which the run keeps how far it got. It is yours to remove.
         resume: go on with what the journal holds, to the same bytes; it must be of the same run.
 
     Raises:
         ConfigError: a method, setting or condition is not known or not possible.
+        DataError: two sets share rows.
         GroupError: there is nothing to compare.
         ConstantPredictorError: the model decides the same for everybody.
         NonFiniteError: a logit or a loss is not finite.
@@ -116,9 +119,7 @@ def debias(
     settings, conditions = settings_for(method, config), (conditions or Conditions()).but(**but)
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
-    assumed = assumed_of(*data.values())
-    # The same object where nothing is new: what is computed on a set is kept by the set.
-    data = {n: part if part.assumed == assumed else replace(part, assumed=assumed) for n, part in data.items()}
+    data = apart(data, allow=allow_shared_rows)
     run = _prepare(model, data, settings, conditions, progress, activations)
     described = settings.to_dict() | conditions.to_dict()
     described |= {"head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes]}

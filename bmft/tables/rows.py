@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from bmft.tables.labels import encode_labels
 from bmft.tables.reading import Ints, Texts, column, read_table
 
 log = logging.getLogger(__name__)
+ALONE = "\0"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Manifest:
     groups: Ints
     clusters: Ints | None
     rows: Ints
+    patients: Texts | None  # the name behind each cluster
 
 
 def read_manifest(
@@ -42,7 +45,9 @@ def read_manifest(
     classes: Sequence[str] | None = None,
     cluster: str | None = None,
     split_column: str | None = None,
-    split: str | None = None,
+    split: str | Sequence[str] | None = None,
+    image: str | None = None,
+    allow_shared_rows: bool = False,
 ) -> Manifest:
     """Read and check a table; the arguments are `data.load_manifest`'s.
 
@@ -53,56 +58,66 @@ def read_manifest(
         targets, names, task = encode_labels(table, target, classes)
         specs = [sensitive] if isinstance(sensitive, str) else list(sensitive)
         encoded = [encode_attribute(table, spec) for spec in specs]
-        rows = _split_rows(table, split_column, split, cluster)
+        rows = rows_of_splits(table, split_column, split)
+        if split_column is not None and not allow_shared_rows:
+            _check_leaks(table, split_column, [name for name in (cluster, image) if name and name in table.columns])
         _check_labels(targets[rows], rows)
         _check_groups([(attribute, ids[rows]) for attribute, ids in encoded])
-        clusters = None if cluster is None else cluster_ids(table, cluster)
+        patients, clusters = (
+            (None, None) if cluster is None else np.unique(cluster_names(table, cluster), return_inverse=True)
+        )
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error
     groups = np.stack([ids for _, ids in encoded], axis=1)
     attributes = tuple(attribute for attribute, _ in encoded)
-    return Manifest(path, table, task, names, targets, attributes, groups, clusters, rows)
+    return Manifest(path, table, task, names, targets, attributes, groups, clusters, rows, patients)
 
 
-def cluster_ids(table: pd.DataFrame, name: str) -> Ints:
-    """``(rows,)`` a number per patient; a row without an id is a patient of its own."""
+def cluster_names(table: pd.DataFrame, name: str) -> Texts:
+    """``(rows,)`` the patient; a row without an id is a patient of its own, whose name begins with `ALONE`."""
     text = column(table, name, role="cluster")
-    alone = np.array([f"\0{row}" if value == "" else value for row, value in enumerate(text)], dtype=object)
-    return np.asarray(np.unique(alone, return_inverse=True)[1], dtype=np.int64)
+    return np.array([f"{ALONE}{row}" if value == "" else value for row, value in enumerate(text)], dtype=object)
 
 
-def _split_rows(table: pd.DataFrame, name: str | None, split: str | None, cluster: str | None) -> Ints:
-    if name is None and split is not None:
+def rows_of_splits(table: pd.DataFrame, name: str | None, split: str | Sequence[str] | None) -> Ints:
+    """The rows of one split or several, or all of them.
+
+    Raises:
+        DataError: there is no such split; the message names the nearest one.
+    """
+    wanted = [split] if isinstance(split, str) else split
+    if name is None and wanted is not None:
         raise ConfigError(f"split {split!r} was asked for without a split column.")
-    if name is None:
+    if name is None or wanted is None:
         return np.arange(len(table))
     text = column(table, name, role="split")
-    if cluster is not None:
-        _check_leaks(text, column(table, cluster, role="cluster"), name, cluster)
-    rows = np.arange(len(table)) if split is None else np.flatnonzero(text == split)
-    if not len(rows):
-        known = sorted(set(text) - {""})
-        hint = did_you_mean(str(split), known)
+    known = sorted(set(text) - {""})
+    if not wanted or (unknown := [one for one in wanted if one not in known]):
+        missing = str(unknown[0]) if wanted else ""
+        hint = did_you_mean(missing, known)
         there = "" if hint.startswith("There") else f" There are {', '.join(map(repr, known[:12]))}."
-        raise DataError(f"column {name!r} has no split {short(split)!r}. {hint}{there}")
-    return rows
+        raise DataError(f"column {name!r} has no split {short(missing)!r}. {hint}{there}")
+    return np.flatnonzero(np.isin(text, list(wanted)))
 
 
-def _check_leaks(split: Texts, cluster: Texts, name: str, cluster_name: str) -> None:
-    places: dict[str, dict[str, int]] = {}
-    for row, (part, patient) in enumerate(zip(split, cluster, strict=True)):
-        if part and patient:
-            places.setdefault(patient, {}).setdefault(part, row)
-    leaks = [
-        f"{short(patient, 60)}: " + ", ".join(f"{short(part, 40)} (row {row})" for part, row in parts.items())
-        for patient, parts in places.items()
-        if len(parts) > 1
-    ]
-    if leaks:
-        raise DataError(
-            f"{len(leaks)} values of {cluster_name!r} are in several splits of {name!r}: what is measured "
-            f"on one leaks from another. Keep each in one split:\n{listed(leaks, 5)}"
-        )
+def _check_leaks(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
+    """Refuse a patient or an image path that is in several splits."""
+    split = column(table, name, role="split")
+    for shared in columns:
+        text = [value.replace("\\", "/").removeprefix("./") for value in column(table, shared, role="cluster")]
+        places = pd.DataFrame({"value": text, "split": split}).drop_duplicates()
+        places = places[(places["value"] != "") & (places["split"] != "")]
+        leaks = places[places["value"].duplicated(keep=False)].groupby("value", sort=False)
+        if len(leaks):
+            some = [
+                f"{short(value, 60)}: " + ", ".join(f"{short(part, 40)} (row {row})" for row, part in parts.items())
+                for value, parts in itertools.islice(leaks["split"], 5)
+            ]
+            more = f"\n  ... and {len(leaks) - 5:,} more" if len(leaks) > 5 else ""
+            raise DataError(
+                f"{len(leaks):,} values of {shared!r} are in several splits of {name!r}: what is measured on one leaks "
+                f"from another. Keep each in one split, or give --allow-shared-rows:\n{listed(some)}{more}"
+            )
 
 
 def _check_labels(targets: Ints, rows: Ints) -> None:

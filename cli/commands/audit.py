@@ -41,7 +41,7 @@ def audit(
     else:
         what, measured = f"{checkpoint}, ", _of_model(checkpoint, common)
     part_company()
-    where = f"{common.test!r} split" if common.split_column else "every row"
+    where = f"{', '.join(map(repr, common.test))} split" if common.split_column else "every row"
     # Standard output belongs to the JSON when it is asked for there.
     click.echo(f"{what}{where} of {predictions or common.data}: n = {measured.n:,}", err=json_file == "-")
     click.echo(audit_table({"": measured}), err=json_file == "-")

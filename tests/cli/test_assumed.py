@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-FAST = ["--method", "threshold", "--epochs", "0"]
+FAST = ["--method", "threshold"]
 POLICY = '[[check]]\nmetric = "false_positive_rate"\nsensitive = ["sex"]\nmax_difference = 0.9\n'
 
 
