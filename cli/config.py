@@ -77,7 +77,7 @@ def _find(value: str | None) -> tuple[Path, dict[str, Any]] | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     # A ValueError that is no TOMLDecodeError: not UTF-8, or a number of thousands of digits.
     except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} is no TOML file: {error}") from error

@@ -31,6 +31,8 @@ class Terminal:
     def say(self, text: str) -> None:
         """A remark, on standard error."""
         if not self.quiet:
+            # What was printed before stands before it, also where both streams go to one pipe.
+            sys.stdout.flush()
             click.echo(f"bmft: {visible(text)}", err=True)
 
     def announce(self, assumed: Iterable[Assumption]) -> None:

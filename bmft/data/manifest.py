@@ -62,7 +62,7 @@ def image_paths(manifest: Manifest, image: str, folder: Path | None) -> ImagePat
         hint = did_you_mean(image, map(str, manifest.table.columns))
         raise DataError(f"{manifest.path}: no image path column {image!r}. {hint} Images may also be an npz.")
     base = manifest.path.parent if folder is None else folder
-    names = [str(name) for name in manifest.table[image].to_numpy()[manifest.rows]]
+    names = [str(name).strip() for name in manifest.table[image].to_numpy()[manifest.rows]]
     problem = _path_problem(folder is not None)
     refused = [
         f"row {row}: {short(name)!r}: {problem(name)}"

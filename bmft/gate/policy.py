@@ -98,7 +98,7 @@ def load_policy(path: str | Path) -> Policy:
         PolicyError: it is no file, no TOML, or says something that is not allowed; all problems are listed.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     # A ValueError is a path with a NUL in it, or text that is not UTF-8.
     except (OSError, ValueError) as error:
         raise PolicyError(f"the policy {path} cannot be read: {error}") from error

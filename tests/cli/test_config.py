@@ -128,3 +128,10 @@ def test_a_file_that_is_not_text_is_refused(run, tmp_path):
 
 def test_a_config_that_is_not_there_is_a_usage_error(run):
     assert run("fit", "--config", "none.toml").exit_code == 2
+
+
+def test_a_file_with_a_byte_order_mark_is_read_as_one_without(tmp_path):
+    from bmft_cli.config import _load
+
+    (tmp_path / "bmft.toml").write_bytes(b'\xef\xbb\xbflabel = "y"\n')
+    assert _load(tmp_path / "bmft.toml") == {"label": "y"}

@@ -120,3 +120,11 @@ def test_several_splits_are_read_together(site):
     assert load(path, split_column="split", split=["1", "2"]).rows.tolist() == [0, 1]
     with pytest.raises(DataError, match="no split '9'"):
         load(path, split_column="split", split=["1", "9"])
+
+
+def test_blanks_around_an_image_path_are_no_part_of_it(site):
+    path = site("a", 0)
+    table = pd.read_csv(path)
+    table["path"] += "  "
+    table.to_csv(path, index=False)
+    assert len(load(path)) == 4

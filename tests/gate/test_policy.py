@@ -190,3 +190,12 @@ def test_the_schema_ships_beside_the_code():
     import bmft
 
     assert (Path(bmft.__file__).parent / "gate" / "policy.schema.json").is_file()
+
+
+def test_a_policy_with_a_byte_order_mark_is_read_as_one_without(tmp_path):
+    from bmft.gate import load_policy
+
+    text = '[[check]]\nmetric = "roc_auc"\nsensitive = ["sex"]\nmax_difference = 0.1\n'
+    for name, mark in (("plain.toml", b""), ("marked.toml", b"\xef\xbb\xbf")):
+        (tmp_path / name).write_bytes(mark + text.encode())
+    assert load_policy(tmp_path / "marked.toml").checks == load_policy(tmp_path / "plain.toml").checks
