@@ -226,8 +226,10 @@ def _told(data: GroupedData, *assumed: Assumption) -> GroupedData:
 
 def _channels(model: nn.Module) -> int:
     """Channels of the images: what the first convolution takes; 3 where there is none."""
-    kernels = (p for p in model.parameters() if p.dim() == 4)
-    channels = next((kernel.shape[1] for kernel in kernels), 3)
+    layers = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    # A kernel's own shape tells the channels of one group only.
+    channels = next((layer.in_channels for layer in layers), 0)
+    channels = channels or next((p.shape[1] for p in model.parameters() if p.dim() == 4), 3)
     if channels not in (1, 3):
         raise DataError(f"the model takes images of {channels} channels; a manifest's have 1 or 3")
     return channels

@@ -23,19 +23,24 @@ from bmft.gate.verdict import Decision, Finding, Result, Verdict
 
 
 def check(
-    report: AuditReport, policy: Policy, baseline: AuditReport | None = None, *, debiased_on: Collection[str] = ()
+    report: AuditReport | Predictions,
+    policy: Policy,
+    baseline: AuditReport | Predictions | None = None,
+    *,
+    debiased_on: Collection[str] = (),
 ) -> Verdict:
     """Decide by a policy whether a model passes.
 
     Args:
-        report: an audit with its predictions.
+        report: an audit with its predictions, or predictions, cut at the policy's threshold, else at 0.5.
         policy: what the model has to show, from `load_policy`.
-        baseline: an audit of the baseline on the same rows, for the policy's ``[[non_inferiority]]``.
+        baseline: the same of the baseline on the same rows, for the policy's ``[[non_inferiority]]``.
         debiased_on: content hashes of the sets the model was fitted to; a gate on one of them is refused.
 
     Raises:
         PolicyError: the policy names attributes, classes, checks or groups that the data do not have.
-        ConfigError: no predictions; no baseline, or one on other rows; a gate set the model was fitted to.
+        ConfigError: neither of these, or no predictions; no baseline, or one on other rows; a gate set the model was
+            fitted to.
 
     >>> from bmft.auditing import audit_predictions
     >>> from bmft.tables import Attribute
@@ -47,7 +52,7 @@ def check(
     'pass'
     """
     own = _predictions(report)
-    case = Case(own, policy, report.threshold, None if baseline is None else _predictions(baseline))
+    case = Case(own, policy, _threshold(report, policy), None if baseline is None else _predictions(baseline))
     _refuse(case, debiased_on)
     results, used = [], set[Waiver]()
     for task in case.tasks:
@@ -64,7 +69,20 @@ def check(
     )
 
 
-def _predictions(report: AuditReport) -> Predictions:
+def _threshold(report: AuditReport | Predictions, policy: Policy) -> float:
+    if isinstance(report, AuditReport):
+        return report.threshold
+    return 0.5 if policy.threshold is None else policy.threshold
+
+
+def _predictions(report: AuditReport | Predictions) -> Predictions:
+    if isinstance(report, Predictions):
+        return report
+    if not isinstance(report, AuditReport):
+        raise ConfigError(
+            f"a {type(report).__name__} was given to check: expected an audit or predictions; of a model "
+            "bmft.audit(model, data) makes one"
+        )
     if report.predictions is None:
         raise ConfigError("the audit has no predictions (it was read from a file): audit the model again")
     return report.predictions

@@ -63,8 +63,13 @@ def check_values(model: nn.Module) -> None:
     """Raise unless every weight has values.
 
     Raises:
-        ArchitectureError: a weight or buffer is on the meta device or not yet initialized.
+        ArchitectureError: it is a ScriptModule, or a weight or buffer is on the meta device or not yet initialized.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArchitectureError(
+            "the model is a ScriptModule (torch.jit), whose layers cannot be taken apart: build the nn.Module that it "
+            "was made from, and load its weights with load_state_dict(scripted.state_dict())"
+        )
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     if odd := [name for name, tensor in tensors.items() if tensor.is_meta or is_lazy(tensor)]:
         raise ArchitectureError(

@@ -56,8 +56,8 @@ class Selection:
         if CONSTANT in report.flags:
             raise ConstantPredictorError(
                 f"the model is a constant predictor on the select set at threshold {self.conditions.threshold:g}: "
-                "every gap is 0 whatever its bias. Check the preprocessing (--normalize, --image-size) and the "
-                "threshold."
+                "every gap is 0 whatever its bias. Check the preprocessing (--normalize, --image-size), "
+                "or let --threshold-from select pick the threshold."
             )
         self.history[0]["eligible"] = True
 

@@ -104,3 +104,14 @@ def test_a_debiasing_of_either_is_that_of_the_plain_model(bmft, data_options, wr
     assert not torch.equal(plain["label.weight"], start["label.weight"])
     for key in plain:
         torch.testing.assert_close(plain[key], other[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_depthwise_first_layer_takes_colour_images(bmft, data_options, tmp_path, monkeypatch):
+    (tmp_path / "depthwise.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 6, 8, 8, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(__import__("depthwise").build().state_dict(), tmp_path / "net.pt")
+    assert bmft("audit", "net.pt", *data_options, "--arch", "depthwise:build") == 0

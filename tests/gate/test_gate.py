@@ -732,3 +732,11 @@ def test_warnings_are_never_numpys():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mixed()
+
+
+def test_predictions_are_checked_as_an_audit_of_them_is_and_a_model_is_refused():
+    rules = parse_policy('check = [{metric = "true_positive_rate", sensitive = ["sex"], max_difference = 0.1}]')
+    predictions = random_predictions()
+    assert check(predictions, rules).to_dict() == decide(predictions, rules).to_dict()
+    with pytest.raises(ConfigError, match="a Linear was given to check"):
+        check(nn.Linear(2, 1), rules)
