@@ -225,7 +225,7 @@ def _check_logits(logits: Tensor, multi_label: bool, data: GroupedData) -> None:
         )
     expected = sizes_for(data, multi_label)
     if logits.shape[1] not in expected:
-        hint = ". Name the one that the label is about (--output)" if data.task == "binary" else ""
+        hint = ". To measure one of them: bmft.read_as(model, output=...)" if data.task == "binary" else ""
         raise DataError(
             f"the model has {logits.shape[1]} outputs, and the data's task is {data.task} with the classes "
             f"{', '.join(data.classes)}: expected {' or '.join(map(str, sorted(expected)))}{hint}"

@@ -179,6 +179,8 @@ def _prepare(
     where = choose_device(conditions.device)
     tuned = laid_out_for_speed(working_copy(model, where))
     settle(tuned, data["fit"], multi_label=conditions.multi_label, place=lambda tensor: tensor.to(where))
+    if reading_of(tuned).output is not None:
+        raise ConfigError("one output of many can be measured, not debiased: the others' weights would move, too")
     fit, select = (data[name].on(where, room_for_pixels(where)) for name in ("fit", "select"))
     gap = gap_measure(settings, conditions.threshold)
     return Run(

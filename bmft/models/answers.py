@@ -303,7 +303,7 @@ def _as_logits(values: Tensor, reading: Reading) -> Tensor:
     if bool(((total - 1).abs() > 10 * _ROUNDING).any()):
         raise CheckpointError(
             f"the {values.shape[1]} probabilities of a row add up to {float(total.min()):.3g} to "
-            f"{float(total.max()):.3g}, not to 1, so they are no classes: give --multi-label, or --output for one"
+            f"{float(total.max()):.3g}, not to 1, so they are no classes: give --multi-label"
         )
     return inside.log()
 

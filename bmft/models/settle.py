@@ -164,7 +164,7 @@ def _check_step(kind: str, classes: bool, columns: int, several: bool, output: i
         )
     raise ArchitectureError(
         f"the model ends in a {kind} over {columns} outputs, each a yes or no of its own, and the label is one of "
-        "several classes: give --multi-label with a --label for each, or --output for one of them"
+        "several classes: give --multi-label with a --label for each"
     )
 
 
