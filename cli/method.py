@@ -63,7 +63,7 @@ _LIMITS = [
         type=click.FloatRange(0, 1),
         default=0.01,
         metavar="D",
-        help="How far ROC AUC, and balanced accuracy, may fall on select.",
+        help="How far the mean of the groups' ROC AUCs, and of their balanced accuracies, may fall on select.",
     ),
     _method(
         "--max-group-auc-drop",
@@ -72,8 +72,21 @@ _LIMITS = [
         metavar="D",
         help="How far any group's ROC AUC may fall on select.",
     ),
+    _method(
+        "--max-calibration-rise",
+        type=click.FloatRange(0, 1),
+        default=0.05,
+        metavar="D",
+        help="How far any group's calibration error may rise on select.",
+    ),
+    _method(
+        "--max-overall-auc-drop",
+        type=click.FloatRange(0, 1),
+        metavar="D",
+        help="How far ROC AUC over everybody may fall on select. [default: as far as equal rates need]",
+    ),
 ]
-_LIMIT_NAMES = ("max_auc_drop", "max_group_auc_drop")
+_LIMIT_NAMES = ("max_auc_drop", "max_group_auc_drop", "max_calibration_rise", "max_overall_auc_drop")
 
 
 def _option_of(name: str, kind: Any, fact: Fact) -> Any:

@@ -3,6 +3,7 @@
 from bmft.auditing.audit import CONSTANT, AuditReport, audit_predictions
 from bmft.auditing.goals import GOALS, Goal
 from bmft.auditing.group_intervals import GroupStatistics, Sample, gather
+from bmft.auditing.harm import Limits, Split, Violation, fall_in_words, split_auc, violations
 from bmft.auditing.metrics import DIRECTION, Column, Counts, count, group_metrics
 from bmft.auditing.predictions import Predictions, pick_threshold
 from bmft.auditing.predictions_file import read_predictions
@@ -16,12 +17,18 @@ __all__ = [
     "Counts",
     "Goal",
     "GroupStatistics",
+    "Limits",
     "Predictions",
     "Sample",
+    "Split",
+    "Violation",
     "audit_predictions",
     "count",
+    "fall_in_words",
     "gather",
     "group_metrics",
     "pick_threshold",
     "read_predictions",
+    "split_auc",
+    "violations",
 ]

@@ -1,19 +1,18 @@
 """What a search ends with: its winner, short and at full length, and the method by itself; the best is kept."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bmft.auditing import AuditReport, Goal
+from bmft.auditing import Goal, violations
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.methods import Outcome, Progress, debias, remeasured
 from bmft.models import Activations
 from bmft.settings import Settings
-from bmft.training import Conditions, Limits
+from bmft.training import Conditions
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def run_finals(
         except (ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
             continue
-        harmless = max(broken(outcome.before, outcome.after, conditions.limits)) <= 0
+        harmless = not violations(outcome.before, outcome.after, conditions.limits)
         cost = 0 if name in known else passes(outcome, fit)
         finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, cost))
     if not finals:
@@ -105,18 +104,6 @@ def measured_at_last(
     if test is None:
         return remeasured(final.outcome, model, select, "select", conditions)
     return remeasured(final.outcome, model, test, "test", conditions)
-
-
-def broken(before: AuditReport, after: AuditReport, limits: Limits) -> tuple[float, float]:
-    """By how much more than the limits the ROC AUC fell, over everybody and in the group where it fell most."""
-    drops = [
-        figures["roc_auc"] - after.by_group[attribute][group]["roc_auc"]
-        for attribute, groups in before.by_group.items()
-        for group, figures in groups.items()
-    ]
-    worst = max((drop for drop in drops if math.isfinite(drop)), default=0.0)
-    overall = before.overall["roc_auc"] - after.overall["roc_auc"]
-    return overall - limits.max_auc_drop, worst - limits.max_group_auc_drop
 
 
 def passes(outcome: Outcome, fit: GroupedData) -> int:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from bmft._text import unknown_name
-from bmft.auditing import GOALS, AuditReport, Goal
+from bmft.auditing import GOALS, AuditReport, Goal, violations
 from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError
-from bmft.fairtune.finals import Final, best_of, broken, measured_at_last, passes, run_finals
+from bmft.fairtune.finals import Final, best_of, measured_at_last, passes, run_finals
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
 from bmft.fairtune.study import (
     DONE,
@@ -290,7 +290,7 @@ def search(
         kept = best_of(finals, goals[0])
         outcome = measured_at_last(kept, model, select, test, conditions)
         summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
-    shown = {name.replace("_", "-"): value for name, value in conditions.to_dict().items()}
+    shown = {name.replace("_", "-"): value for name, value in conditions.to_dict().items() if value is not None}
     return SearchOutcome(
         outcome, {"method": kept.method, **shown}, METHODS[kept.method].reading(kept.settings.to_dict()), summary
     )
@@ -367,9 +367,8 @@ def _suggested(trial: Trial, space: Space) -> dict[str, Any]:
 
 def _note(trial: Trial, outcomes: list[Outcome], limits: Limits) -> None:
     """Keep what the report shows, and by how much the trial breaks the limits (more than 0: it does)."""
-    overall, group = zip(*(broken(o.before, o.after, limits) for o in outcomes), strict=True)
-    trial.set_constraint("fall of ROC AUC", max(overall))
-    trial.set_constraint("fall of a group's ROC AUC", max(group))
+    found = [one.excess for o in outcomes for one in violations(o.before, o.after, limits)]
+    trial.set_constraint("harm", _finite(max(found, default=0.0)))
     trial.set_user_attr("gap", float(np.mean([_mean_gap(o.after) for o in outcomes])))
     trial.set_user_attr("roc_auc", float(np.mean([o.after.overall["roc_auc"] for o in outcomes])))
     trial.set_user_attr("accepted", all(o.accepted for o in outcomes))

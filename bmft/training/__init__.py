@@ -1,6 +1,7 @@
 """Move only the weights of a mask: the step rule, the loss, the loop, the choice of the epoch."""
 
-from bmft.training.conditions import Conditions, Limits
+from bmft.auditing import Limits
+from bmft.training.conditions import Conditions
 from bmft.training.loop import tune
 from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights, masked

@@ -5,26 +5,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from bmft._text import unknown_name
+from bmft.auditing import Limits
 from bmft.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an epoch may not cost, compared with the untouched model on the select set.
-
-    Attributes:
-        max_auc_drop: of the ROC AUC over everybody, and of the balanced accuracy at the threshold: a gap also shrinks
-            when fewer of everybody are called positive, which is no help.
-        max_group_auc_drop: of the ROC AUC of any group.
-    """
-
-    max_auc_drop: float = 0.01
-    max_group_auc_drop: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("max_auc_drop", "max_group_auc_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions
+from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions, violations
 from bmft.errors import ConstantPredictorError
 from bmft.models import changes, put_back, tensors_of
 from bmft.training.conditions import Conditions
@@ -21,8 +21,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Selection:
     """Sees the select set's predictions after every epoch and keeps what the best one changed.
 
-    An epoch is eligible when the ROC AUC falls by no more than the limits allow, overall and in every group, nor does
-    the balanced accuracy, and the model is not constant. The untouched model takes part.
+    An epoch is eligible when `bmft.auditing.violations` finds no harm. The untouched model takes part.
 
     Attributes:
         original: the untouched model's weights, in the precision and on the device of their own.
@@ -124,17 +123,16 @@ class Selection:
         wanted = self._better("er")
         if not better:
             return f"none of {len(tried)} epochs had a {wanted} than the original on select; the original is kept"
-        nearest, limits = max(better, key=lambda e: e["roc_auc"]), self.conditions.limits
+        nearest = min(better, key=lambda e: len(e["harm"]))
         return (
-            f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each lowered the ROC AUC or the "
-            f"balanced accuracy by more than {limits.max_auc_drop:g}, or a group's ROC AUC by more than "
-            f"{limits.max_group_auc_drop:g} (nearest: gap {nearest['gap']:.3f}, ROC AUC {nearest['roc_auc']:.3f} "
-            f"against {self.history[0]['roc_auc']:.3f}); the original is kept"
+            f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each did harm (nearest: gap "
+            f"{nearest['gap']:.3f}, but {'; '.join(nearest['harm'])}); the original is kept"
         )
 
     def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
         report = audit_predictions(predictions, threshold=self.conditions.threshold, intervals=False)
         self.untouched = self.untouched or report
+        harm = violations(self.untouched, report, self.conditions.limits)
         entry = {
             "step": step,
             "epoch": epoch,
@@ -143,30 +141,14 @@ class Selection:
             "roc_auc": report.overall["roc_auc"],
             "worst_group_roc_auc": _worst(report),
             "balanced_accuracy": report.overall["balanced_accuracy"],
-            "eligible": self._harmless(report),
+            "eligible": not harm,
+            "harm": [str(one) for one in harm],
             "chosen": False,
         }
         if self.choose != "gap":
             entry[self.choose] = GOALS[self.choose].of(report)
         self.history.append(entry)
         return report
-
-    def _harmless(self, report: AuditReport) -> bool:
-        before, limits = self.untouched or report, self.conditions.limits
-        if CONSTANT in report.flags:
-            return False
-        # Written so that a NaN is not harmless.
-        if not report.overall["roc_auc"] >= before.overall["roc_auc"] - limits.max_auc_drop:
-            return False
-        point = before.overall["balanced_accuracy"]
-        if math.isfinite(point) and not report.overall["balanced_accuracy"] >= point - limits.max_auc_drop:
-            return False
-        for attribute, groups in before.by_group.items():
-            for group, metrics in groups.items():
-                now = report.by_group[attribute][group]["roc_auc"]
-                if math.isfinite(metrics["roc_auc"]) and not now >= metrics["roc_auc"] - limits.max_group_auc_drop:
-                    return False
-        return True
 
 
 def _worst(report: AuditReport) -> float:

@@ -1,0 +1,189 @@
+"""What a change may not cost: one rule of harm, of two audits of the same rows; and what a pooled fall consists of."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bmft.auditing.audit import CONSTANT, AuditReport
+from bmft.errors import ConfigError
+from bmft.stats import placements
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a result may cost, compared with the original on the same rows.
+
+    Harm is what happens inside a group. The ROC AUC over everybody also counts pairs *between* groups, which equal
+    error rates have to take away where the groups' shares of positives differ (`split_auc`).
+
+    Attributes:
+        max_auc_drop: of the mean of the groups' ROC AUCs, and of the mean of their balanced accuracies.
+        max_group_auc_drop: of the ROC AUC of any group.
+        max_calibration_rise: of the calibration error of any group.
+        max_overall_auc_drop: of the ROC AUC over everybody; None for no limit.
+    """
+
+    max_auc_drop: float = 0.01
+    max_group_auc_drop: float = 0.02
+    max_calibration_rise: float = 0.05
+    max_overall_auc_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}: expected a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One limit that a change breaks: whose figure, before and after, and by how much it may be worse."""
+
+    what: str
+    before: float
+    after: float
+    limit: float
+
+    @property
+    def excess(self) -> float:
+        """How far beyond the limit; infinite where there is no figure any more."""
+        beyond = abs(self.before - self.after) - self.limit
+        return math.inf if math.isnan(beyond) else beyond
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.before:.3f} -> {self.after:.3f} (limit {self.limit:g})"
+
+
+def violations(before: AuditReport, after: AuditReport, limits: Limits) -> tuple[Violation, ...]:
+    """Every limit that `after` breaks, in the order of `Limits`; none means no harm.
+
+    A figure that was not measured before (NaN) is not counted; one that was and is not any more is harm. A model that
+    says the same of everybody is harm. For several classes or labels a group's figure is their mean, and each class
+    of a group is looked at, too.
+
+    >>> from bmft.auditing import Predictions, audit_predictions
+    >>> from bmft.tables import Attribute
+    >>> sex, targets, groups = Attribute("sex", ("female", "male")), [0, 1, 0, 1], [0, 0, 1, 1]
+    >>> good, bad = (
+    ...     audit_predictions(Predictions(scores, targets, groups, (sex,)), intervals=False)
+    ...     for scores in ([0.1, 0.9, 0.1, 0.9], [0.1, 0.9, 0.9, 0.1])
+    ... )
+    >>> [one.what for one in violations(good, bad, Limits(max_calibration_rise=1.0))][-1]
+    'ROC AUC of sex=male'
+    """
+    return tuple(_violations(before, after, limits))
+
+
+def _violations(before: AuditReport, after: AuditReport, limits: Limits) -> Iterator[Violation]:
+    if CONSTANT in after.flags and CONSTANT not in before.flags:
+        yield Violation("one answer for everybody: ROC AUC", before.overall["roc_auc"], math.nan, limits.max_auc_drop)
+    names = {"roc_auc": "mean of the groups' ROC AUCs", "balanced_accuracy": "mean of the groups' balanced accuracies"}
+    for attribute, groups in before.by_group.items():
+        for metric, words in names.items():
+            pairs = [(old[metric], after.by_group[attribute][group][metric]) for group, old in groups.items()]
+            known = [pair for pair in pairs if not math.isnan(pair[0])]
+            if known:
+                old, new = np.mean(known, axis=0)
+                yield from _fall(f"{words} of {attribute}", float(old), float(new), limits.max_auc_drop)
+    for name, old, new in _groups(before, after):
+        yield from _fall(f"ROC AUC of {name}", old["roc_auc"], new["roc_auc"], limits.max_group_auc_drop)
+        metric = "expected_calibration_error"
+        rise = _fall(f"calibration error of {name}", -old[metric], -new[metric], limits.max_calibration_rise)
+        yield from (Violation(v.what, -v.before, -v.after, v.limit) for v in rise)
+    if limits.max_overall_auc_drop is not None:
+        old, new = before.overall["roc_auc"], after.overall["roc_auc"]
+        yield from _fall("ROC AUC over everybody", old, new, limits.max_overall_auc_drop)
+
+
+def _fall(what: str, old: float, new: float, limit: float) -> Iterator[Violation]:
+    # Written so that NaN after a number is a violation; the last digits are rounding.
+    if not math.isnan(old) and not new >= old - limit - 1e-12:
+        yield Violation(what, old, new, limit)
+
+
+def _groups(before: AuditReport, after: AuditReport) -> Iterator[tuple[str, Figures, Figures]]:
+    """Every group, and every class of it, with its figures before and after."""
+    for attribute, groups in before.by_group.items():
+        for group, old in groups.items():
+            new, name = after.by_group[attribute][group], f"{attribute}={group}"
+            yield name, old, new
+            for label, figures in old.get("by_class", {}).items():
+                yield f"{name}, class {label}", figures, new["by_class"][label]
+
+
+class Split(NamedTuple):
+    """A ROC AUC over everybody, by its pairs of a positive and a negative.
+
+    Attributes:
+        within: share of the pairs within one group that are ranked right; NaN where there are none.
+        between: the same of the other pairs.
+        share: how many of all pairs lie within one group.
+    """
+
+    within: float
+    between: float
+    share: float
+
+    @property
+    def pooled(self) -> float:
+        """The ROC AUC over everybody."""
+        parts = ((self.share, self.within), (1 - self.share, self.between))
+        return sum(weight * value for weight, value in parts if weight)
+
+
+def split_auc(scores: NDArray[Any], targets: NDArray[Any], groups: NDArray[Any]) -> Split:
+    r"""The ROC AUC over everybody as its part within and its part between groups, an exact identity over pairs.
+
+    .. math:: AUC = \sum_g w_{gg} AUC_{gg} + \sum_{g \ne h} w_{gh} xAUC_{gh}
+
+    where :math:`w_{gh}` is the share of all pairs of a positive of g and a negative of h, and :math:`xAUC_{gh}` how
+    many of those are ranked right, ties counting half (Kallus and Zhou 2019, arXiv 1902.05826). A pair with a sample
+    of unknown group (-1) is not known to lie within one, and counts as between.
+
+    Args:
+        scores: ``(n,)``.
+        targets: ``(n,)`` 0/1; without both there is no pair, and all is NaN.
+        groups: ``(n,)`` ids.
+
+    >>> split = split_auc(np.array([0.9, 0.2, 0.6, 0.7]), np.array([1, 0, 1, 0]), np.array([0, 0, 1, 1]))
+    >>> split, split.pooled
+    (Split(within=0.5, between=1.0, share=0.5), 0.75)
+    """
+    positive = np.asarray(targets) == 1
+    pairs = positive.sum() * (~positive).sum()
+    if not pairs:
+        return Split(math.nan, math.nan, math.nan)
+    won, inside = 0.0, 0
+    for group in np.unique(groups[groups >= 0]):
+        own = groups == group
+        hits, alarms = placements(scores[own], positive[own])
+        if len(hits) and len(alarms):
+            won, inside = won + float(hits.sum() * len(alarms)), inside + len(hits) * len(alarms)
+    hits, alarms = placements(scores, positive)
+    total, outside = float(hits.sum() * len(alarms)), int(pairs) - inside
+    within = won / inside if inside else math.nan
+    return Split(within, (total - won) / outside if outside else math.nan, inside / int(pairs))
+
+
+def fall_in_words(before: AuditReport, after: AuditReport, attribute: str) -> str:
+    """What the change of the ROC AUC over everybody consists of; "" without predictions, or for several columns."""
+    splits = []
+    for report in (before, after):
+        found = report.predictions
+        if found is None or found.scores.shape[1] != 1:
+            return ""
+        place = [one.name for one in found.attributes].index(attribute)
+        splits.append(split_auc(found.scores[:, 0], found.targets[:, 0], found.groups[:, place]))
+    old, new = splits
+    if not all(map(math.isfinite, (*old, *new))):
+        return ""
+    return (
+        f"ROC AUC over everyone {old.pooled:.3f} → {new.pooled:.3f}: pairs within a group of {attribute} "
+        f"({old.share:.0%} of them) {old.within:.3f} → {new.within:.3f}, pairs between groups {old.between:.3f} → "
+        f"{new.between:.3f}, which equal error rates take away where groups differ in their share of positives."
+    )

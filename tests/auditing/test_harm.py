@@ -1,0 +1,83 @@
+"""One rule of harm, and what a pooled ROC AUC consists of."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bmft.auditing import Limits, Predictions, audit_predictions, split_auc, violations
+from bmft.tables import Attribute
+
+SEX = Attribute("sex", ("female", "male"))
+NUMBER = np.random.default_rng(0)
+TARGETS, GROUPS = NUMBER.integers(0, 2, 400), NUMBER.integers(0, 2, 400)
+SCORES = 1 / (1 + np.exp(-(2 * TARGETS - 1 + NUMBER.normal(size=400))))
+
+
+def report(scores, targets=TARGETS):
+    return audit_predictions(Predictions(scores, targets, GROUPS, (SEX,)), intervals=False)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(-1, 2)), min_size=2, max_size=40))
+def test_the_parts_are_the_naive_count_over_pairs_and_sum_to_the_pooled_auc(rows):
+    scores, targets, groups = (np.array(column) for column in zip(*rows, strict=True))
+    pairs = [(i, j) for i in np.flatnonzero(targets == 1) for j in np.flatnonzero(targets == 0)]
+    found = split_auc(scores / 5, targets, groups)
+    if not pairs:
+        assert math.isnan(found.share)
+        return
+    won = {pair: (scores[pair[0]] > scores[pair[1]]) + (scores[pair[0]] == scores[pair[1]]) / 2 for pair in pairs}
+    inside = [won[i, j] for i, j in pairs if groups[i] == groups[j] >= 0]
+    outside = [won[i, j] for i, j in pairs if not groups[i] == groups[j] >= 0]
+    expected = [np.mean(part) if part else math.nan for part in (inside, outside)]
+    assert [found.within, found.between] == pytest.approx(expected, nan_ok=True)
+    assert found.share == pytest.approx(len(inside) / len(pairs))
+    assert found.pooled == pytest.approx(np.mean(list(won.values())))
+
+
+def test_nothing_changed_is_no_harm():
+    assert not violations(report(SCORES), report(SCORES), Limits(0, 0, 0, 0))
+
+
+def test_moving_a_group_as_a_whole_costs_the_pooled_auc_only():
+    logits = np.log(SCORES / (1 - SCORES)) + 1.5 * GROUPS
+    moved, limits = report(1 / (1 + np.exp(-logits))), Limits(max_auc_drop=0.2, max_calibration_rise=1)
+    assert not violations(report(SCORES), moved, limits)
+    (one,) = violations(report(SCORES), moved, replace(limits, max_overall_auc_drop=0.001))
+    assert one.what == "ROC AUC over everybody"
+
+
+@pytest.mark.parametrize(
+    ("limits", "what"),
+    [
+        (Limits(0.01, 1, 1), "mean of the groups' ROC AUCs of sex"),
+        (Limits(1, 0.02, 1), "ROC AUC of sex=male"),
+        (Limits(1, 1, 0.05), "calibration error of sex=male"),
+    ],
+)
+def test_each_limit_names_what_breaks_it(limits, what):
+    reversed_ = np.where(GROUPS == 1, 1 - SCORES, SCORES)
+    found = violations(report(SCORES), report(reversed_), limits)
+    assert what in {one.what for one in found}
+    assert all(one.excess > 0 for one in found)
+
+
+def test_one_answer_for_everybody_is_harm():
+    assert violations(report(SCORES), report(np.full(400, 0.7)), Limits(1, 1, 1))
+
+
+def test_what_was_never_measured_is_not_counted_and_what_no_longer_is_is_harm():
+    before = report(SCORES)
+    absent = {name: {**figures, "roc_auc": math.nan} for name, figures in before.by_group["sex"].items()}
+    unmeasured = replace(before, by_group={"sex": absent})
+    assert not violations(unmeasured, before, Limits(0, 0, 0))
+    assert {one.excess for one in violations(before, unmeasured, Limits(1, 1, 1))} == {math.inf}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_limits_are_shares(value):
+    with pytest.raises(Exception, match="max_calibration_rise"):
+        Limits(max_calibration_rise=value)
