@@ -2,20 +2,15 @@
 
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bmft.data import GroupedData
-from bmft.errors import ConfigError
 from bmft.masks import WeightMask
 from bmft.methods.losses import extractor_loss, whole_step
 from bmft.methods.run import Run
 from bmft.tables import Attribute
 from bmft.training import Loss
-
-Floats = NDArray[np.float64]
 
 DRO_RATE = 0.1  # of the group weights; published 0.01 is for runs of many thousand steps
 
@@ -102,18 +97,3 @@ def one_attribute(data: GroupedData) -> GroupedData:
     names = tuple(str(row) for row in combined.tolist())
     ids = torch.where((data.groups < 0).any(1), -1, ids)
     return replace(data, attributes=(Attribute("*".join(a.name for a in data.attributes), names),), groups=ids[:, None])
-
-
-def linear_head(run: Run) -> nn.Linear:
-    """The head, which must be linear.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    layer = run.model.get_submodule(run.head.name)
-    if not isinstance(layer, nn.Linear):
-        raise ConfigError(
-            f"this method writes the weights of a linear head, and {run.head.name!r} is a {type(layer).__name__}: "
-            "take another --method"
-        )
-    return layer

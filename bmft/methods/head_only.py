@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from bmft import fairness
 from bmft.errors import ConfigError, GroupError
 from bmft.masks import WeightMask
-from bmft.methods.full_network import Floats, linear_head, one_attribute
+from bmft.methods.full_network import one_attribute
+from bmft.methods.linear_head import Floats, linear_head
 from bmft.methods.run import Run, from_original_head
 
 if TYPE_CHECKING:

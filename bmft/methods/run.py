@@ -17,18 +17,16 @@ from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
 from bmft.methods.losses import head_losses, step_of
+from bmft.methods.stages import in_a_stage
 from bmft.models import (
     Activations,
     Head,
     Tail,
     as_head_of,
-    changes,
     forward_logits,
     penultimate_features,
-    put_back,
     reset_head,
     tail_above,
-    tensors_of,
     upper,
 )
 from bmft.settings import Settings
@@ -151,20 +149,7 @@ class Run:
             )
 
     def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
-        """Change the model as `train` does, or as it did in an earlier process."""
-        if self.journal is None:
-            train(None)
-            return
-        number = self.journal.begin_stage()
-        found = self.journal.stage_done(number, self.selection)
-        if found is not None:
-            self.generator.set_state(found.pop("generator"))
-            put_back(tensors_of(self.model), found)
-            return
-        before = {name: tensor.clone() for name, tensor in tensors_of(self.model).items()}
-        train(_Epochs(self.journal, number, self.selection))
-        changed = changes(before, tensors_of(self.model)) | {"generator": self.generator.get_state()}
-        self.journal.record_stage(number, self.selection, changed)
+        in_a_stage(train, self.model, self.generator, self.selection, self.journal)
 
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
         """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
@@ -335,21 +320,6 @@ def no_better_for(patience: int, ranks: Sequence[float]) -> bool:
     (True, False, False)
     """
     return min(ranks[-patience:]) > min(ranks)
-
-
-@dataclass(frozen=True)
-class _Epochs:
-    """Keeps the epochs of one stage in the journal."""
-
-    journal: Journal
-    number: int
-    selection: Selection
-
-    def read(self) -> Mapping[str, torch.Tensor] | None:
-        return self.journal.epoch_done(self.number, self.selection)
-
-    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.journal.record_epoch(self.number, self.selection, tensors)
 
 
 def _shift(logits: torch.Tensor, positive: torch.Tensor | None, threshold: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from bmft.auditing import Predictions
 from bmft.errors import ConfigError
 from bmft.masks import WeightMask
-from bmft.methods.full_network import Floats, linear_head
+from bmft.methods.linear_head import Floats, linear_head
 from bmft.methods.run import Run
 
 THRESHOLDS = 99  # quantiles of the select scores that are tried

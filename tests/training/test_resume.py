@@ -16,7 +16,7 @@ from torch import nn
 
 from bmft.data import from_arrays
 from bmft.errors import ConfigError, DataError
-from bmft.methods import debias
+from bmft.methods import METHODS, debias
 from bmft.models import changes, put_back
 
 FAST = {"epochs": [4, 2], "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.4]}
@@ -65,7 +65,7 @@ def run(folder=None, *, resume=False, die_at=None, method="bmft", **config):
         fit,
         select,
         method=method,
-        config=FAST | config,
+        config=METHODS[method].reading(FAST | config),
         device="cpu",
         journal=folder,
         resume=resume,
