@@ -1,7 +1,5 @@
 """How names and values are shown in messages, and which known name an unknown one is near."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Public datasets: an official folder in, a manifest out; and a synthetic set for demonstration (`demo`)."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from pathlib import Path

@@ -12,8 +12,6 @@ ETHNICITY), where it lies beside them; reading it needs openpyxl (the ``medical`
   ``train``, ``valid``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -47,10 +45,10 @@ def prepare(root: Path) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     inside = train.parent.relative_to(root)
     patient = table["Path"].str.extract(r"/(patient\d+)/")[0].fillna("")
-    findings = table[list(FINDINGS)].apply(lambda column: (official.numbers(column) == "1").astype(int))
+    findings = certain(table)
     age = official.numbers(table["Age"])
     table = table.assign(
-        **{name: findings[name] for name in FINDINGS},
+        **findings,
         path=table["Path"].map(lambda path: (inside / Path(path).relative_to(Path(path).parts[0])).as_posix()),
         label=1 - findings["No Finding"],
         sex=official.coded(table["Sex"], official.SEX),
@@ -60,6 +58,11 @@ def prepare(root: Path) -> pd.DataFrame:
         view=table["Frontal/Lateral"].str.lower(),
     )
     return official.manifest(root, table, what="CheXpert", extra=(*FINDINGS, "view"))
+
+
+def certain(table: pd.DataFrame) -> pd.DataFrame:
+    """The findings as 0 and 1: blank and uncertain ones (-1) are 0."""
+    return table[list(FINDINGS)].apply(lambda column: (official.numbers(column) == "1").astype(int))
 
 
 def _races(root: Path, folder: Path) -> dict[str, str]:

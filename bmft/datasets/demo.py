@@ -16,8 +16,6 @@ ink mark round a lesion   20 % of malignant   10 % of all
 A model trained on ``train`` learns that dark skin means benign, and misses malignant lesions there.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

@@ -13,8 +13,6 @@ meta.csv, counted from 0).
 - ``split``: ``train``, ``validation``, ``test``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

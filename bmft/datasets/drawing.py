@@ -1,7 +1,5 @@
 """Synthetic skin lesions drawn by formula with numpy, many at a time."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 

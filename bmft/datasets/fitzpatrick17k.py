@@ -12,8 +12,6 @@ an image are left out and counted.
 - No sex, age, patient or official split.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -11,8 +11,6 @@ optionally ``ISIC2018_Task3_Test_GroundTruth.csv`` in the same format and its im
 - ``split``: ``train``, and ``test`` for the ISIC 2018 test set where it is there.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -13,8 +13,6 @@ The maps are no image files: they come as ``attrs["images"]``, 0 to 350 micromet
   the file's name (one file per patient). ``split``: ``train``, ``validation``, ``test``.
 """
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

@@ -10,8 +10,6 @@ seborrheic_keratosis; ``ISIC-2017_<part>_Data/`` with the images and ``ISIC-2017
 - ``patient_id``: none in the release. ``split``: ``train``, ``validation``, ``test``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -24,15 +22,8 @@ PARTS = {"Training": "train", "Validation": "validation", "Test_v2": "test"}
 
 def prepare(root: Path) -> pd.DataFrame:
     """Read the release under `root` into a manifest; the parts that are there, at least Training."""
-    parts = []
-    for part, split in PARTS.items():
-        name = f"ISIC-2017_{part}_Part3_GroundTruth.csv"
-        truth = official.find_optional(root, name, f"*/{name}")
-        if truth is not None:
-            parts.append(_read(root, truth, part, split))
-    if not parts:
-        official.find(root, "ISIC-2017_Training_Part3_GroundTruth.csv", what="ISIC 2017")
-    table = pd.concat(parts, ignore_index=True)
+    parts = official.released(root, "ISIC-2017_{}_Part3_GroundTruth.csv", PARTS, "ISIC 2017")
+    table = pd.concat([_read(root, *part) for part in parts], ignore_index=True)
     return official.manifest(root, table, what="ISIC 2017", extra=("seborrheic_keratosis",))
 
 

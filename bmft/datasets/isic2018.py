@@ -13,8 +13,6 @@ lies beside it (the training images are HAM10000's), else left unknown.
 - ``split``: ``train``, ``validation``, ``test``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -29,15 +27,8 @@ PARTS = {"Training": "train", "Validation": "validation", "Test": "test"}
 
 def prepare(root: Path) -> pd.DataFrame:
     """Read the release under `root` into a manifest; the parts that are there, at least Training."""
-    parts = []
-    for part, split in PARTS.items():
-        name = f"ISIC2018_Task3_{part}_GroundTruth.csv"
-        truth = official.find_optional(root, name, f"*/{name}")
-        if truth is not None:
-            parts.append(_read(root, truth, part, split))
-    if not parts:
-        official.find(root, "ISIC2018_Task3_Training_GroundTruth.csv", what="ISIC 2018 task 3")
-    table = pd.concat(parts, ignore_index=True)
+    parts = official.released(root, "ISIC2018_Task3_{}_GroundTruth.csv", PARTS, "ISIC 2018 task 3")
+    table = pd.concat([_read(root, *part) for part in parts], ignore_index=True)
     people = official.find_optional(root, *METADATA)
     if people is not None:
         known = official.read(people, ("image_id", "age", "sex")).set_index("image_id")

@@ -12,8 +12,6 @@ metadata has no lesion_id.
 - ``split``: ``train``, ``test``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

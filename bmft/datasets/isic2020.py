@@ -10,8 +10,6 @@ target); the images of ``ISIC_2020_Training_JPEG.zip`` in ``train/``, also under
 - ``sex``: male, female, or empty. ``age``: age_approx. ``patient_id``: as given. ``split``: ``train``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

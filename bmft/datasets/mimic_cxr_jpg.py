@@ -21,24 +21,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bmft.datasets import official
+from bmft.datasets import chexpert, official
 
-FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
+FINDINGS = tuple(sorted(chexpert.FINDINGS))
 KEYS = ["subject_id", "study_id"]
 PLACES = ("", "hosp/", "core/", "*/hosp/", "*/core/")
 
@@ -50,10 +35,10 @@ def prepare(root: Path) -> pd.DataFrame:
     splits = _read(root, "split", ("dicom_id", "split"))
     table = views[["dicom_id", *KEYS, "ViewPosition"]].merge(splits[["dicom_id", "split"]], on="dicom_id")
     table = table.merge(labels, on=KEYS)
-    findings = table[list(FINDINGS)].apply(lambda column: (official.numbers(column) == "1").astype(int))
+    findings = chexpert.certain(table)
     person = table["subject_id"]
     table = table.assign(
-        **{name: findings[name] for name in FINDINGS},
+        **findings,
         path=[
             f"files/p{subject[:2]}/p{subject}/s{study}/{image}.jpg"
             for subject, study, image in zip(person, table["study_id"], table["dicom_id"], strict=True)
@@ -83,19 +68,11 @@ def _people(root: Path, person: pd.Series[str]) -> dict[str, pd.Series[str] | st
         people["age"] = official.numbers(official.looked_up(person, known["anchor_age"].to_dict()))
     if admissions is not None:
         stays = official.read(admissions, ["subject_id"]).rename(columns={"ethnicity": "race"})
-        stays = official.check_columns(stays, admissions, ["race"]).assign(race=stays["race"].map(race))
+        stays = official.check_columns(stays, admissions, ["race"]).assign(race=stays["race"].map(_race))
         first = stays[stays["race"] != ""].drop_duplicates("subject_id").set_index("subject_id")["race"]
         people["race"] = official.looked_up(person, first.to_dict())
     return people
 
 
-def race(text: str) -> str:
-    """The group of a stated race or ethnicity, as MIMIC-IV spells them.
-
-    >>> race("WHITE - RUSSIAN"), race("BLACK/AFRICAN AMERICAN"), race("HISPANIC/LATINO"), race("UNKNOWN")
-    ('white', 'black', 'hispanic', '')
-    """
-    lower = text.strip().lower()
-    if lower in {"", "unknown"} or lower.startswith(("unable", "patient declined")):
-        return ""
-    return next((name for name in ("white", "black", "asian", "hispanic") if lower.startswith(name)), "other")
+def _race(text: str) -> str:
+    return "hispanic" if text.strip().lower().startswith("hispanic") else chexpert.race(text)

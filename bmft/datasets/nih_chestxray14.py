@@ -11,8 +11,6 @@ Patient Gender, View Position); ``train_val_list.txt``, ``test_list.txt``; image
 - ``patient_id``: Patient ID. ``view``: PA, AP. ``split``: ``train`` (train_val_list.txt), ``test``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

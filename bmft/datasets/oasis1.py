@@ -12,8 +12,6 @@ the atlas-registered, skull-stripped transverse slice 90.
   scans (MR2) are of the same people. No official split.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -46,6 +46,21 @@ def find_optional(root: Path, *patterns: str) -> Path | None:
     return None
 
 
+def released(root: Path, pattern: str, parts: Mapping[str, str], what: str) -> list[tuple[Path, str, str]]:
+    """Each part of a challenge that is there: the file of `pattern` with the part's name in it, that name, its split.
+
+    Raises:
+        DataError: none is.
+    """
+    found = [
+        (path, part, split)
+        for part, split in parts.items()
+        for name in [pattern.format(part)]
+        if (path := find_optional(root, name, f"*/{name}")) is not None
+    ]
+    return found or [(find(root, pattern.format(next(iter(parts))), what=what), "", "")]
+
+
 def read(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     """A release's table as text; ``""`` is missing.
 

@@ -14,8 +14,6 @@ set_5y; ``l3_slices/<anon_id>`` as DICOM, PNG or TIFF.
 - ``split``: set_1y, where present.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

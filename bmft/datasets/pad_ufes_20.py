@@ -10,8 +10,6 @@ biopsed; the images of ``imgs_part_1`` to ``_3``, together in ``images/`` or eac
 - ``patient_id``: as given. No official split.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

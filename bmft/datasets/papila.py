@@ -11,8 +11,6 @@ three rows with Age, Gender and Diagnosis among them and whose first column hold
   split.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

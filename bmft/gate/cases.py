@@ -1,7 +1,5 @@
 """What a policy asks of a set of predictions: tasks by bound, attribute and class, with contrasts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property

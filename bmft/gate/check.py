@@ -4,8 +4,6 @@ How a bound is held against the data is in `bmft.judgement`; here is what is com
 what waivers change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 

@@ -8,8 +8,6 @@ With :math:`\alpha` = 0.05 and a tolerance for the difference of any two groups:
 - INCONCLUSIVE: neither.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

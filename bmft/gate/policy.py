@@ -4,8 +4,6 @@
 is said here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import operator

@@ -1,7 +1,5 @@
 """How many samples a gate needs, from the exact probability that it passes."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A commented policy to start from, with what an audit measured beside every bound."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 As JSON values, JUnit XML, Markdown, and the lines GitHub shows beside a commit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

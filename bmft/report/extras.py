@@ -1,10 +1,8 @@
-"""The optional pages of a report: epochs, the mask and its stability, pixels, other sites, leakage."""
+"""The optional pages of a report: epochs, the mask, pixels, other sites, leakage."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
-
-import numpy as np
 
 from bmft.report import figures
 from bmft.report.page import Card, Cards, Cell, Folded, Gallery, Number, Paragraph, Picture, Section, Table
@@ -125,21 +123,6 @@ def _shares(layers: Mapping[str, Json]) -> dict[str, float]:
 
 def _sum(parts: Iterable[Json], key: str) -> int:
     return sum(int(part[key]) for part in parts)
-
-
-def stability_section(stability: Json) -> Section:
-    """How far masks made from other batches or seeds agree, pair by pair."""
-    labels, overlap = list(stability["labels"]), np.array(stability["overlap"], dtype=float)
-    others = overlap[~np.eye(len(labels), dtype=bool)]
-    text = (
-        f"The mask was made {len(labels)} times ({stability.get('what', 'other batches and seeds')}). Two "
-        f"of them share between {number(others.min(), 2)} and {number(others.max(), 2)} of their weights; "
-        f"1 is the same mask, and masks drawn at random would share {number(stability.get('expected'), 2)}."
-    )
-    chart = partial(figures.grid, overlap, labels, labels, Caption("stability", "Overlap of masks", text))
-    rows = tuple((name, *(number(value, 2) for value in row)) for name, row in zip(labels, overlap, strict=True))
-    table = Table("Overlap of each pair of masks", ("Mask", *labels), rows)
-    return Section("stability", "How stable the mask is", (Cards((Card("Overlap of masks", text, chart, table),)),))
 
 
 def pixels_section(cases: Sequence[Explained]) -> Section:

@@ -189,7 +189,7 @@ def bars(labels: Sequence[str], values: Sequence[float], caption: Caption, *, x:
     return render(draw, caption, plot=8 + 19 * len(labels), left=_room(names), labelled=True)
 
 
-def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: Caption, *, numbers: bool = True) -> str:
+def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: Caption) -> str:
     """A matrix of values in [0, 1] as shaded cells; NaN cells are left out."""
     names = [_short(name, keep_end=True) for name in rows]
 
@@ -198,8 +198,6 @@ def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: C
             shade = 0.75 * float(np.clip(values[i, j], 0, 1))
             axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, facecolor=AFTER, alpha=shade, linewidth=0))
             axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=GRID, linewidth=0.6))
-            if numbers:
-                axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=10)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_xticks(range(len(columns)), [_short(name, 84) for name in columns], rotation=30, ha="right")
         axes.set_yticks(range(len(rows)), names)

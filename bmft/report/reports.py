@@ -104,7 +104,6 @@ def _optional_sections(report: DebiasReport) -> Iterator[Section]:
     if report.extra.get("pixels"):
         yield extras.pixels_section(report.extra["pixels"])
     makers: dict[str, Callable[[Any], Section]] = {
-        "mask_stability": extras.stability_section,
         "evaluations": extras.sites_section,
         "leakage": extras.leakage_section,
         "search": search_section,

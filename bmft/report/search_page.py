@@ -100,7 +100,7 @@ def _switches_card(mask: Mapping[str, Mapping[str, bool]]) -> Card:
     values = np.array([[float(block.get(part, np.nan)) for part in parts] for block in mask.values()])
     text = f"{int(np.nansum(values))} of {int(np.isfinite(values).sum())} components are fine-tuned (shaded)."
     caption = Caption("winner", "What the winner fine-tunes", text)
-    chart = partial(figures.grid, values, list(mask), parts, caption, numbers=False)
+    chart = partial(figures.grid, values, list(mask), parts, caption)
     words = {True: "tuned", False: "frozen", None: "–"}
     rows = tuple((name, *(words[block.get(part)] for part in parts)) for name, block in mask.items())
     table = Table("Components by block", ("Block", *parts), rows, text_columns=1 + len(parts))

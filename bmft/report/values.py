@@ -38,8 +38,6 @@ class DebiasReport:
         extra: optional pages, each as plain values:
 
             - ``pixels``: a list of `bmft.pixels.Explanation`
-            - ``mask_stability``: ``labels``, ``overlap`` (a matrix), ``expected`` (by chance), ``what`` (was
-              varied)
             - ``evaluations``: site -> ``before`` and ``after``, two audits (at the top of the file)
             - ``leakage``: attribute -> ``before``, ``after``, and if known ``before_interval``,
               ``after_interval`` (at the top of the file)

@@ -122,27 +122,6 @@ def quotient(values: ArrayLike, sizes: ArrayLike, where: Cells, units: Units) ->
     return statistic
 
 
-def expected_calibration_error(
-    scores: ArrayLike, targets: ArrayLike, where: Cells, units: Units, *, bins: int = 10
-) -> Statistic:
-    """Mean over rows of ``|mean score - share of positives|`` in its bin (equal widths; Naeini 2015)."""
-    surplus = np.asarray(scores, dtype=np.float64) - np.asarray(targets)
-    place = np.clip((np.asarray(scores) * bins).astype(int), 0, bins - 1)
-    inside = [np.stack([cell & (place == number) for number in range(bins)]) for cell in where]
-    gaps = [_sums(list(rows * surplus), units) for rows in inside]
-    sizes = [_sums([cell], units) for cell in where]
-
-    def statistic(counts: Counts) -> Array:
-        return np.stack(
-            [
-                np.abs(_product(gap, counts)).sum(axis=0) / _product(size, counts)[0]
-                for gap, size in zip(gaps, sizes, strict=True)
-            ]
-        )
-
-    return statistic
-
-
 def roc_auc(scores: ArrayLike, targets: ArrayLike, where: Cells, units: Units) -> Statistic:
     """Area under the ROC curve in each cell, ties half: negatives cumulated, read at each positive."""
     plans = [_Ranked.of(scores, targets, cell, units) for cell in where]

@@ -5,8 +5,6 @@ absent group) and comes out as NaN, so that a missing number never looks like a 
 What no closed form reaches, and everything with patients, is in `bmft.stats.bootstrap`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -194,10 +194,8 @@ def build(folder: Path) -> Path:
         "pareto": [{"number": i, "gap": 0.1 * i, "roc_auc": 0.8 + 0.02 * i} for i in range(3)],
         "mask": {f"encoder.layers.{i}": {"norm1": True, "attention": i > 1, "mlp": False} for i in range(4)},
     }
-    seeds = [f"seed {i}" for i in range(5)]
     extra = {
         "pixels": [Case()] * 4,
-        "mask_stability": {"labels": seeds, "overlap": np.full((5, 5), 0.7), "expected": 0.05},
         "evaluations": {"Hospital with a long name": {"before": sides[0], "after": sides[1]}},
         "leakage": {"sex*age": {"before": 0.7, "after": 0.6}},
         "search": search,

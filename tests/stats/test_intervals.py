@@ -376,14 +376,6 @@ ORACLES = {
 }
 
 
-def calibration_error(targets, scores):
-    place = np.minimum((scores * 10).astype(int), 9)
-    return sum(abs((scores - targets)[place == b].sum()) for b in range(10)) / len(scores)
-
-
-ORACLES["calibration"] = (bootstrap.expected_calibration_error, calibration_error)
-
-
 @pytest.mark.parametrize("clusters", [None, CLUSTERS], ids=["rows", "clusters"])
 @pytest.mark.parametrize("name", ORACLES)
 def test_a_statistic_of_counts_is_that_of_the_copied_rows(name, clusters):
