@@ -18,6 +18,7 @@ from bmft.models.features import penultimate_features
 from bmft.models.head import Head, find_head, reset_head
 from bmft.models.modes import evaluating, trainable
 from bmft.models.settle import settle, sizes_for
+from bmft.models.turning import turn_head, turned, turned_model
 from bmft.models.weights import (
     changes,
     check_tunable,
@@ -70,6 +71,9 @@ __all__ = [
     "tail_above",
     "tensors_of",
     "trainable",
+    "turn_head",
+    "turned",
+    "turned_model",
     "upper",
     "working_copy",
 ]

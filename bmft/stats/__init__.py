@@ -3,6 +3,7 @@
 from bmft.stats.bootstrap import Statistic, Units
 from bmft.stats.intervals import (
     Interval,
+    auc_interval,
     delong,
     delong_paired,
     miettinen_nurminen,
@@ -18,6 +19,7 @@ __all__ = [
     "Interval",
     "Statistic",
     "Units",
+    "auc_interval",
     "delong",
     "delong_paired",
     "miettinen_nurminen",
