@@ -288,7 +288,12 @@ def test_a_call_that_cannot_be_answered_is_an_error(call, error, says):
         call(make(20))
 
 
-def test_a_model_that_gives_probabilities_is_not_audited():
+class Squashed(nn.Linear):
+    def forward(self, inputs):
+        return torch.sigmoid(super().forward(inputs))
+
+
+def test_a_model_that_gives_probabilities_is_not_audited_without_a_word():
     data = from_arrays(torch.randn(8, 3), [0, 1] * 4, [0, 0, 1, 1] * 2)
-    with pytest.raises(CheckpointError, match="logits"):
-        audit(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid()), data)
+    with pytest.raises(CheckpointError, match="--answer-is"):
+        audit(Squashed(3, 1), data)
