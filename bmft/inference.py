@@ -14,6 +14,7 @@ from bmft.compute import Room, Share, choose_device
 from bmft.data import GroupedData, Inputs, as_grouped, map_tensors
 from bmft.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from bmft.models import (
+    ROWS,
     check_values,
     copied,
     evaluating,
@@ -91,7 +92,7 @@ def predict(
     grouped = as_grouped(data, batch_fn=batch_fn)
     several = multi_label or grouped.task == "multilabel"
     with _borrowed(model, device) as network:
-        settle(network.model, grouped, multi_label=several, place=network.placed)
+        room(lambda n: settle(network.model, grouped, multi_label=several, place=network.placed, rows=n), ROWS)
         share = Share(len(grouped))
         own = share.of(grouped)
         logits = room(lambda n: torch.cat([network(b.inputs) for b in own.batches(n)]), size)

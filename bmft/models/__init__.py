@@ -17,7 +17,7 @@ from bmft.models.building import build_model, index_entry, infer_architecture, o
 from bmft.models.features import penultimate_features
 from bmft.models.head import Head, find_head, reset_head
 from bmft.models.modes import evaluating, trainable
-from bmft.models.settle import settle, sizes_for
+from bmft.models.settle import ROWS, settle, sizes_for
 from bmft.models.turning import turn_head, turned, turned_model
 from bmft.models.weights import (
     changes,
@@ -33,6 +33,7 @@ from bmft.models.weights import (
 )
 
 __all__ = [
+    "ROWS",
     "Activations",
     "Fit",
     "Head",

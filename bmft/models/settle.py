@@ -27,6 +27,7 @@ def settle(
     *,
     multi_label: bool = False,
     place: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    rows: int = ROWS,
 ) -> tuple[Assumption, ...]:
     """Change `model`: note how its answer is read, found by running it on a few rows of `data`; nothing if noted.
 
@@ -35,6 +36,7 @@ def settle(
         data: rows with the labels that the model is about.
         multi_label: every output is a label of its own.
         place: puts an input where and as the model takes it.
+        rows: how many are run.
 
     Returns:
         What was inferred.
@@ -47,7 +49,7 @@ def settle(
     reading = reading_of(model)
     if reading.settled:
         return reading.assumed
-    index = torch.linspace(0, len(data) - 1, max(2, min(ROWS, len(data)))).long()
+    index = torch.linspace(0, len(data) - 1, max(2, min(rows, len(data)))).long()
     inputs = map_tensors(place, data.inputs(index))
     several = multi_label or data.task == "multilabel"
     sizes = sizes_for(data, several) if reading.output is None else None

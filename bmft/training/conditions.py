@@ -23,8 +23,9 @@ class Conditions:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         intervals: of the audits before and after; they take seconds, which a search or a study saves.
 
-    >>> Conditions().but(seed=3, max_auc_drop=0.02).to_dict()
-    {'seed': 3, 'threshold': 0.5, 'max_auc_drop': 0.02, 'max_group_auc_drop': 0.02, 'keep': 'best'}
+    >>> found = Conditions().but(seed=3, max_auc_drop=0.02)
+    >>> found.seed, found.limits.max_auc_drop
+    (3, 0.02)
     """
 
     threshold: float = 0.5

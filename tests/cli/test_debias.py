@@ -116,7 +116,7 @@ def test_without_a_split_column_fit_and_select_are_cut_from_the_data(bmft, study
 
 
 def test_a_split_column_without_test_rows_measures_on_select(debias, capsys):
-    assert debias("--test", "select", *FAST) == 0
+    assert debias("--test", "select", "--allow-shared-rows", *FAST) == 0
     assert debias("--test", "nowhere", *FAST) == 0
     assert "measured on the select rows (n = 240); they also chose the epoch" in capsys.readouterr().out
 
