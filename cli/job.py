@@ -15,7 +15,7 @@ from torch import nn
 from bmft._assumed import Assumption
 from bmft.auditing import pick_threshold
 from bmft.checkpoints import Checkpoint, build_from, class_names, read_checkpoint
-from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
+from bmft.data import GroupedData, apart, assumed_of, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head, read_as, settle
