@@ -68,7 +68,7 @@ def _reversed(data: Any) -> bool:
 def _turned_back(outcome: Any, model: nn.Module) -> Any:
     """The outcome of a turned copy of `model` as one of `model`."""
     result = copied(outcome.model)
-    head = find_head(result, name=outcome.report.config["head"])
+    head = find_head(result, name=outcome.config["head"])
     turn_head(dict(result.named_parameters()), head.parameters, head.num_outputs)
     tensors = {name: tensor.clone() for name, tensor in outcome.mask.tensors.items()}
     turn_head(tensors, tuple(name for name in head.parameters if name in tensors), head.num_outputs, sign=False)
