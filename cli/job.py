@@ -14,8 +14,8 @@ from torch import nn
 
 from bmft._assumed import Assumption
 from bmft.auditing import pick_threshold
-from bmft.checkpoints import Checkpoint, build_from, class_names, read_checkpoint
-from bmft.data import GroupedData, apart, assumed_of, load_manifest, shared_with, split_names
+from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
+from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head, read_as, settle
@@ -181,8 +181,6 @@ class Job:
             common.data,
             target=common.label[0] if len(common.label) == 1 else common.label,
             sensitive=common.sensitive,
-            classes=common.classes or class_names(self.checkpoint),
-            positive=common.positive,
             image=common.path_column,
             images=common.images,
             split_column=common.split_column,

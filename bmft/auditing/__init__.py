@@ -7,13 +7,11 @@ from bmft.auditing.harm import Limits, Split, Violation, fall_in_words, split_au
 from bmft.auditing.metrics import DIRECTION, Column, Counts, count, group_metrics
 from bmft.auditing.predictions import Predictions, pick_threshold
 from bmft.auditing.predictions_file import read_predictions
-from bmft.auditing.swapped import SWAPPED, looks_swapped, refuse_swapped
 
 __all__ = [
     "CONSTANT",
     "DIRECTION",
     "GOALS",
-    "SWAPPED",
     "AuditReport",
     "Column",
     "Counts",
@@ -29,10 +27,8 @@ __all__ = [
     "fall_in_words",
     "gather",
     "group_metrics",
-    "looks_swapped",
     "pick_threshold",
     "read_predictions",
-    "refuse_swapped",
     "split_auc",
     "violations",
 ]

@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bmft.checkpoints.checkpoint import Checkpoint, as_stored, read_checkpoint, write_checkpoint
-    from bmft.checkpoints.classes import class_names
     from bmft.checkpoints.loading import build_from, describe, load_checkpoint
     from bmft.checkpoints.patch import WeightPatch
     from bmft.checkpoints.patch_file import patch_summary
 
 _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
-    "classes": ("class_names",),
     "loading": ("build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),
     "patch_file": ("patch_summary",),
@@ -24,7 +22,6 @@ __all__ = [
     "WeightPatch",
     "as_stored",
     "build_from",
-    "class_names",
     "describe",
     "load_checkpoint",
     "patch_summary",

@@ -4,17 +4,5 @@ from bmft.methods.debias import Outcome, debias, remeasured
 from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress
 from bmft.methods.table import METHODS, installed_methods, settings_for
-from bmft.methods.turning import facing, positive_last
 
-__all__ = [
-    "METHODS",
-    "Outcome",
-    "Progress",
-    "debias",
-    "facing",
-    "gap_measure",
-    "installed_methods",
-    "positive_last",
-    "remeasured",
-    "settings_for",
-]
+__all__ = ["METHODS", "Outcome", "Progress", "debias", "gap_measure", "installed_methods", "remeasured", "settings_for"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bmft.auditing import AuditReport, Predictions, audit_predictions, refuse_swapped
+from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.compute import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.compute import distributed as processes
@@ -20,7 +20,6 @@ from bmft.masks import WeightMask
 from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress, Run
 from bmft.methods.table import METHODS, settings_for
-from bmft.methods.turning import positive_last
 from bmft.models import (
     Activations,
     copied,
@@ -74,7 +73,6 @@ class Outcome:
         return self.report.after
 
 
-@positive_last
 def debias(
     model: nn.Module,
     fit: Any,
@@ -115,7 +113,6 @@ def debias(
         DataError: two sets share rows.
         GroupError: there is nothing to compare.
         ConstantPredictorError: the model decides the same for everybody.
-        DataError: the classes look swapped: the ROC AUC on select lies wholly below one half.
         NonFiniteError: a logit or a loss is not finite.
     """
     start = time.perf_counter()
@@ -133,9 +130,7 @@ def debias(
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
     with run.timed("audit"):
-        untouched = run.predict(run.model, run.select)
-        run.selection.start(untouched)
-        refuse_swapped(untouched)
+        run.selection.start(run.predict(run.model, run.select))
     mask = METHODS[method].run(run)
     accepted, result = _result(model, run)
     where: Literal["test", "select"] = "test" if "test" in data else "select"

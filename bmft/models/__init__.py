@@ -18,7 +18,6 @@ from bmft.models.features import penultimate_features
 from bmft.models.head import Head, find_head, reset_head
 from bmft.models.modes import evaluating, trainable
 from bmft.models.settle import ROWS, settle, sizes_for
-from bmft.models.turning import turn_head, turned, turned_model
 from bmft.models.weights import (
     changes,
     check_tunable,
@@ -72,9 +71,6 @@ __all__ = [
     "tail_above",
     "tensors_of",
     "trainable",
-    "turn_head",
-    "turned",
-    "turned_model",
     "upper",
     "working_copy",
 ]

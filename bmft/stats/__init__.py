@@ -3,7 +3,6 @@
 from bmft.stats.bootstrap import Statistic, Units
 from bmft.stats.intervals import (
     Interval,
-    auc_interval,
     delong,
     delong_paired,
     miettinen_nurminen,
@@ -19,7 +18,6 @@ __all__ = [
     "Interval",
     "Statistic",
     "Units",
-    "auc_interval",
     "delong",
     "delong_paired",
     "miettinen_nurminen",
