@@ -309,11 +309,12 @@ def test_no_trial_sees_the_test_set_and_the_optimism_is_told(task):
 
 
 def test_the_winner_does_no_harm(task):
-    found = search(task, trials=6, goal="equalized_odds", keep="last", method="selective", max_auc_drop=0.05)
+    loose = {"max_auc_drop": 0.1, "max_group_auc_drop": 0.2, "max_calibration_rise": 1.0}
+    found = search(task, trials=6, goal="equalized_odds", keep="last", method="selective", **loose)
     before, after = (found.outcome.before, found.outcome.after)
     history = found.outcome.report.history
     kept = next(entry for entry in history if entry["chosen"])
-    assert kept["roc_auc"] >= history[0]["roc_auc"] - 0.05
+    assert kept["harm"] == []
     assert before.n == after.n
 
 
