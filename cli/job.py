@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,12 @@ class Job:
             cluster=common.cluster,
             image_size=common.image_size,
             normalize=common.normalize,
+            resize=common.resize,
+            crop_fraction=common.crop_fraction,
+            interpolation=common.interpolation,
+            transform=None if common.transform is None else _callable(common.transform),
+            known=self.checkpoint.pixels,
+            known_from=self.checkpoint.pixels_from,
             bits=common.bits,
             channels=_channels(self.model),
             on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
@@ -224,6 +231,19 @@ class Job:
 
 def _told(data: GroupedData, *assumed: Assumption) -> GroupedData:
     return replace(data, assumed=(*data.assumed, *assumed))
+
+
+def _callable(name: str) -> Any:
+    """What ``--transform package.module:callable`` names."""
+    import_from_here()
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--transform {name}: {error}; expected package.module:callable") from error
+    if not callable(found):
+        raise ConfigError(f"--transform {name} is a {type(found).__name__}: expected a function of a PIL image")
+    return found
 
 
 def _channels(model: nn.Module) -> int:

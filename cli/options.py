@@ -44,7 +44,11 @@ class Common:
     answer_is: Literal["logits", "probabilities"] | None
     multi_label: bool
     image_size: int | None
-    normalize: str
+    normalize: str | None
+    resize: str | None
+    crop_fraction: float | None
+    interpolation: str | None
+    transform: str | None
     bits: int | None
     threshold: float | None
     threshold_from: str | None
@@ -245,7 +249,7 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             "--image-size",
             type=click.IntRange(1),
             metavar="N",
-            help="Resize the shorter side to this and cut out the centre.",
+            help="Side of the square that images become. [default: what the checkpoint says, else as they are]",
         ),
         data(
             "--bits",
@@ -255,9 +259,30 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
         ),
         data(
             "--normalize",
-            default="imagenet",
             metavar="NAME",
-            help="imagenet, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1].",
+            help="imagenet, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1]. "
+            "[default: what the checkpoint or a file beside it says, else imagenet]",
+        ),
+        data(
+            "--resize",
+            type=click.Choice(["shorter", "squash", "pad"]),
+            help="The shorter side, then the centre is cut out; both sides; or the longer side, then black around it.",
+        ),
+        data(
+            "--crop-fraction",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="F",
+            help="Share of the resized side that is cut out, such as 0.875.",
+        ),
+        data(
+            "--interpolation",
+            type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+            help="How images are resized.",
+        ),
+        data(
+            "--transform",
+            metavar="NAME",
+            help="package.module:callable, from a PIL image to a (c, h, w) tensor, instead of the others.",
         ),
     ]
 

@@ -16,7 +16,9 @@ from bmft._assumed import Assumption
 from bmft.checkpoints.formats import WeightFile, read_file, write_file
 from bmft.checkpoints.layout import at, check_tensors, named_arch, plain_values, refilled, same_bits
 from bmft.checkpoints.names import prefixes, spellings
+from bmft.checkpoints.pixels import known_pixels
 from bmft.checkpoints.places import WeightSet, choose, opened_by_default, weight_sets, why
+from bmft.data import Preprocessing
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.models import fit_of, shapes_of
 
@@ -39,6 +41,8 @@ class Checkpoint:
         metadata: the plain values beside the weights (epoch, learning rate, safetensors' own metadata).
         content_hash: SHA-256 of the file.
         assumed: what was inferred on the way from the file to the model.
+        pixels: how its images were prepared, where it or a file beside it says so.
+        pixels_from: where that is said.
     """
 
     path: Path
@@ -53,6 +57,8 @@ class Checkpoint:
     content_hash: str
     file: WeightFile = field(repr=False)
     assumed: tuple[Assumption, ...] = ()
+    pixels: Preprocessing | None = None
+    pixels_from: str = ""
 
     _names: Mapping[str, str] = field(repr=False, default_factory=dict)
 
@@ -177,7 +183,8 @@ def read_checkpoint(
         file=file,
     )
     checkpoint = checkpoint.unwrapped()[0]
-    return replace(checkpoint, assumed=_which_set(checkpoint))
+    pixels, source = known_pixels(path, beside)
+    return replace(checkpoint, assumed=_which_set(checkpoint), pixels=pixels, pixels_from=source)
 
 
 def _which_set(checkpoint: Checkpoint) -> tuple[Assumption, ...]:

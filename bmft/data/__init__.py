@@ -15,6 +15,7 @@ from bmft.data.loading import (
 )
 from bmft.data.sampling import Balance
 from bmft.data.sources import FLIPS, BadImage, DecodedImages, images_from_array
+from bmft.data.transforms import Preprocessing
 
 __all__ = [
     "FLIPS",
@@ -25,6 +26,7 @@ __all__ = [
     "GroupBatch",
     "GroupedData",
     "Inputs",
+    "Preprocessing",
     "apart",
     "as_grouped",
     "assumed_of",
