@@ -1,6 +1,7 @@
 """Measure predictions: rates of every group, gaps between groups, an interval beside each."""
 
 from bmft.auditing.audit import CONSTANT, AuditReport, audit_predictions
+from bmft.auditing.evidence import Claim, weigh
 from bmft.auditing.goals import GOALS, Goal
 from bmft.auditing.group_intervals import GroupStatistics, Sample, gather
 from bmft.auditing.harm import Limits, Split, Violation, fall_in_words, split_auc, violations
@@ -13,6 +14,7 @@ __all__ = [
     "DIRECTION",
     "GOALS",
     "AuditReport",
+    "Claim",
     "Column",
     "Counts",
     "Goal",
@@ -31,4 +33,5 @@ __all__ = [
     "read_predictions",
     "split_auc",
     "violations",
+    "weigh",
 ]

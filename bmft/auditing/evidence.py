@@ -23,7 +23,7 @@ LEVEL = 0.9  # of the two-sided interval
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Claim:
     """What is known of a reduction on the rows that chose.
 
     Attributes:
@@ -81,7 +81,7 @@ def smallest_step(gaps: Floats, errors: Floats, eligible: NDArray[np.bool_]) -> 
 
 def weigh(
     gaps: Floats, chooses_by: Floats, eligible: NDArray[np.bool_], *, confidence: float = 0.9
-) -> tuple[int, Evidence]:
+) -> tuple[int, Claim]:
     """Choose among candidates on a path, and say what may be claimed.
 
     Args:
@@ -120,7 +120,7 @@ def weigh(
     wanted = (normal.inv_cdf(confidence) + normal.inv_cdf(POWER)) * error
     times = (wanted / reduction) ** 2 if reduction > 0 else math.inf
     before = float(gaps[0, 0])
-    return chosen, Evidence(
+    return chosen, Claim(
         word,
         before,
         before - reduction,

@@ -6,9 +6,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from bmft import fairness
-from bmft.auditing import Predictions
 from bmft.settings import Settings
-from bmft.training import Loss, Step, gap_of
+from bmft.training import Gap, Loss, Step
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -40,11 +39,11 @@ def objective_of(settings: Settings) -> Objective:
     return fairness.OBJECTIVES[settings.objective] if isinstance(settings.objective, str) else settings.objective
 
 
-def gap_measure(settings: Settings, threshold: float) -> Callable[[Predictions], float]:
+def gap_measure(settings: Settings, threshold: float) -> Gap:
     """The gap of predictions: a named one compares rates of decisions, a loss needs probabilities."""
     decides = isinstance(settings.objective, str) and settings.objective != "worst_group_loss"
     objective = fairness.over_attributes(objective_of(settings), combine=settings.combine)
-    return gap_of(objective, threshold=threshold, on_decisions=decides)
+    return Gap(objective, threshold, decides)
 
 
 def extractor_loss(settings: Settings) -> Loss:

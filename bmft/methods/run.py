@@ -150,21 +150,22 @@ class Run:
                 )
             )
 
-    def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
-        """Change the model as `train` does, or as it did in an earlier process."""
+    def _stage(self, train: Callable[[EpochKeeper | None], float]) -> float:
+        """Change the model as `train` does, or as it did in an earlier process; gives back what it does."""
         if self.journal is None:
-            train(None)
-            return
+            return train(None)
         number = self.journal.begin_stage()
         found = self.journal.stage_done(number, self.selection)
         if found is not None:
             self.generator.set_state(found.pop("generator"))
+            result = float(found.pop("result"))
             put_back(tensors_of(self.model), found)
-            return
+            return result
         before = {name: tensor.clone() for name, tensor in tensors_of(self.model).items()}
-        train(_Epochs(self.journal, number, self.selection))
-        changed = changes(before, tensors_of(self.model)) | {"generator": self.generator.get_state()}
-        self.journal.record_stage(number, self.selection, changed)
+        result = train(_Epochs(self.journal, number, self.selection))
+        noted = {"generator": self.generator.get_state(), "result": torch.tensor(result, dtype=torch.float64)}
+        self.journal.record_stage(number, self.selection, changes(before, tensors_of(self.model)) | noted)
+        return result
 
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
         """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""

@@ -1,6 +1,6 @@
 """Intervals and the bootstrap, as plain functions of numpy arrays."""
 
-from bmft.stats.bootstrap import Statistic, Units
+from bmft.stats.bootstrap import Statistic, Units, resampled_rows
 from bmft.stats.intervals import (
     Interval,
     delong,
@@ -24,6 +24,7 @@ __all__ = [
     "never_seen",
     "placements",
     "quantile",
+    "resampled_rows",
     "student_quantile",
     "tango",
     "wilson",

@@ -36,20 +36,23 @@ def tune(
     tail: Tail | None = None,
     room: Room | None = None,
     keeper: EpochKeeper | None = None,
-    gap_weight: Callable[[int], float] | None = None,
-) -> None:
+    start: torch.Tensor | None = None,
+) -> float:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
     1. The weights of the mask are gathered into one vector, which the optimizer owns.
-    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves. Where
-       `gap_weight` is given, it says how much the gap weighs in each epoch, from 1.
+    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves.
     3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
     gradient is put together from pieces, exactly: the gap stays that of all its samples. Given a `keeper`, every epoch
     is kept, and the training goes on from what it holds; where an optimizer, an objective or statistics may hold more
-    than it keeps, the training starts over. Training and gradient flags of the model are as before on the way out, also
-    on failure.
+    than it keeps, the training starts over. The loss's order term compares with the logits `start` ``(n, outputs)``,
+    such as those before an earlier training; by default with those at the beginning. Training and gradient flags of the
+    model are as before on the way out, also on failure.
+
+    Returns:
+        The learning rate.
 
     Raises:
         NonFiniteError: a loss is not finite; the model keeps the weights of the last good step.
@@ -66,10 +69,7 @@ def tune(
             if kept
             else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
         )
-        pooled = PooledLoss(loss, data, logits, multi_label, kept["start"].to(device) if kept else None)
-        weight = gap_weight or (lambda epoch: loss.bias_weight)
-        # The first epoch's rate is found for the loss that most of the training has, or it would be far too large.
-        pooled.bias_weight = weight(step.epochs)
+        pooled = PooledLoss(loss, data, logits, multi_label, start=start, views=round(1 / step.share))
         rate = (
             float(kept["numbers"][0])
             if kept
@@ -81,7 +81,6 @@ def tune(
             state.load_state(kept)
         while state.epoch < step.epochs and not state.stopped:
             state.epoch += 1
-            pooled.bias_weight = weight(state.epoch)
             batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
             batches = batches[: math.ceil(len(batches) * step.share)]
             total = 0.0
@@ -97,3 +96,4 @@ def tune(
             if keeper:
                 keeper.write(state.tensors())
         chosen.write_back(state.average)
+    return rate

@@ -44,37 +44,46 @@ class PooledLoss:
 
     Attributes:
         start: the logits that the order term compares with; by default those given.
-        bias_weight: of the gap from now on; the loss's own at first.
+        images: samples, each of which the data hold once for every view. The gap is of the latest view seen of each:
+            in a table of all views most would be old.
     """
 
     def __init__(
-        self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool, start: Tensor | None = None
+        self,
+        loss: Loss,
+        data: GroupedData,
+        logits: Tensor,
+        multi_label: bool,
+        *,
+        start: Tensor | None = None,
+        views: int = 1,
     ) -> None:
         device = logits.device
         self.objective = fairness.over_attributes(loss.objective, combine=loss.combine)
-        self.loss, self.multi_label, self.logits = loss, multi_label, logits.detach().float()
-        self.groups = data.groups.to(device)
+        self.loss, self.multi_label = loss, multi_label
+        self.start = (logits if start is None else start).detach().float()
+        self.images = len(data) // views
+        self.logits = logits[: self.images].detach().float()
+        self.groups = data.groups[: self.images].to(device)
         columns = fairness.probabilities(self.logits[:1], multi_label=multi_label).shape[1]
-        self.labels = data.targets.to(device)
+        self.labels = data.targets[: self.images].to(device)
         self.targets = fairness.one_vs_rest(self.labels, columns)
-        self.sample_weights = _sample_weights(data, loss.balance).to(device)
-        self.cells = _cells(data, "cell").to(device)
+        self.sample_weights = _sample_weights(data, loss.balance)[: self.images].to(device)
+        self.cells = _cells(data, "cell")[: self.images].to(device)
         self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
-        self.start = self.logits.clone() if start is None else start
         # Of several attributes, a group is a combination of theirs; so are the samples that lack one.
         self.blocs = torch.unique(self.groups, dim=0, return_inverse=True)[1]
-        self.bias_weight = loss.bias_weight
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
         """The loss of the samples `index`, whose logits these are."""
-        logits = logits.float()
+        logits, seen, index = logits.float(), index, index % self.images
         total = torch.zeros((), device=logits.device)
         if self.loss.task_weight:
             total = total + self.loss.task_weight * self._task(logits, index)
-        if self.bias_weight:
-            total = total + self.bias_weight * self._bias(logits, index)
+        if self.loss.bias_weight:
+            total = total + self.loss.bias_weight * self._bias(logits, index)
         if self.loss.order_weight:
-            total = total + self.loss.order_weight * reordering(logits - self.start[index], self.blocs[index])
+            total = total + self.loss.order_weight * reordering(logits - self.start[seen], self.blocs[index])
         return total
 
     def _task(self, logits: Tensor, index: Tensor) -> Tensor:

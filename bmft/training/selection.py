@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions, violations
@@ -14,7 +13,6 @@ from bmft.models import changes, put_back, tensors_of
 from bmft.training.conditions import Conditions
 
 _NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -154,14 +152,3 @@ class Selection:
 def _worst(report: AuditReport) -> float:
     values = [metrics["roc_auc"] for groups in report.by_group.values() for metrics in groups.values()]
     return min((value for value in values if math.isfinite(value)), default=math.nan)
-
-
-def gap_of(objective: Objective, *, threshold: float, on_decisions: bool) -> Callable[[Predictions], float]:
-    """The objective as a measure of predictions: of 0/1 decisions at `threshold`, or of the probabilities."""
-
-    def gap(predictions: Predictions) -> float:
-        values = predictions.decisions(threshold) if on_decisions else predictions.scores
-        scores, targets = torch.as_tensor(values, dtype=torch.float64), torch.from_numpy(predictions.targets)
-        return float(objective(scores, targets, torch.from_numpy(predictions.groups)))
-
-    return gap

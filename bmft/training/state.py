@@ -56,7 +56,6 @@ class TrainingState:
             "vector": self.chosen.vector.detach(),
             "average": self.average,
             "logits": self.pooled.logits,
-            "start": self.pooled.start,
             "generator": self.generator.get_state(),
             **{f"optimizer {name}": torch.as_tensor(value) for name, value in kept.items()},
         }
