@@ -64,7 +64,7 @@ def _setting(default: Any, help: str, **facts: Any) -> Any:
 
 _Named = str | Callable[..., Any]
 _Balance = Literal["none", "group", "group_in_label", "cell"]
-_LISTS = ("tune", "freeze", "augment", "path")  # a single value is a list of one, no pair
+_LISTS = ("tune", "freeze", "augment", "path", "strengths", "views")  # a single value is a list of one, no pair
 _ZERO_TO_ONE: Any = {"low": 0, "high": 1, "open": "low"}
 
 
@@ -107,6 +107,19 @@ class Settings:
     on_out_of_memory: Literal["fail", "halve"] = _setting(
         "fail", "halve: half as many samples at once for as long as memory runs out; a step stays of batch_size samples"
     )
+    strengths: tuple[float, ...] = _setting(
+        (),
+        "weights of the gap in step 1's loss, from the weakest: one training after the other, each of which ends in "
+        "candidates; none: one training at the first bias_weight, and candidates along the path",
+        low=0,
+    )
+    order_weight: float = _setting(0.0, "weight of the term that holds the ranking inside each group", low=0)
+    views: tuple[str, ...] = _setting(
+        (),
+        "flips of the fit images that step 1 sees beside the images: those the network was trained with",
+        choices=("hflip", "vflip", "transpose"),
+    )
+    warmup: int = _setting(0, "steps over which step 1's learning rate rises", low=0)
     bias_weight: tuple[float, ...] = _setting(
         (2.0, 1.0, 0.4, 0.1),
         "weight of the gap in the loss: the first is step 1's, every other is tried in step 2, in this order",
@@ -248,7 +261,8 @@ def _fitting(name: str, value: Any, default: Any) -> Any:
         value = tuple(value) if several else (value,) * (1 if name in _LISTS else 2)
         if name not in (*_LISTS, "bias_weight") and len(value) != 2:
             raise ConfigError(f"{name} is {shown(list(value))}: expected one value, or two (step 1, step 2)")
-    sample = default[0] if isinstance(default, tuple) and default else default
+    empty = "" if name in ("tune", "freeze", "augment", "views") else 0.0
+    sample = (default[0] if default else empty) if isinstance(default, tuple) else default
     for part in value if isinstance(value, tuple) else (value,):
         _check_kind(name, part, sample)
     return value

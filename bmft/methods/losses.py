@@ -26,6 +26,8 @@ def step_of(settings: Settings, number: int) -> Step:
         augment=settings.augment if number == 0 else (),
         average=settings.average,
         norm_stats=settings.norm_stats if number == 0 else "frozen",
+        warmup=settings.warmup if number == 0 else 0,
+        share=1 / 2 ** len(settings.views) if number == 0 else 1.0,
     )
 
 
@@ -46,9 +48,9 @@ def gap_measure(settings: Settings, threshold: float) -> Gap:
     return Gap(objective, threshold, decides)
 
 
-def extractor_loss(settings: Settings) -> Loss:
-    """What step 1 minimises."""
-    return _loss(settings, settings.bias_weight[0], settings.task_weight[0])
+def extractor_loss(settings: Settings, strength: float | None = None) -> Loss:
+    """What step 1 minimises; the gap weighs `strength`, or the first `bias_weight`."""
+    return _loss(settings, settings.bias_weight[0] if strength is None else strength, settings.task_weight[0])
 
 
 def head_losses(settings: Settings) -> list[Loss]:
@@ -64,4 +66,5 @@ def _loss(settings: Settings, bias_weight: float, task_weight: float) -> Loss:
         balance=settings.weigh,
         whole_set=settings.whole_set,
         combine=settings.combine,
+        order_weight=settings.order_weight,
     )

@@ -4,7 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,12 +17,11 @@ from bmft.data import GroupedData
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
-from bmft.methods.losses import head_losses, step_of
+from bmft.methods.losses import extractor_loss, head_losses, step_of
 from bmft.models import (
     Activations,
     Head,
     Tail,
-    as_head_of,
     changes,
     forward_logits,
     penultimate_features,
@@ -69,6 +69,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
     journal: Journal | None = None
+    start: torch.Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -100,14 +101,19 @@ class Run:
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
-    def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
-        """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
+    def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step, *, judged: bool = True) -> float:
+        """Step 1: move the weights of `mask`; unless `judged` is false, select looks at it after every epoch.
+
+        Returns the learning rate.
+        """
         with self.timed("extractor"):
             fit, select = self._entering(mask, step)
-            look = self._after_epoch(1, self.tail or self.model, select, step)
+            look = self._after_epoch(1, self.tail or self.model, select, step) if judged else self._counted(step)
+            if self.start is None and loss.order_weight:
+                self.start = self._logits(self.tail or self.model, fit)
 
-            def train(keeper: EpochKeeper | None) -> None:
-                tune(
+            def train(keeper: EpochKeeper | None) -> float:
+                return tune(
                     self.model,
                     fit,
                     loss,
@@ -120,9 +126,26 @@ class Run:
                     after_epoch=look,
                     room=self.room,
                     keeper=keeper,
+                    start=self.start,
                 )
 
-            self._stage(train)
+            return self._stage(train)
+
+    def stronger(self, mask: WeightMask) -> Iterator[float]:
+        """Change the model: the weights of `mask` at each of the settings' strengths, one after the other.
+
+        The optimizer begins anew at each, at the rate that was found for the first; the head is the original's.
+        """
+        step = step_of(self.settings, 0)
+        head = {name: self.model.get_parameter(name).detach().clone() for name in self.head.parameters}
+        for strength, epochs in _shared_out(step.epochs, self.settings.strengths):
+            with torch.no_grad():
+                for name, value in head.items():
+                    self.model.get_parameter(name).copy_(value)
+            step = replace(step, epochs=epochs)
+            rate = self.tune_extractor(mask, extractor_loss(self.settings, strength), step, judged=False)
+            step = replace(step, lr=rate)
+            yield strength
 
     def tune_beside(
         self, network: nn.Module, mask: WeightMask, merge: Callable[[], None], loss: Loss, step: Step
@@ -170,35 +193,41 @@ class Run:
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
         """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
         if step.augment or step.norm_stats != "frozen":
-            return self.fit, self.select
-        tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())])
+            return self.viewed, self.select
+        tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())], self.viewed)
         if tail is None:
-            return self.fit, self.select
+            return self.viewed, self.select
         select = self.room(lambda size: self.activations.of(tail, self.select, batch_size=size), 64)
         if select is None:
-            return self.fit, self.select
+            return self.viewed, self.select
         self.tail = tail
         return fit, select
 
-    def above(self, names: Sequence[str]) -> tuple[Tail | None, GroupedData]:
-        """The part of the network above all that stays when only these move, and the fit set as it enters that part.
+    @cached_property
+    def viewed(self) -> GroupedData:
+        """The fit set as step 1 sees it: with the settings' views of every image."""
+        return self.fit.with_views(self.settings.views) if self.settings.views else self.fit
 
-        None, and the fit set as it is, where there is no such part or no room for what enters it.
+    def above(self, names: Sequence[str], data: GroupedData | None = None) -> tuple[Tail | None, GroupedData]:
+        """The part of the network above all that stays when only these move, and the data as they enter that part.
+
+        None, and the data (by default the fit set) as they are, where there is no such part or no room for what enters.
         """
+        given = self.fit if data is None else data
         sample = self.fit.take(slice(0, 4)).to(self.device).inputs
         tail = tail_above(self.model, names, sample, autocast=self.autocast)
         if tail is None:
-            return None, self.fit
+            return None, given
         keep = self.activations.of
-        fit = self.room(lambda size: keep(tail, self.fit, autocast=self.autocast, batch_size=size), 64)
-        return (None, self.fit) if fit is None else (tail, fit)
+        kept = self.room(lambda size: keep(tail, given, autocast=self.autocast, batch_size=size), 64)
+        return (None, given) if kept is None else (tail, kept)
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
         with self.timed("head"):
             self._stage(lambda _: self._train_heads(reset))
 
-    def _train_heads(self, reset: Callable[[], None]) -> None:
+    def _train_heads(self, reset: Callable[[], None]) -> float:
         step = step_of(self.settings, 1)
         fit, select = (self._features(self._precise(data), self.tail) for data in (self.fit, self.select))
         if fit is None or select is None:
@@ -206,44 +235,52 @@ class Run:
         else:
             model = self.model.get_submodule(self.head.name)
             mask = WeightMask.by_name(model)
-        with as_head_of(self.model, model):
-            for loss in head_losses(self.settings):
-                reset()
-                look = self._after_epoch(2, model, select, step)
-                tune(
-                    model,
-                    fit,
-                    loss,
-                    mask,
-                    step,
-                    generator=self.generator,
-                    multi_label=self.conditions.multi_label,
-                    after_epoch=self._at_the_operating_point(look, model, fit),
-                    room=self.room,
-                )
+        few = bool(self.settings.strengths)
+        for loss in head_losses(self.settings):
+            reset()
+            look = self._after_epoch(2, model, select, step)
+            look = self._at_the_operating_point(look, model, fit, both=not few)
+            if few:
+                # The head that step 1 ended with competes with the trained one; of its epochs only the last does.
+                look(0, math.nan)
+                look = partial(_last_of, step.epochs, look)
+            tune(
+                model,
+                fit,
+                loss,
+                mask,
+                step,
+                generator=self.generator,
+                multi_label=self.conditions.multi_label,
+                after_epoch=look,
+                room=self.room,
+                start=None if self.start is None else self.start[: len(fit)],
+            )
+        return 0.0
 
     def _at_the_operating_point(
-        self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData
+        self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData, *, both: bool
     ) -> Callable[[int, float], bool]:
-        """`look` at two heads: as trained, and with its bias put where the original's share of the fit set is positive.
+        """`look` at the head with its bias put where the original's share of the fit set is positive.
 
-        A gap also shrinks when fewer of everybody are called positive; then the second may do less harm.
+        A gap also shrinks when fewer of everybody are called positive, which is no help. With `both` the head as it was
+        trained is looked at, too.
         """
         head = model if model is not self.model else self.model.get_submodule(self.head.name)
         bias = getattr(head, "bias", None)
         if self.settings.operating_point == "free" or self.positive is None or not isinstance(bias, nn.Parameter):
             return look
 
-        def both(epoch: int, loss: float) -> bool:
+        def shifted(epoch: int, loss: float) -> bool:
             shift = _shift(self._logits(model, fit), self.positive, self.conditions.threshold).to(bias)
             trained = bias.detach().clone()
             with torch.no_grad():
                 bias.add_(shift)
-                look(epoch, loss)
+                stop = look(epoch, loss)
                 bias.copy_(trained)
-            return look(epoch, loss)
+            return look(epoch, loss) if both else stop
 
-        return both
+        return shifted
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
@@ -309,6 +346,13 @@ class Run:
             entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
         self.progress(Progress("candidates", number, of, entry, self.selection.kept))
 
+    def _counted(self, step: Step) -> Callable[[int, float], bool]:
+        def look(epoch: int, loss: float) -> bool:
+            self.progress(Progress("step 1", epoch, step.epochs, {}, self.selection.kept))
+            return False
+
+        return look
+
     def _after_epoch(
         self, number: int, model: nn.Module, select: GroupedData, step: Step
     ) -> Callable[[int, float], bool]:
@@ -324,6 +368,22 @@ class Run:
             return bool(patience) and no_better_for(patience, ranks)
 
         return look
+
+
+def _last_of(epochs: int, look: Callable[[int, float], bool], epoch: int, loss: float) -> bool:
+    return look(epoch, loss) if epoch == epochs else False
+
+
+def _shared_out(epochs: int, strengths: Sequence[float]) -> Iterator[tuple[float, int]]:
+    """Each strength with its share of the epochs; of more strengths than epochs some are left out.
+
+    >>> list(_shared_out(5, (1.0, 2.0))), list(_shared_out(2, (1.0, 2.0, 3.0, 4.0)))
+    ([(1.0, 3), (2.0, 2)], [(2.0, 1), (4.0, 1)])
+    """
+    number = min(epochs, len(strengths))
+    for place in range(number):
+        share = epochs // number + (place < epochs % number)
+        yield strengths[(place + 1) * len(strengths) // number - 1], share
 
 
 def no_better_for(patience: int, ranks: Sequence[float]) -> bool:

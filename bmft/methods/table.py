@@ -76,6 +76,18 @@ _PAPER_SWIFT = replace(
 
 
 _DEFAULTS = Settings()
+_GRADED: Mapping[str, Any] = {
+    "strengths": (0.5, 1.0, 2.0, 3.0, 4.5, 7.0),
+    "order_weight": 0.1,
+    "warmup": 5,
+    "epochs": (13, 3),
+    "optimizer": "adam",
+    "trust": 0.6,
+    "average": 0.93,
+    "bias_weight": (2.0, 1.0),
+    "reset": "keep",
+}
+"""Step 1 at rising strengths, the ranking inside groups held, and few candidates, whose choice can be corrected for."""
 
 
 _FULL = replace(_DEFAULTS, depth=1.0)
@@ -122,13 +134,17 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+PRESETS = ("default", "paper", "graded")
+
+
 def installed_methods() -> tuple[str, ...]:
     """Names in `METHODS` of those that can run here: ``lora`` needs peft."""
     return tuple(name for name in METHODS if name != "lora" or peft_installed())
 
 
 def settings_for(method: str, config: Mapping[str, Any] | Settings | None = None) -> Settings:
-    """The settings of a named method with these values; ``preset = "paper"`` starts from the published ones.
+    """The settings of a named method with these values; ``preset = "paper"`` starts from the published ones,
+    ``"graded"`` from step 1 at rising strengths.
 
     Whole `Settings` are taken as they are.
 
@@ -145,9 +161,12 @@ def settings_for(method: str, config: Mapping[str, Any] | Settings | None = None
         return config
     named, values = METHODS[method], dict(config or {})
     preset = values.pop("preset", "default")
-    if preset not in ("default", "paper"):
-        raise ConfigError(f"preset is {preset!r}: expected 'default' or 'paper'")
+    if preset not in PRESETS:
+        raise ConfigError(f"preset is {preset!r}: expected one of {', '.join(PRESETS)}")
+    if preset == "graded" and not _GRADED.keys() <= named.uses:
+        raise ConfigError(f"preset 'graded' is for the methods of two steps, not for {method!r}")
     base = named.paper if preset == "paper" else named.defaults
+    base = replace(base, **_GRADED) if preset == "graded" else base
     settings = base.with_values(values)
     for name in values:
         if name not in named.uses and getattr(settings, name) != getattr(base, name):

@@ -33,6 +33,10 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
     if not run.body:
         run.tune_head(reset)
         return
+    if run.settings.strengths:
+        for _ in run.stronger(mask):
+            run.tune_head(reset)
+        return
     moved = SelectedWeights(run.model, mask)
     run.tune_extractor(mask, extractor_loss(run.settings), step_of(run.settings, 0))
     for _ in run.along(moved):
