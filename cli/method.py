@@ -59,6 +59,19 @@ _LIMITS = [
         help="best: chosen on select, do no harm; last: the final epoch, whatever it is.",
     ),
     _method(
+        "--accept",
+        type=click.Choice(["likely", "shown"]),
+        default="likely",
+        help="With few candidates (--preset graded): the least evidence for which a result is written.",
+    ),
+    _method(
+        "--confidence",
+        type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+        default=0.9,
+        metavar="P",
+        help="One-sided, for that evidence.",
+    ),
+    _method(
         "--max-auc-drop",
         type=click.FloatRange(0, 1),
         default=0.01,
@@ -107,7 +120,11 @@ def _option_of(name: str, kind: Any, fact: Fact) -> Any:
 _SHOWN = {name: fact for name, fact in FACTS.items() if fact.option}
 _NAMES = ("preset", *_SHOWN)
 _SETTINGS = [
-    _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
+    _method(
+        "--preset",
+        type=click.Choice(["default", "paper", "graded"]),
+        help="paper: the published settings; graded: step 1 at rising strengths, few candidates, and the evidence for the chosen one.",
+    ),
     *(_option_of(name, getattr(Settings(), name), fact) for name, fact in _SHOWN.items()),
 ]
 _MORE = [
@@ -135,7 +152,7 @@ def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same for a command that runs several methods: all but which one, and which epoch is kept."""
-    return _receiving_how(function, _LIMITS[2:])
+    return _receiving_how(function, _LIMITS[4:])
 
 
 def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[..., Any]:
@@ -148,6 +165,7 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[
         config = method_settings() | _split(beta) | asked | more
         method, keep = values.pop("method", ""), values.pop("keep", "best")
         conditions = {"keep": keep, **{name: values.pop(name) for name in _LIMIT_NAMES}}
+        conditions |= {name: values.pop(name) for name in ("accept", "confidence") if name in values}
         return function(how=How(method, {k: _resolved(k, v) for k, v in config.items()}, conditions), **values)
 
     return apply_options(command, [*limits, *_SETTINGS, *_MORE])

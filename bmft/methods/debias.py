@@ -1,5 +1,6 @@
 """The one call that runs a named method without doing harm: prepare, run, measure."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bmft.auditing import AuditReport, Predictions, audit_predictions
+from bmft.auditing import AuditReport, Claim, Predictions, audit_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.compute import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
 from bmft.compute import distributed as processes
@@ -138,7 +139,9 @@ def debias(
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         before, after = (_audited(run.predict(each, measured), conditions) for each in (model, result))
     run.seconds["total"] = time.perf_counter() - start
+    claim = run.selection.claim
     recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
+    recipe |= {} if claim is None else {"evidence": claim.word}
     return Outcome(
         result,
         mask,
@@ -157,8 +160,20 @@ def debias(
             versions=versions(),
             hashes=hashes,
             skipped=skipped_images(*data.values()),
+            claim=None if claim is None else claim.to_dict() | {"rows": _rows_that_settle(claim, run)},
         ),
     )
+
+
+def _rows_that_settle(claim: Claim, run: Run) -> dict[str, dict[str, int]]:
+    """Attribute -> group -> rows on which a reduction of this size would be shown; empty where nothing is to settle."""
+    untouched = run.selection.untouched
+    if claim.word != "likely" or untouched is None or not math.isfinite(claim.times):
+        return {}
+    return {
+        attribute: {group: math.ceil(claim.times * figures["n"]) for group, figures in groups.items()}
+        for attribute, groups in untouched.by_group.items()
+    }
 
 
 def _prepare(
@@ -190,7 +205,14 @@ def _prepare(
         select=select,
         settings=settings,
         conditions=replace(conditions, multi_label=conditions.multi_label or fit.task == "multilabel"),
-        selection=Selection(tuned, gap, conditions, tensors_of(model), settings.choose),
+        selection=Selection(
+            tuned,
+            gap,
+            conditions,
+            tensors_of(model),
+            settings.choose,
+            few=bool(settings.strengths) and settings.choose == "gap",
+        ),
         generator=torch.Generator().manual_seed(conditions.seed),
         autocast=autocast_for(where, settings.precision, tuned),
         progress=progress,

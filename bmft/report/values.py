@@ -35,6 +35,8 @@ class DebiasReport:
         versions: of the packages, see `versions`.
         hashes: of the checkpoint and of each split.
         skipped: unreadable images that were left out.
+        claim: what may be claimed of the reduction on the rows that chose, as `bmft.auditing.Claim` has it, and under
+            ``rows`` how many of each group would show it; None where the choice was among too many to say.
         extra: optional pages, each as plain values:
 
             - ``pixels``: a list of `bmft.pixels.Explanation`
@@ -61,6 +63,7 @@ class DebiasReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     skipped: int = 0
+    claim: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +86,7 @@ class DebiasReport:
         top = {name: plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
         rest = {name: value for name, value in self.extra.items() if name not in top}
         values = {name: plain(getattr(self, name)) for name in names}
+        values |= {"evidence": None if self.claim is None else self.claim["word"], "claim": plain(self.claim)}
         return {"schema": SCHEMA, **values, "assumed": plain(self.before.assumed), "extra": plain(rest), **top}
 
 

@@ -2,7 +2,7 @@
 
 from bmft.auditing import Limits
 from bmft.training.choice import Gap, weigh_candidates
-from bmft.training.conditions import Conditions, Limits
+from bmft.training.conditions import Conditions
 from bmft.training.loop import tune
 from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights, masked

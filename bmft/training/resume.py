@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ class Journal:
     def _best_file(self, chosen: int) -> Path:
         return self.folder / f"best-{chosen}.safetensors"
 
+    def _candidate_file(self, place: int) -> Path:
+        return self.folder / f"candidate-{place}.safetensors"
+
     def _keep(self, path: Path, number: int, selection: Selection, tensors: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
         best = self._best_file(selection.chosen)
@@ -87,6 +91,10 @@ class Journal:
         # First the weights, then the file that names them, then the others go: a kill in between does no harm.
         if selection.chosen and not best.exists():
             put(in_order(save(_plain(selection.state), named)), best)
+        for place, (predictions, state) in selection.candidates.items() if selection.few else ():
+            if place and not self._candidate_file(place).exists():
+                scores = {"scores": torch.from_numpy(predictions.scores)}
+                put(in_order(save(_plain({**state, **scores}), named)), self._candidate_file(place))
         put(in_order(save(_plain(tensors), named)), path)
         for other in self.folder.glob("best-*.safetensors"):
             if other != best:
@@ -97,7 +105,12 @@ class Journal:
         best = self._best_file(where["chosen"])
         # Of a stage that is not the last one, the weights it preferred may be gone: those of a later one will do.
         state = self._read(best)[0] if where["chosen"] and best.exists() else {}
-        selection.load_state(where["history"], where["chosen"], state)
+        candidates = {}
+        for place in range(1, len(where["history"]) if selection.few else 0):
+            kept = self._read(self._candidate_file(place))[0]
+            scores = kept.pop("scores").numpy()
+            candidates[place] = replace(selection.candidates[0][0], scores=scores), kept
+        selection.load_state(where["history"], where["chosen"], state, candidates)
         return tensors, where
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

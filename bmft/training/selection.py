@@ -1,15 +1,16 @@
 """Which epoch is kept: the smallest gap, or the best by a goal, on the select set among those that do no harm."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions, violations
+from bmft.auditing import CONSTANT, GOALS, AuditReport, Claim, Predictions, audit_predictions, violations
 from bmft.errors import ConstantPredictorError
 from bmft.models import changes, put_back, tensors_of
+from bmft.training.choice import Gap, weigh_candidates
 from bmft.training.conditions import Conditions
 
 _NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
@@ -29,10 +30,14 @@ class Selection:
         kept: the audit of what would be kept if this were the end; None where an earlier process chose.
         state: what differs from the original in that choice, as `bmft.models.changes` has it.
         chosen: its place in the history.
+        few: there are few candidates, in the order of how far they go: all are kept, and `finish` chooses among them by
+            `weigh_candidates`, instead of taking the best as they come.
+        candidates: place in the history -> predictions and changes, of those that were kept.
+        claim: what may be claimed of the choice among few.
     """
 
     model: nn.Module
-    gap: Callable[[Predictions], float]
+    gap: Gap
     conditions: Conditions
     original: Mapping[str, Tensor]
     choose: str = "gap"
@@ -41,6 +46,9 @@ class Selection:
     kept: AuditReport | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     chosen: int = 0
+    few: bool = False
+    candidates: dict[int, tuple[Predictions, dict[str, Tensor]]] = field(default_factory=dict)
+    claim: Claim | None = None
 
     def start(self, predictions: Predictions) -> None:
         """The untouched model.
@@ -49,7 +57,7 @@ class Selection:
             ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
         """
         report = self._add(predictions, step=0, epoch=0, loss=math.nan)
-        self.kept = report
+        self.kept, self.candidates[0] = report, (predictions, {})
         if CONSTANT in report.flags:
             raise ConstantPredictorError(
                 f"the model is a constant predictor on the select set at threshold {self.conditions.threshold:g}: "
@@ -61,9 +69,13 @@ class Selection:
     def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> dict[str, Any]:
         """Record an epoch and keep what it changed if it is now the best; returns its history entry."""
         report = self._add(predictions, step=step, epoch=epoch, loss=loss)
-        entry, best = self.history[-1], self.history[self.chosen]
-        if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
-            self.chosen, self.kept = len(self.history) - 1, report
+        entry, place = self.history[-1], len(self.history) - 1
+        if self.few:
+            self.candidates[place] = predictions, changes(self.original, tensors_of(self.model))
+            if self.rank(entry) <= min(map(self.rank, self.history)):
+                self.kept = report
+        elif self.conditions.keep == "last" or self.rank(entry) < self.rank(self.history[self.chosen]):
+            self.chosen, self.kept = place, report
             self.state = changes(self.original, tensors_of(self.model))
         return entry
 
@@ -73,13 +85,38 @@ class Selection:
             return math.inf
         return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
 
-    def load_state(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
+    def load_state(
+        self,
+        history: list[dict[str, Any]],
+        chosen: int,
+        state: dict[str, Tensor],
+        candidates: Mapping[int, tuple[Predictions, dict[str, Tensor]]],
+    ) -> None:
         """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
         self.history, self.chosen, self.state = history, chosen, state
+        self.candidates |= candidates
         self.kept = None if chosen else self.untouched
+
+    def _weigh(self) -> None:
+        """Choose among the few: the smallest movement that is as good as the best, if the evidence for it is enough."""
+        conditions, places = self.conditions, list(range(len(self.history)))
+        if conditions.keep == "last":
+            places = [0, places[-1]]
+        eligible = [conditions.keep == "last" or bool(self.history[place]["eligible"]) for place in places]
+        predictions = [self.candidates[place][0] for place in places]
+        number, self.claim = weigh_candidates(
+            self.gap, predictions, eligible, confidence=conditions.confidence, seed=conditions.seed
+        )
+        if conditions.keep == "last":
+            self.chosen = places[-1]
+        else:
+            self.chosen = number if conditions.accepts(self.claim.word) else 0
+        self.state = self.candidates[self.chosen][1]
 
     def finish(self) -> bool:
         """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
+        if self.few:
+            self._weigh()
         self.history[self.chosen]["chosen"] = True
         if self.chosen:
             weights = tensors_of(self.model)
@@ -95,6 +132,8 @@ class Selection:
         change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in named.items())
         if self.conditions.keep == "last" and self.chosen:
             return f"the last epoch was kept as asked (select: {change})"
+        if self.claim is not None and any(entry["eligible"] for entry in self.history[1:]):
+            return self._claimed(self.claim)
         if self.chosen:
             count = sum(e["eligible"] for e in self.history[1:])
             return (
@@ -102,6 +141,20 @@ class Selection:
                 f"{len(self.history) - 1} epochs that do no harm (select: {change})"
             )
         return self._why_none()
+
+    def _claimed(self, claim: Claim) -> str:
+        """What was chosen among few, with the figures that may be claimed."""
+        harmless = sum(entry["eligible"] for entry in self.history[1:])
+        among = f"of {len(self.history) - 1} candidates {harmless} do no harm"
+        if claim.word == "none":
+            return f"{among}, and none shows a smaller gap once that is corrected for the choice; the original is kept"
+        figures = (
+            f"gap {claim.before:.3f} -> {claim.after:.3f}, corrected for the choice; reduction {claim.reduction:.3f}, "
+            f"90 % interval {claim.low:.3f} to {claim.high:.3f}"
+        )
+        if not self.chosen:
+            return f"{among}, but a smaller gap is only {claim.word} ({figures}); the original is kept"
+        return f"{among}; kept is the smallest movement as good as the best, its effect {claim.word} ({figures})"
 
     @property
     def _words(self) -> str:
