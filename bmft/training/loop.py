@@ -36,13 +36,11 @@ def tune(
     tail: Tail | None = None,
     room: Room | None = None,
     keeper: EpochKeeper | None = None,
-    gap_weight: Callable[[int], float] | None = None,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
     1. The weights of the mask are gathered into one vector, which the optimizer owns.
-    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves. Where
-       `gap_weight` is given, it says how much the gap weighs in each epoch, from 1.
+    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves.
     3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
@@ -67,9 +65,6 @@ def tune(
             else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
         )
         pooled = PooledLoss(loss, data, logits, multi_label, kept["start"].to(device) if kept else None)
-        weight = gap_weight or (lambda epoch: loss.bias_weight)
-        # The first epoch's rate is found for the loss that most of the training has, or it would be far too large.
-        pooled.bias_weight = weight(step.epochs)
         rate = (
             float(kept["numbers"][0])
             if kept
@@ -81,7 +76,6 @@ def tune(
             state.load_state(kept)
         while state.epoch < step.epochs and not state.stopped:
             state.epoch += 1
-            pooled.bias_weight = weight(state.epoch)
             batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
             batches = batches[: math.ceil(len(batches) * step.share)]
             total = 0.0

@@ -44,7 +44,6 @@ class PooledLoss:
 
     Attributes:
         start: the logits that the order term compares with; by default those given.
-        bias_weight: of the gap from now on; the loss's own at first.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class PooledLoss:
         self.start = self.logits.clone() if start is None else start
         # Of several attributes, a group is a combination of theirs; so are the samples that lack one.
         self.blocs = torch.unique(self.groups, dim=0, return_inverse=True)[1]
-        self.bias_weight = loss.bias_weight
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
         """The loss of the samples `index`, whose logits these are."""
@@ -71,8 +69,8 @@ class PooledLoss:
         total = torch.zeros((), device=logits.device)
         if self.loss.task_weight:
             total = total + self.loss.task_weight * self._task(logits, index)
-        if self.bias_weight:
-            total = total + self.bias_weight * self._bias(logits, index)
+        if self.loss.bias_weight:
+            total = total + self.loss.bias_weight * self._bias(logits, index)
         if self.loss.order_weight:
             total = total + self.loss.order_weight * reordering(logits - self.start[index], self.blocs[index])
         return total

@@ -76,14 +76,6 @@ def test_the_first_steps_are_taken_at_a_rising_rate():
     assert torch.allclose(moved[0] / 2, moved[1])
 
 
-def test_the_gap_weighs_in_each_epoch_what_is_asked_for():
-    asked = []
-    step = Step(3, 0.1)
-    without = weights_after(step, gap_weight=lambda epoch: asked.append(epoch) or 0.0)
-    assert set(asked) == {1, 2, 3}
-    assert not torch.equal(without, weights_after(step))
-
-
 def test_an_epoch_takes_its_share_of_the_batches():
     step = Step(1, 0.1, batch_size=2, share=0.25)
     seen = []
