@@ -128,7 +128,8 @@ def tab() -> Iterator[Tab]:
     answers, write_answers = os.pipe()
     # Above 4, since they become the child's descriptors 3 and 4 and must not overwrite each other on the way.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read_commands, write_answers)]
-    with tempfile.TemporaryDirectory() as profile:
+    # The browser's children may write into the profile for a moment after it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         program = [str(CHROMIUM), *options, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
         shell = ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", *program]
