@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from bmft._text import shown, unknown_name
+from bmft._common import shown, unknown_name
 from bmft.errors import ConfigError
 
 

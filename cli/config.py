@@ -101,7 +101,7 @@ def _named(path: Path, entries: Mapping[str, Any], known: Mapping[str, object]) 
         if key in _FLAGS_ONLY:
             raise click.UsageError(f"{path}: --{key.replace('_', '-')} is for the command line only.")
         if key not in known:
-            from bmft._text import did_you_mean
+            from bmft._common import did_you_mean
 
             hint = did_you_mean(key, known, "Keys are the names of options (see --help).")
             raise click.UsageError(f"{path}: unknown key {_shown(key)}. {hint}")
@@ -128,6 +128,6 @@ def _text(where: str, value: Any) -> str:
 
 def _shown(value: Any) -> str:
     # Imported when there is something to say, as pandas comes with it.
-    from bmft._text import shown
+    from bmft._common import shown
 
     return shown(value)

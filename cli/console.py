@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from bmft._assumed import Assumption
+    from bmft._common import Assumption
 
 DONE, REJECTED, USAGE, INCONCLUSIVE, RUNTIME, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -160,6 +160,6 @@ def put(content: str | bytes, path: str | Path) -> None:
     if str(path) == "-":
         click.echo(content, nl=False)
         return
-    from bmft import _files as files
+    from bmft import _common as files
 
     files.put(content, path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmft._assumed import Assumption
+from bmft._common import Assumption
 from bmft.auditing import pick_threshold
 from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
 from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names

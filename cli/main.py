@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
         """Find the command, or name the nearest one."""
         name = args[0]
         if not name.startswith("-") and name not in self.list_commands(ctx):
-            from bmft._text import did_you_mean
+            from bmft._common import did_you_mean
 
             hint = did_you_mean(name, self.list_commands(ctx), "`bmft --help` lists the commands.")
             raise click.UsageError(f"No such command {name!r}. {hint}", ctx)

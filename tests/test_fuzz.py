@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from bmft._files import in_order
+from bmft._common import in_order
 from bmft.auditing import read_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.data import from_arrays, load_manifest

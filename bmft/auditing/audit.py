@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bmft._assumed import as_json
+from bmft._common import as_json
 from bmft.auditing.gap_intervals import summarise_intervals
 from bmft.auditing.group_intervals import Sample
 from bmft.auditing.metrics import (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft._assumed import Assumption
+from bmft._common import Assumption
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables import Attribute
 

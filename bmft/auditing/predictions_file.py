@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bmft._text import listed, short
+from bmft._common import listed, short
 from bmft.auditing.predictions import Predictions
 from bmft.errors import DataError, GroupError
 from bmft.tables import column, encode_attribute, encode_labels, read_table, rows_of_splits

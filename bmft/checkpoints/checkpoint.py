@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmft._assumed import Assumption
+from bmft._common import Assumption
 from bmft.checkpoints.formats import WeightFile, read_file, write_file
 from bmft.checkpoints.layout import at, check_tensors, named_arch, plain_values, refilled, same_bits
 from bmft.checkpoints.names import prefixes, spellings

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bmft._files import replacing
+from bmft._common import replacing
 from bmft.checkpoints import harmless
 from bmft.errors import CheckpointError, UntrustedPickleError
 

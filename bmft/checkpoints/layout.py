@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmft._text import shown
+from bmft._common import shown
 from bmft.errors import CheckpointError, MismatchError
 
 _ARCH_KEYS = ("arch", "architecture", "model_name", "model")

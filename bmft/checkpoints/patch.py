@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bmft._files import in_order, put
-from bmft._text import short
+from bmft._common import in_order, put, short
 from bmft.checkpoints.patch_file import FORMAT, Contents, read_contents, summarise
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.models import differing, state_hash

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from bmft._files import read_safetensors
-from bmft._text import short, shown
+from bmft._common import read_safetensors, short, shown
 from bmft.errors import MismatchError
 
 FORMAT = "1"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bmft._text import short, shown
+from bmft._common import short, shown
 from bmft.checkpoints.layout import at, tensors_of
 from bmft.checkpoints.names import prefixes
 from bmft.errors import CheckpointError, ConfigError

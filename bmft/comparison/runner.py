@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from bmft._assumed import as_json
-from bmft._files import put
-from bmft._text import unknown_name
+from bmft._common import as_json, put, unknown_name
 from bmft.comparison.references import REFERENCES
 from bmft.comparison.results import Comparison
 from bmft.comparison.trials import (

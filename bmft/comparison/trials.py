@@ -16,8 +16,7 @@ from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.comparison.references import REFERENCES, ReferenceInput, missing_references
 from bmft.data import GroupedData
 from bmft.errors import BmftError
-from bmft.inference import predict
-from bmft.leakage import attribute_leakage, sides
+from bmft.inference import attribute_leakage, compared_leakage, predict
 from bmft.methods import METHODS, debias, gap_measure, installed_methods, settings_for
 from bmft.models import reading_of, tensors_of
 from bmft.training import Conditions
@@ -160,7 +159,7 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
         "moved": outcome.patch.moved / sum(p.numel() for p in model.parameters()),
         "image_passes": max(0, used - _audited(world)),
         "seconds": report.seconds["total"] - report.seconds["audit"],
-        "leakage": sides(*probes),
+        "leakage": compared_leakage(*probes),
         "evaluations": _sites(world, trial, outcome.model),
     }
 

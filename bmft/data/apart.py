@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bmft._assumed import Assumption
-from bmft._text import short
+from bmft._common import Assumption, short
 from bmft.data.dataset import GroupedData
 from bmft.data.loading import assumed_of
 from bmft.errors import DataError

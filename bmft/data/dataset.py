@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bmft._assumed import Assumption
-from bmft._text import did_you_mean, short
+from bmft._common import Assumption, did_you_mean, short
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.sampling import cells, split_cells, together
 from bmft.data.sources import ArraySource, DecodedImages, Flipped, Source, StreamedImages

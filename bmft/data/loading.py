@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bmft._assumed import Assumption
+from bmft._common import Assumption
 from bmft.data.arrays import Inputs, as_inputs, class_names, concatenate, leaves, name_attributes, whole_numbers
 from bmft.data.dataset import GroupBatch, GroupedData, Task
 from bmft.data.manifest import image_paths, open_npz, readable, table_beside

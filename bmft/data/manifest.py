@@ -16,7 +16,7 @@ from typing import overload
 
 import numpy as np
 
-from bmft._text import did_you_mean, listed, short
+from bmft._common import did_you_mean, listed, short
 from bmft.data.images import LARGEST_IMAGE
 from bmft.data.sources import BadImage, DecodedImages, images_from_array
 from bmft.errors import DataError

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bmft._text import short
+from bmft._common import short
 from bmft.errors import ConfigError
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bmft._files import replacing
-from bmft._text import did_you_mean
+from bmft._common import did_you_mean, replacing
 from bmft.errors import ConfigError, DataError
 
 DATASETS = {

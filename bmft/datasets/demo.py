@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bmft._files import put
+from bmft._common import put
 from bmft.data import GroupedData, from_arrays
 from bmft.datasets.drawing import draw
 from bmft.errors import ConfigError, DataError

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bmft._text import short
+from bmft._common import short
 from bmft.datasets import official
 from bmft.errors import DataError
 

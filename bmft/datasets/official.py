@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bmft._text import did_you_mean, short
+from bmft._common import did_you_mean, short
 from bmft.errors import DataError, MissingExtraError
 from bmft.tables import read_table
 

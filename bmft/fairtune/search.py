@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bmft._text import unknown_name
+from bmft._common import unknown_name
 from bmft.auditing import GOALS, AuditReport, Goal, violations
 from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from bmft._text import unknown_name
+from bmft._common import unknown_name
 from bmft.errors import ConfigError
 from bmft.models import Head, components, find_head, upper
 from bmft.settings import Settings

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from bmft._assumed import as_json
-from bmft._text import did_you_mean
+from bmft._common import as_json, did_you_mean
 from bmft.auditing import AuditReport, Predictions
 from bmft.errors import ConfigError, PolicyError
 from bmft.gate.cases import Case, Question, named

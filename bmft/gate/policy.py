@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from bmft._text import did_you_mean, short, shown
+from bmft._common import did_you_mean, short, shown
 from bmft.errors import PolicyError
 
 # Where less is better, and where neither is.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from bmft._text import one_line
+from bmft._common import one_line
 from bmft.auditing import AuditReport
 from bmft.gate.check import check
 from bmft.gate.policy import parse_policy

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
-from bmft._text import one_line
+from bmft._common import one_line
 
 Decision = Literal["pass", "fail", "inconclusive", "waived"]
 SCHEMA = 1

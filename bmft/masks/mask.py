@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bmft._files import in_order, put
-from bmft._text import short
+from bmft._common import in_order, put, short
 from bmft.errors import ConfigError, MismatchError
 
 Granularity = Literal["weight", "channel", "layer", "block"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bmft._text import unknown_name
+from bmft._common import unknown_name
 from bmft.errors import ConfigError
 from bmft.masks import WeightMask
 from bmft.methods.full_network import bias_gradient_descent, full, group_dro, selective

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bmft._assumed import Assumption
-from bmft._text import did_you_mean
+from bmft._common import Assumption, did_you_mean
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError
 
 # A plain attribute: deepcopy and pickle keep it, a state dict does not have it.

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bmft._text import did_you_mean
+from bmft._common import did_you_mean
 from bmft.errors import ArchitectureError, MissingExtraError
 from bmft.models.architectures import Entry, Shapes, fit_of, index, make_entry, matches, nearest, shapes_of
 

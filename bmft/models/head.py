@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bmft._text import did_you_mean
+from bmft._common import did_you_mean
 from bmft.errors import ArchitectureError, ConfigError, MismatchError
 from bmft.models.answers import forward_outputs
 from bmft.models.modes import evaluating

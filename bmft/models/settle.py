@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmft._assumed import Assumption
+from bmft._common import Assumption
 from bmft.data import GroupedData, Inputs, map_tensors
 from bmft.errors import ArchitectureError, DataError
 from bmft.models.answers import called, choose, forward_outputs, mark, part_of, reading_of, tensors_in

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from bmft._files import put
+from bmft._common import put
 from bmft.report import page
 from bmft.report.figures import render
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table

@@ -14,7 +14,7 @@ _EPOCH_FIGURES = ("loss", "gap", "roc_auc", "worst_group_roc_auc")
 
 
 class Explained(Protocol):
-    """A picture of one case, as `bmft.pixels.explain_cases` gives."""
+    """A picture of one case, as `bmft.inference.explain_cases` gives."""
 
     @property
     def png(self) -> bytes:

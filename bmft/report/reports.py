@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmft._files import put
+from bmft._common import put
 from bmft.auditing import AuditReport
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes

@@ -37,7 +37,7 @@ class DebiasReport:
         skipped: unreadable images that were left out.
         extra: optional pages, each as plain values:
 
-            - ``pixels``: a list of `bmft.pixels.Explanation`
+            - ``pixels``: a list of `bmft.inference.Explanation`
             - ``evaluations``: site -> ``before`` and ``after``, two audits (at the top of the file)
             - ``leakage``: attribute -> ``before``, ``after``, and if known ``before_interval``,
               ``after_interval`` (at the top of the file)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bmft._text import listed, short
+from bmft._common import listed, short
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables.reading import Ints, Texts, as_number, column
 

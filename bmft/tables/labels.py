@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bmft._text import listed, short
+from bmft._common import listed, short
 from bmft.errors import ConfigError, DataError
 from bmft.tables.reading import Ints, Texts, as_number, column
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from pyarrow import ArrowException
 
-from bmft._text import did_you_mean, short
+from bmft._common import did_you_mean, short
 from bmft.errors import DataError
 
 Ints = npt.NDArray[np.int64]

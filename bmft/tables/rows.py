@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bmft._text import did_you_mean, listed, short
+from bmft._common import did_you_mean, listed, short
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables.attributes import Attribute, encode_attribute
 from bmft.tables.labels import encode_labels

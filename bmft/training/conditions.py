@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from bmft._text import unknown_name
+from bmft._common import unknown_name
 from bmft.auditing import Limits
 from bmft.errors import ConfigError
 

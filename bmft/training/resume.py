@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bmft._files import in_order, put
-from bmft._text import short
+from bmft._common import in_order, put, short
 from bmft.errors import ConfigError, DataError
 from bmft.training.selection import Selection
 

@@ -174,11 +174,11 @@ def _elsewhere(job: Job, outcome: Outcome, elsewhere: Mapping[str, GroupedData])
 
 def _leakage(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How well a linear probe reads each attribute from both models' features, and a line about each."""
-    from bmft.leakage import attribute_leakage, sides
+    from bmft.inference import attribute_leakage, compared_leakage
 
     measured = job.select if outcome.report.evaluated_on == "select" else job.data
     options = {"head": job.common.head, "seed": job.common.seed}
-    found = sides(*(attribute_leakage(model, measured, **options) for model in (job.model, outcome.model)))
+    found = compared_leakage(*(attribute_leakage(model, measured, **options) for model in (job.model, outcome.model)))
     for name, side in found.items():
         click.echo(f"leakage of {name}, a linear probe's ROC AUC: {side['before']:.3f} -> {side['after']:.3f}")
     return {"leakage": found}
@@ -206,7 +206,7 @@ def write_report_of(job: Job, outcome: Outcome, folder: str | None, extra: Mappi
 
 def _pixels(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Where both models look, for the cases whose decision changed most in each group."""
-    from bmft.pixels import changed_cases, explain_cases
+    from bmft.inference import changed_cases, explain_cases
 
     before, after = outcome.before.predictions, outcome.after.predictions
     if before is None or after is None or not outcome.accepted:

@@ -146,7 +146,7 @@ def tab() -> Iterator[Tab]:
 
 
 class Case:
-    """What `bmft.pixels` gives, without a model."""
+    """What `bmft.inference` gives, without a model."""
 
     text = "sex: male. Row 3, melanoma: score 0.20 before, 0.80 after."
 

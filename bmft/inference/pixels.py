@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from captum.attr import IntegratedGradients
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from bmft.auditing import Predictions
@@ -159,6 +157,10 @@ def _logit_of(model: nn.Module, case: ChangedCase) -> Callable[[Tensor], Tensor]
 
 
 def _integrated_gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, steps: int) -> Map:
+    # A second, for what few runs ask for.
+    from captum.attr import IntegratedGradients
+    from scipy.ndimage import gaussian_filter
+
     weight = next(model.parameters())
     placed = image.to(weight.device, weight.dtype).requires_grad_()
     found = IntegratedGradients(forward).attribute(placed, n_steps=steps, internal_batch_size=32)

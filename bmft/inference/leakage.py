@@ -5,11 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -74,7 +69,7 @@ def attribute_leakage(
     }
 
 
-def sides(before: dict[str, Leakage], after: dict[str, Leakage]) -> dict[str, dict[str, Any]]:
+def compared_leakage(before: dict[str, Leakage], after: dict[str, Leakage]) -> dict[str, dict[str, Any]]:
     """Both as plain values, as reports have them: attribute -> ``before``, ``after`` and their intervals."""
     return {
         name: {
@@ -88,6 +83,13 @@ def sides(before: dict[str, Leakage], after: dict[str, Leakage]) -> dict[str, di
 
 
 def _probe(features: NDArray[np.float64], ids: NDArray[np.int64], clusters: NDArray[Any], seed: int) -> Leakage:
+    # Half a second, for what few runs ask for.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     large = [group for group in np.unique(ids[ids >= 0]) if len(np.unique(clusters[ids == group])) >= FOLDS]
     if len(large) < 2:
         return Leakage(float("nan"))

@@ -1,5 +1,7 @@
 """Files written whole or not at all: a reader, a full disk or a kill never leaves half of one under its name."""
 
+from __future__ import annotations
+
 import json
 import os
 import secrets
@@ -7,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import deserialize
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _NUMBERS = {
     "BOOL": "?",
@@ -52,6 +53,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict
         SafetensorError: it is none, or damaged.
         OSError, ValueError: it cannot be read, or numpy has no such numbers.
     """
+    from safetensors import deserialize
+
     content = Path(path).read_bytes()
     tensors = {name: _array(name, tensor) for name, tensor in deserialize(content)}  # type: ignore[no-untyped-call]
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -59,6 +62,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict
 
 
 def _array(name: str, tensor: dict[str, Any]) -> NDArray[Any]:
+    import numpy as np
+
     kind, data = tensor["dtype"], tensor["data"]
     if kind == "BF16":
         # The upper half of a float32.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bmft import datasets
-from bmft._files import put, replacing
+from bmft._common import put, replacing
 from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
 from bmft.errors import CheckpointError, DataError
 from bmft.masks import WeightMask

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from bmft.auditing import Predictions
 from bmft.data import GroupedData, from_arrays
 from bmft.errors import DataError
-from bmft.inference import predict
-from bmft.pixels import TILE, ChangedCase, changed_cases, explain_cases
+from bmft.inference import TILE, ChangedCase, changed_cases, explain_cases, predict
 from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bmft.data import from_arrays
-from bmft.leakage import Leakage, attribute_leakage, sides
+from bmft.inference import Leakage, attribute_leakage, compared_leakage
 
 
 def features(n=200, shift=1.5, groups=2, seed=0):
@@ -71,5 +71,5 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_both_sides_as_the_report_has_them():
-    found = sides({"sex": Leakage(0.7, 0.6, 0.8)}, {"sex": Leakage(0.6)})
+    found = compared_leakage({"sex": Leakage(0.7, 0.6, 0.8)}, {"sex": Leakage(0.6)})
     assert found == {"sex": {"before": 0.7, "after": 0.6, "before_interval": [0.6, 0.8], "after_interval": None}}
