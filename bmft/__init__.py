@@ -10,21 +10,37 @@ if TYPE_CHECKING:
     from typing import Any
 
     import bmft.fairness as fairness
-    from bmft.auditing import AuditReport, Predictions
-    from bmft.checkpoints import WeightPatch, load_checkpoint, read_checkpoint, write_checkpoint
-    from bmft.data import GroupBatch, GroupedData, from_arrays, load_manifest
-    from bmft.errors import BmftError
-    from bmft.fairtune import search  # type: ignore[no-redef]
-    from bmft.gate import check, load_policy
-    from bmft.inference import audit, predict
-    from bmft.masks import Importance, WeightMask, relative, weight_importance, weight_importances
-    from bmft.methods import METHODS, Outcome, Progress, debias  # type: ignore[no-redef]
-    from bmft.models import read_as
-    from bmft.report import write_report
-    from bmft.settings import Settings
-    from bmft.tables import Attribute
-    from bmft.testing import assert_fair
-    from bmft.training import Conditions, Limits, masked
+    from bmft.auditing import AuditReport as AuditReport, Predictions as Predictions
+    from bmft.checkpoints import (
+        WeightPatch as WeightPatch,
+        load_checkpoint as load_checkpoint,
+        read_checkpoint as read_checkpoint,
+        write_checkpoint as write_checkpoint,
+    )
+    from bmft.data import (
+        GroupBatch as GroupBatch,
+        GroupedData as GroupedData,
+        from_arrays as from_arrays,
+        load_manifest as load_manifest,
+    )
+    from bmft.errors import BmftError as BmftError
+    from bmft.fairtune import search as search  # type: ignore[no-redef]
+    from bmft.gate import check as check, load_policy as load_policy
+    from bmft.inference import audit as audit, predict as predict
+    from bmft.masks import (
+        Importance as Importance,
+        WeightMask as WeightMask,
+        relative as relative,
+        weight_importance as weight_importance,
+        weight_importances as weight_importances,
+    )
+    from bmft.methods import METHODS as METHODS, Outcome as Outcome, Progress as Progress, debias as debias  # type: ignore[no-redef]
+    from bmft.models import read_as as read_as
+    from bmft.report import write_report as write_report
+    from bmft.settings import Settings as Settings
+    from bmft.tables import Attribute as Attribute
+    from bmft.testing import assert_fair as assert_fair
+    from bmft.training import Conditions as Conditions, Limits as Limits, masked as masked
 
 __version__ = "0.1.0"
 _PLACES = {
@@ -46,43 +62,7 @@ _PLACES = {
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
-__all__ = [
-    "METHODS",
-    "Attribute",
-    "AuditReport",
-    "BmftError",
-    "Conditions",
-    "GroupBatch",
-    "GroupedData",
-    "Importance",
-    "Limits",
-    "Outcome",
-    "Predictions",
-    "Progress",
-    "Settings",
-    "WeightMask",
-    "WeightPatch",
-    "__version__",
-    "assert_fair",
-    "audit",
-    "check",
-    "debias",
-    "fairness",
-    "from_arrays",
-    "load_checkpoint",
-    "load_manifest",
-    "load_policy",
-    "masked",
-    "predict",
-    "read_as",
-    "read_checkpoint",
-    "relative",
-    "search",
-    "weight_importance",
-    "weight_importances",
-    "write_checkpoint",
-    "write_report",
-]
+__all__ = ["__version__", "fairness", *sorted(_PLACE)]
 
 
 def __getattr__(name: str) -> "Any":

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fairlearn import metrics as fairlearn
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bmft import fairness
 from bmft.errors import ConfigError, DataError, GroupError

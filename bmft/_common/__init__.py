@@ -1,20 +1,17 @@
 """What every room needs: how things are said, what was inferred, and files that appear whole or not at all."""
 
-from bmft._common.assumed import Assumption, as_json
-from bmft._common.files import in_order, put, read_safetensors, replacing
-from bmft._common.text import did_you_mean, listed, one_line, short, shown, unknown_name
-
-__all__ = [
-    "Assumption",
-    "as_json",
-    "did_you_mean",
-    "in_order",
-    "listed",
-    "one_line",
-    "put",
-    "read_safetensors",
-    "replacing",
-    "short",
-    "shown",
-    "unknown_name",
-]
+from bmft._common.assumed import Assumption as Assumption, as_json as as_json
+from bmft._common.files import (
+    in_order as in_order,
+    put as put,
+    read_safetensors as read_safetensors,
+    replacing as replacing,
+)
+from bmft._common.text import (
+    did_you_mean as did_you_mean,
+    listed as listed,
+    one_line as one_line,
+    short as short,
+    shown as shown,
+    unknown_name as unknown_name,
+)

@@ -1,34 +1,22 @@
 """Measure predictions: rates of every group, gaps between groups, an interval beside each."""
 
-from bmft.auditing.audit import CONSTANT, AuditReport, audit_predictions
-from bmft.auditing.goals import GOALS, Goal
-from bmft.auditing.group_intervals import GroupStatistics, Sample, gather
-from bmft.auditing.harm import Limits, Split, Violation, fall_in_words, split_auc, violations
-from bmft.auditing.metrics import DIRECTION, Column, Counts, count, group_metrics
-from bmft.auditing.predictions import Predictions, pick_threshold
-from bmft.auditing.predictions_file import read_predictions
-
-__all__ = [
-    "CONSTANT",
-    "DIRECTION",
-    "GOALS",
-    "AuditReport",
-    "Column",
-    "Counts",
-    "Goal",
-    "GroupStatistics",
-    "Limits",
-    "Predictions",
-    "Sample",
-    "Split",
-    "Violation",
-    "audit_predictions",
-    "count",
-    "fall_in_words",
-    "gather",
-    "group_metrics",
-    "pick_threshold",
-    "read_predictions",
-    "split_auc",
-    "violations",
-]
+from bmft.auditing.audit import CONSTANT as CONSTANT, AuditReport as AuditReport, audit_predictions as audit_predictions
+from bmft.auditing.goals import GOALS as GOALS, Goal as Goal
+from bmft.auditing.group_intervals import GroupStatistics as GroupStatistics, Sample as Sample, gather as gather
+from bmft.auditing.harm import (
+    Limits as Limits,
+    Split as Split,
+    Violation as Violation,
+    fall_in_words as fall_in_words,
+    split_auc as split_auc,
+    violations as violations,
+)
+from bmft.auditing.metrics import (
+    DIRECTION as DIRECTION,
+    Column as Column,
+    Counts as Counts,
+    count as count,
+    group_metrics as group_metrics,
+)
+from bmft.auditing.predictions import Predictions as Predictions, pick_threshold as pick_threshold
+from bmft.auditing.predictions_file import read_predictions as read_predictions

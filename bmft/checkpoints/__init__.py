@@ -4,10 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bmft.checkpoints.checkpoint import Checkpoint, as_stored, read_checkpoint, write_checkpoint
-    from bmft.checkpoints.loading import build_from, describe, load_checkpoint
-    from bmft.checkpoints.patch import WeightPatch
-    from bmft.checkpoints.patch_file import patch_summary
+    from bmft.checkpoints.checkpoint import (
+        Checkpoint as Checkpoint,
+        as_stored as as_stored,
+        read_checkpoint as read_checkpoint,
+        write_checkpoint as write_checkpoint,
+    )
+    from bmft.checkpoints.loading import (
+        build_from as build_from,
+        describe as describe,
+        load_checkpoint as load_checkpoint,
+    )
+    from bmft.checkpoints.patch import WeightPatch as WeightPatch
+    from bmft.checkpoints.patch_file import patch_summary as patch_summary
 
 _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
@@ -16,18 +25,6 @@ _PLACES = {
     "patch_file": ("patch_summary",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
-
-__all__ = [
-    "Checkpoint",
-    "WeightPatch",
-    "as_stored",
-    "build_from",
-    "describe",
-    "load_checkpoint",
-    "patch_summary",
-    "read_checkpoint",
-    "write_checkpoint",
-]
 
 
 def __getattr__(name: str) -> Any:

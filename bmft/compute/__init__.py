@@ -1,23 +1,12 @@
 """Where a model runs and how many processes share the work."""
 
 from bmft.compute.devices import (
-    AutocastMaker,
-    Precision,
-    Room,
-    autocast_for,
-    choose_device,
-    laid_out_for_speed,
-    room_for_pixels,
+    AutocastMaker as AutocastMaker,
+    Precision as Precision,
+    Room as Room,
+    autocast_for as autocast_for,
+    choose_device as choose_device,
+    laid_out_for_speed as laid_out_for_speed,
+    room_for_pixels as room_for_pixels,
 )
-from bmft.compute.distributed import Share
-
-__all__ = [
-    "AutocastMaker",
-    "Precision",
-    "Room",
-    "Share",
-    "autocast_for",
-    "choose_device",
-    "laid_out_for_speed",
-    "room_for_pixels",
-]
+from bmft.compute.distributed import Share as Share

@@ -1,39 +1,22 @@
 """Labelled samples with their groups: a manifest, arrays or a loader in, stratified batches out."""
 
-from bmft.data.apart import apart, shared_with
-from bmft.data.arrays import Inputs, map_tensors
-from bmft.data.dataset import GroupBatch, GroupedData
-from bmft.data.images import LARGEST_IMAGE
+from bmft.data.apart import apart as apart, shared_with as shared_with
+from bmft.data.arrays import Inputs as Inputs, map_tensors as map_tensors
+from bmft.data.dataset import GroupBatch as GroupBatch, GroupedData as GroupedData
+from bmft.data.images import LARGEST_IMAGE as LARGEST_IMAGE
 from bmft.data.loading import (
-    as_grouped,
-    assumed_of,
-    from_arrays,
-    load_manifest,
-    skipped_images,
-    split_names,
-    stratified_batches,
+    as_grouped as as_grouped,
+    assumed_of as assumed_of,
+    from_arrays as from_arrays,
+    load_manifest as load_manifest,
+    skipped_images as skipped_images,
+    split_names as split_names,
+    stratified_batches as stratified_batches,
 )
-from bmft.data.sampling import Balance
-from bmft.data.sources import FLIPS, BadImage, DecodedImages, images_from_array
-
-__all__ = [
-    "FLIPS",
-    "LARGEST_IMAGE",
-    "BadImage",
-    "Balance",
-    "DecodedImages",
-    "GroupBatch",
-    "GroupedData",
-    "Inputs",
-    "apart",
-    "as_grouped",
-    "assumed_of",
-    "from_arrays",
-    "images_from_array",
-    "load_manifest",
-    "map_tensors",
-    "shared_with",
-    "skipped_images",
-    "split_names",
-    "stratified_batches",
-]
+from bmft.data.sampling import Balance as Balance
+from bmft.data.sources import (
+    FLIPS as FLIPS,
+    BadImage as BadImage,
+    DecodedImages as DecodedImages,
+    images_from_array as images_from_array,
+)

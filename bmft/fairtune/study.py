@@ -14,36 +14,13 @@ from bmft.errors import ConfigError, MissingExtraError
 
 try:
     import optuna
-    from optuna import Study, Trial, TrialPruned
+    from optuna import Study as Study, Trial as Trial, TrialPruned as TrialPruned
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import FrozenTrial, TrialState
+    from optuna.trial import FrozenTrial as FrozenTrial, TrialState as TrialState
     from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError as error:
     raise MissingExtraError("a search needs Optuna: pip install 'bmft[search]'") from error
-
-__all__ = [
-    "DONE",
-    "PRUNERS",
-    "FrozenTrial",
-    "Study",
-    "Trial",
-    "TrialPruned",
-    "TrialState",
-    "best_value",
-    "count_trials",
-    "front_of",
-    "give_back",
-    "harmless_trials",
-    "importances_of",
-    "open_study",
-    "opened_storage",
-    "quiet",
-    "sampler_of",
-    "take_back_the_lost",
-    "turn_of",
-    "winner_of",
-]
 
 PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
     "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),

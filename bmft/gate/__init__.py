@@ -1,9 +1,7 @@
 """Decide from an audit, by a policy, whether a model passes: pass, fail or inconclusive."""
 
-from bmft.gate.check import check
-from bmft.gate.policy import Policy, load_policy, parse_policy
-from bmft.gate.sample_size import plan
-from bmft.gate.template import starting_policy
-from bmft.gate.verdict import Verdict
-
-__all__ = ["Policy", "Verdict", "check", "load_policy", "parse_policy", "plan", "starting_policy"]
+from bmft.gate.check import check as check
+from bmft.gate.policy import Policy as Policy, load_policy as load_policy, parse_policy as parse_policy
+from bmft.gate.sample_size import plan as plan
+from bmft.gate.template import starting_policy as starting_policy
+from bmft.gate.verdict import Verdict as Verdict

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft import fairness
-from bmft.compute import Share
-from bmft.compute import distributed as processes
+from bmft.compute import Share, distributed as processes
 from bmft.data import GroupBatch, GroupedData, as_grouped
 from bmft.errors import ConfigError, GroupError, NonFiniteError
 from bmft.masks.attribution import (

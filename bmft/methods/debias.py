@@ -11,8 +11,14 @@ from torch import nn
 
 from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.checkpoints import WeightPatch
-from bmft.compute import Room, autocast_for, choose_device, laid_out_for_speed, room_for_pixels
-from bmft.compute import distributed as processes
+from bmft.compute import (
+    Room,
+    autocast_for,
+    choose_device,
+    distributed as processes,
+    laid_out_for_speed,
+    room_for_pixels,
+)
 from bmft.data import GroupedData, apart, as_grouped, skipped_images
 from bmft.errors import ConfigError
 from bmft.inference import predict

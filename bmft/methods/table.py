@@ -9,8 +9,7 @@ from bmft.errors import ConfigError
 from bmft.masks import WeightMask
 from bmft.methods.full_network import bias_gradient_descent, full, group_dro, selective
 from bmft.methods.head_only import dfr, head_only
-from bmft.methods.lora import installed as peft_installed
-from bmft.methods.lora import lora
+from bmft.methods.lora import installed as peft_installed, lora
 from bmft.methods.pruning import fairprune
 from bmft.methods.run import Run
 from bmft.methods.threshold import threshold_shift

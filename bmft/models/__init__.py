@@ -1,76 +1,38 @@
 """A model and its parts: architecture, head, blocks, weights, activations, and the logits in its answer."""
 
-from bmft.models.activations import Activations, Tail, tail_above
+from bmft.models.activations import Activations as Activations, Tail as Tail, tail_above as tail_above
 from bmft.models.answers import (
-    Reading,
-    as_head_of,
-    forward_logits,
-    forward_outputs,
-    kept_mark,
-    mark,
-    read_as,
-    reading_of,
+    Reading as Reading,
+    as_head_of as as_head_of,
+    forward_logits as forward_logits,
+    forward_outputs as forward_outputs,
+    kept_mark as kept_mark,
+    mark as mark,
+    read_as as read_as,
+    reading_of as reading_of,
 )
-from bmft.models.architectures import Fit, fit_of, shapes_of
-from bmft.models.blocks import blocks, components, upper
-from bmft.models.building import build_model, index_entry, infer_architecture, outline, readings
-from bmft.models.features import penultimate_features
-from bmft.models.head import Head, find_head, reset_head
-from bmft.models.modes import evaluating, trainable
-from bmft.models.settle import ROWS, settle, sizes_for
+from bmft.models.architectures import Fit as Fit, fit_of as fit_of, shapes_of as shapes_of
+from bmft.models.blocks import blocks as blocks, components as components, upper as upper
+from bmft.models.building import (
+    build_model as build_model,
+    index_entry as index_entry,
+    infer_architecture as infer_architecture,
+    outline as outline,
+    readings as readings,
+)
+from bmft.models.features import penultimate_features as penultimate_features
+from bmft.models.head import Head as Head, find_head as find_head, reset_head as reset_head
+from bmft.models.modes import evaluating as evaluating, trainable as trainable
+from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
 from bmft.models.weights import (
-    changes,
-    check_tunable,
-    check_values,
-    copied,
-    differing,
-    in_own_precision,
-    put_back,
-    state_hash,
-    tensors_of,
-    working_copy,
+    changes as changes,
+    check_tunable as check_tunable,
+    check_values as check_values,
+    copied as copied,
+    differing as differing,
+    in_own_precision as in_own_precision,
+    put_back as put_back,
+    state_hash as state_hash,
+    tensors_of as tensors_of,
+    working_copy as working_copy,
 )
-
-__all__ = [
-    "ROWS",
-    "Activations",
-    "Fit",
-    "Head",
-    "Reading",
-    "Tail",
-    "as_head_of",
-    "blocks",
-    "build_model",
-    "changes",
-    "check_tunable",
-    "check_values",
-    "components",
-    "copied",
-    "differing",
-    "evaluating",
-    "find_head",
-    "fit_of",
-    "forward_logits",
-    "forward_outputs",
-    "in_own_precision",
-    "index_entry",
-    "infer_architecture",
-    "kept_mark",
-    "mark",
-    "outline",
-    "penultimate_features",
-    "put_back",
-    "read_as",
-    "reading_of",
-    "readings",
-    "reset_head",
-    "settle",
-    "shapes_of",
-    "sizes_for",
-    "state_hash",
-    "tail_above",
-    "tensors_of",
-    "trainable",
-    "upper",
-    "working_copy",
-]

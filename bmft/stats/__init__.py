@@ -1,30 +1,15 @@
 """Intervals and the bootstrap, as plain functions of numpy arrays."""
 
-from bmft.stats.bootstrap import Statistic, Units
+from bmft.stats.bootstrap import Statistic as Statistic, Units as Units
 from bmft.stats.intervals import (
-    Interval,
-    delong,
-    delong_paired,
-    miettinen_nurminen,
-    never_seen,
-    placements,
-    quantile,
-    student_quantile,
-    tango,
-    wilson,
+    Interval as Interval,
+    delong as delong,
+    delong_paired as delong_paired,
+    miettinen_nurminen as miettinen_nurminen,
+    never_seen as never_seen,
+    placements as placements,
+    quantile as quantile,
+    student_quantile as student_quantile,
+    tango as tango,
+    wilson as wilson,
 )
-
-__all__ = [
-    "Interval",
-    "Statistic",
-    "Units",
-    "delong",
-    "delong_paired",
-    "miettinen_nurminen",
-    "never_seen",
-    "placements",
-    "quantile",
-    "student_quantile",
-    "tango",
-    "wilson",
-]

@@ -1,22 +1,12 @@
 """A manifest's table as columns: labels, groups, patients and splits; no pixels and no torch."""
 
-from bmft.tables.attributes import Attribute, encode_attribute, product
-from bmft.tables.labels import encode_labels
-from bmft.tables.reading import Ints, Texts, column, read_table
-from bmft.tables.rows import ALONE, Manifest, cluster_names, read_manifest, rows_of_splits
-
-__all__ = [
-    "ALONE",
-    "Attribute",
-    "Ints",
-    "Manifest",
-    "Texts",
-    "cluster_names",
-    "column",
-    "encode_attribute",
-    "encode_labels",
-    "product",
-    "read_manifest",
-    "read_table",
-    "rows_of_splits",
-]
+from bmft.tables.attributes import Attribute as Attribute, encode_attribute as encode_attribute, product as product
+from bmft.tables.labels import encode_labels as encode_labels
+from bmft.tables.reading import Ints as Ints, Texts as Texts, column as column, read_table as read_table
+from bmft.tables.rows import (
+    ALONE as ALONE,
+    Manifest as Manifest,
+    cluster_names as cluster_names,
+    read_manifest as read_manifest,
+    rows_of_splits as rows_of_splits,
+)

@@ -1,27 +1,11 @@
 """Move only the weights of a mask: the step rule, the loss, the loop, the choice of the epoch."""
 
-from bmft.auditing import Limits
-from bmft.training.conditions import Conditions
-from bmft.training.loop import tune
-from bmft.training.loss import Loss, PooledLoss
-from bmft.training.masked_step import SelectedWeights, masked
-from bmft.training.resume import Journal
-from bmft.training.selection import Selection, gap_of
-from bmft.training.settings import Step
-from bmft.training.state import EpochKeeper, TrainingState
-
-__all__ = [
-    "Conditions",
-    "EpochKeeper",
-    "Journal",
-    "Limits",
-    "Loss",
-    "PooledLoss",
-    "SelectedWeights",
-    "Selection",
-    "Step",
-    "TrainingState",
-    "gap_of",
-    "masked",
-    "tune",
-]
+from bmft.auditing import Limits as Limits
+from bmft.training.conditions import Conditions as Conditions
+from bmft.training.loop import tune as tune
+from bmft.training.loss import Loss as Loss, PooledLoss as PooledLoss
+from bmft.training.masked_step import SelectedWeights as SelectedWeights, masked as masked
+from bmft.training.resume import Journal as Journal
+from bmft.training.selection import Selection as Selection, gap_of as gap_of
+from bmft.training.settings import Step as Step
+from bmft.training.state import EpochKeeper as EpochKeeper, TrainingState as TrainingState

@@ -75,8 +75,7 @@ def compare(
 
     job = load_job(common, checkpoint)
     settings().announce(job.assumed)
-    from bmft.comparison import Budget, World, write_comparison
-    from bmft.comparison import compare as run
+    from bmft.comparison import Budget, World, compare as run, write_comparison
 
     elsewhere = {name: job.site(file) for name, file in sites}
     world = World(job.model, job.fit, job.select, job.test, elsewhere, job.conditions(how.conditions))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fairlearn.metrics import MetricFrame, equalized_odds_difference
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn.metrics import recall_score, roc_auc_score
 from torch import nn
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from bmft.auditing import Limits, Predictions, audit_predictions, split_auc, violations
 from bmft.tables import Attribute

@@ -6,8 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from fairlearn import metrics as fairlearn
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn import metrics as sklearn
 
 from bmft.auditing import DIRECTION, Column, group_metrics

@@ -14,8 +14,7 @@ from collections import OrderedDict
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from torch import nn
 
 from bmft.checkpoints import load_checkpoint, read_checkpoint, write_checkpoint

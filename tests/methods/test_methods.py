@@ -13,8 +13,7 @@ from bmft.auditing import GOALS
 from bmft.data import FLIPS, GroupBatch, from_arrays
 from bmft.errors import ConfigError, ConstantPredictorError
 from bmft.masks.importance import SCORES
-from bmft.methods import METHODS, debias, installed_methods, settings_for
-from bmft.methods import run as run_module
+from bmft.methods import METHODS, debias, installed_methods, run as run_module, settings_for
 from bmft.models import find_head
 from bmft.settings import FACTS, Settings
 from bmft.training.settings import OPTIMIZERS

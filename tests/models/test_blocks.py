@@ -2,8 +2,7 @@ import importlib.util
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 

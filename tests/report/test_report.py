@@ -13,8 +13,7 @@ import pytest
 
 from bmft.auditing import AuditReport, Predictions
 from bmft.inference import audit
-from bmft.report import DebiasReport, to_html, to_json, to_markdown, versions, write_report
-from bmft.report import changes as changes_module
+from bmft.report import DebiasReport, changes as changes_module, to_html, to_json, to_markdown, versions, write_report
 from bmft.report.changes import paired_changes
 from bmft.tables import Attribute
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
-from torch.nn.utils import weight_norm as old_weight_norm
+from torch.nn.utils import parametrizations, weight_norm as old_weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 import bmft
