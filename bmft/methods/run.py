@@ -13,7 +13,7 @@ from torch import nn
 from bmft.auditing import AuditReport, Predictions
 from bmft.compute import Room, Share
 from bmft.data import GroupedData
-from bmft.errors import ConfigError
+from bmft.errors import ConfigError, NonFiniteError
 from bmft.inference import predict
 from bmft.masks import WeightMask
 from bmft.methods.losses import head_losses, step_of
@@ -105,20 +105,8 @@ class Run:
             look = self._after_epoch(1, self.tail or self.model, select, step)
 
             def train(keeper: EpochKeeper | None) -> None:
-                tune(
-                    self.model,
-                    fit,
-                    loss,
-                    mask,
-                    step,
-                    generator=self.generator,
-                    multi_label=self.conditions.multi_label,
-                    tail=self.tail,
-                    autocast=self.autocast,
-                    after_epoch=look,
-                    room=self.room,
-                    keeper=keeper,
-                )
+                options = {"tail": self.tail, "autocast": self.autocast, "keeper": keeper}
+                self._tune(self.model, fit, loss, mask, step, after_epoch=look, **options)
 
             self._stage(train)
 
@@ -133,20 +121,18 @@ class Run:
                 merge()
                 return look(epoch, value)
 
-            self._stage(
-                lambda _: tune(
-                    network,
-                    self.fit,
-                    loss,
-                    mask,
-                    step,
-                    generator=self.generator,
-                    multi_label=self.conditions.multi_label,
-                    autocast=self.autocast,
-                    after_epoch=merged,
-                    room=self.room,
-                )
-            )
+            options = {"autocast": self.autocast, "after_epoch": merged}
+            self._stage(lambda _: self._tune(network, self.fit, loss, mask, step, **options))
+
+    def _tune(self, *what: Any, **options: Any) -> None:
+        """`bmft.training.tune` with what every step of this run has in common; what was found before it is kept."""
+        many, remarks = self.conditions.multi_label, self.selection.remarks
+        try:
+            tune(*what, generator=self.generator, multi_label=many, room=self.room, remark=remarks.append, **options)
+        except NonFiniteError as error:
+            if len(self.selection.history) == 1:
+                raise
+            remarks.append(f"a training was given up: {error}")
 
     def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
         in_a_stage(train, self.model, self.generator, self.selection, self.journal)
@@ -194,17 +180,8 @@ class Run:
             for loss in head_losses(self.settings):
                 reset()
                 look = self._after_epoch(2, model, select, step)
-                tune(
-                    model,
-                    fit,
-                    loss,
-                    mask,
-                    step,
-                    generator=self.generator,
-                    multi_label=self.conditions.multi_label,
-                    after_epoch=self._at_the_operating_point(look, model, fit),
-                    room=self.room,
-                )
+                look = self._at_the_operating_point(look, model, fit)
+                self._tune(model, fit, loss, mask, step, after_epoch=look)
 
     def _at_the_operating_point(
         self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData

@@ -1,5 +1,6 @@
 """Move only the weights a mask allows: the step rule, the extractor step and the head step."""
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from torch import nn
 
 from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import GroupedData, stratified_batches
+from bmft.errors import NonFiniteError
 from bmft.masks import WeightMask
 from bmft.models import Tail, evaluating, trainable
 from bmft.training.line_search import best_step
@@ -17,9 +19,11 @@ from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights
 from bmft.training.passes import augmented, logits_of, take_gradient
 from bmft.training.settings import Step
-from bmft.training.state import EpochKeeper, TrainingState
+from bmft.training.state import EpochKeeper, Noted, TrainingState
 
+_log = logging.getLogger(__name__)
 AfterEpoch = Callable[[int, float], bool]
+SETBACKS = 3  # as often a rate that was found may prove too large before the training ends
 
 
 def tune(
@@ -36,6 +40,7 @@ def tune(
     tail: Tail | None = None,
     room: Room | None = None,
     keeper: EpochKeeper | None = None,
+    remark: Callable[[str], None] = _log.warning,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
@@ -49,8 +54,12 @@ def tune(
     than it keeps, the training starts over. Training and gradient flags of the model are as before on the way out, also
     on failure.
 
+    Where a loss or a logit is not finite, the training goes back to the end of the epoch before. If the learning rate
+    was found by `best_step`, it goes on from there at a third of it, up to three times; else it ends there. `remark` is
+    told in words.
+
     Raises:
-        NonFiniteError: a loss is not finite; the model keeps the weights of the last good step.
+        NonFiniteError: a loss or a logit is not finite before any epoch was finished; the weights are as they were.
         MismatchError: the mask was made for another model.
     """
     chosen = SelectedWeights(model, mask)
@@ -75,19 +84,53 @@ def tune(
         if kept:
             state.load_state(kept)
         while state.epoch < step.epochs and not state.stopped:
-            state.epoch += 1
-            batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
-            batches = batches[: math.ceil(len(batches) * step.share)]
-            total = 0.0
-            own = (index[Share(len(index)).rows] for index in batches)
-            for index, batch in zip(batches, data.iterate(own), strict=True):
-                inputs = augmented(batch.to(device).inputs, step.augment, Share(len(index)), generator)
-                at = index.to(device)
-                total += take_gradient(runs, chosen, pooled, inputs, at, autocast, room, state.epoch)
-                state.step(step.average, step.warmup)
-            chosen.write_back(state.average)
-            state.stopped = after_epoch(state.epoch, total / len(batches))
-            chosen.write_back()
+            good, statistics = state.noted(), _statistics(model, step)
+            try:
+                mean = _epoch(runs, state, data, step, autocast, room)
+                chosen.write_back(state.average)
+                state.stopped = after_epoch(state.epoch, mean)
+                chosen.write_back()
+            except NonFiniteError as error:
+                for name, value in statistics.items():
+                    model.get_buffer(name).copy_(value)
+                _set_back(state, good, error, found=plain and not step.lr, remark=remark)
+                continue
             if keeper:
                 keeper.write(state.tensors())
         chosen.write_back(state.average)
+
+
+def _epoch(
+    runs: nn.Module, state: TrainingState, data: GroupedData, step: Step, autocast: AutocastMaker, room: Room
+) -> float:
+    """Take the steps of one more epoch; returns the mean loss."""
+    state.epoch += 1
+    device, generator, total = state.chosen.vector.device, state.generator, 0.0
+    batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
+    batches = batches[: math.ceil(len(batches) * step.share)]
+    own = (index[Share(len(index)).rows] for index in batches)
+    for index, batch in zip(batches, data.iterate(own), strict=True):
+        inputs = augmented(batch.to(device).inputs, step.augment, Share(len(index)), generator)
+        at = index.to(device)
+        total += take_gradient(runs, state.chosen, state.pooled, inputs, at, autocast, room, state.epoch)
+        state.step(step.average, step.warmup)
+    return total / len(batches)
+
+
+def _set_back(
+    state: TrainingState, good: Noted, error: NonFiniteError, *, found: bool, remark: Callable[[str], None]
+) -> None:
+    """Go back to the last good epoch, to go on from there at a smaller rate or, if it was none of ours, to end."""
+    rate, epoch = state.rate, state.epoch
+    again = found and state.setbacks < SETBACKS
+    state.go_back(good, rate / 3 if again else rate)
+    if not again and not good.epoch:
+        raise error
+    state.setbacks, state.stopped = state.setbacks + again, not again
+    then = f"taken back, on at {state.rate:.2g}" if again else f"ended with epoch {good.epoch}; a lower --lr goes on"
+    remark(f"in epoch {epoch} the training diverged at the learning rate {rate:.2g}: {then}")
+
+
+def _statistics(model: nn.Module, step: Step) -> dict[str, torch.Tensor]:
+    """Copies of the running statistics, where they move."""
+    return {name: value.clone() for name, value in model.named_buffers()} if step.norm_stats == "update" else {}

@@ -16,7 +16,8 @@ from bmft.errors import ConfigError, DataError
 from bmft.training.selection import Selection
 
 _EPOCH = "epoch.safetensors"
-_ENTRIES = {"run": dict, "stage": int, "history": list, "chosen": int}
+_ENTRIES = {"run": dict, "stage": int, "history": list, "chosen": int, "remarks": list}
+_OF_SELECTION = ("history", "chosen", "remarks")
 
 
 class Journal:
@@ -81,7 +82,7 @@ class Journal:
     def _keep(self, path: Path, number: int, selection: Selection, tensors: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
         best = self._best_file(selection.chosen)
-        where = {"run": self.run, "stage": number, "history": selection.history, "chosen": selection.chosen}
+        where = {"run": self.run, "stage": number, **{name: getattr(selection, name) for name in _OF_SELECTION}}
         named = {"journal": json.dumps(where)}
         # First the weights, then the file that names them, then the others go: a kill in between does no harm.
         if selection.chosen and not best.exists():
@@ -96,7 +97,7 @@ class Journal:
         best = self._best_file(where["chosen"])
         # Of a stage that is not the last one, the weights it preferred may be gone: those of a later one will do.
         state = self._read(best)[0] if where["chosen"] and best.exists() else {}
-        selection.load_state(where["history"], where["chosen"], state)
+        selection.load_state(where["history"], where["chosen"], state, where["remarks"])
         return tensors, where
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

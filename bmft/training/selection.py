@@ -1,7 +1,7 @@
 """Which epoch is kept: the smallest gap, or the best by a goal, on the select set among those that do no harm."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Selection:
         kept: the audit of what would be kept if this were the end; None where an earlier process chose.
         state: what differs from the original in that choice, as `bmft.models.changes` has it.
         chosen: its place in the history.
+        remarks: what else is to be said of how it came about, such as a training that was set back.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Selection:
     kept: AuditReport | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     chosen: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def start(self, predictions: Predictions) -> None:
         """The untouched model.
@@ -75,9 +77,12 @@ class Selection:
             return math.inf
         return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
 
-    def load_state(self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor]) -> None:
+    def load_state(
+        self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor], remarks: Sequence[str] = ()
+    ) -> None:
         """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
         self.history, self.chosen, self.state = history, chosen, state
+        self.remarks[:] = remarks
         self.kept = None if chosen else self.untouched
 
     def finish(self) -> bool:
@@ -91,7 +96,10 @@ class Selection:
         return self.chosen > 0
 
     def reason(self) -> str:
-        """Why this epoch was chosen, or why none was, in one sentence."""
+        """Why this epoch was chosen, or why none was, in one sentence; and what else is to be said of it."""
+        return "; ".join([self._why(), *self.remarks])
+
+    def _why(self) -> str:
         first, entry = self.history[0], self.history[self.chosen]
         named = _NAMED if self.choose == "gap" else {self._words: self.choose, **_NAMED}
         change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in named.items())

@@ -1,8 +1,9 @@
 """How far a training is: what the next step depends on, beside the weights it may not move."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,11 @@ class EpochKeeper(Protocol):
 
 @dataclass
 class TrainingState:
-    """A training under way: the optimizer and its learning rate, the average of the weights, how much is done."""
+    """A training under way: the optimizer and its learning rate, the average of the weights, how much is done.
+
+    Attributes:
+        setbacks: how often it went back, each time to a third of the learning rate.
+    """
 
     chosen: SelectedWeights
     optimizer: torch.optim.Optimizer
@@ -34,6 +39,7 @@ class TrainingState:
     taken: int = 0
     epoch: int = 0
     stopped: bool = False
+    setbacks: int = 0
 
     def __post_init__(self) -> None:
         self.average = self.chosen.vector.detach().clone()
@@ -47,9 +53,30 @@ class TrainingState:
         # The decay grows to its value, so that the first steps are not held back by the start.
         self.average.lerp_(self.chosen.vector.detach(), 1 - min(decay, self.taken / (self.taken + 10)))
 
+    def noted(self) -> "Noted":
+        """Where it is, for `go_back`."""
+        values = (self.chosen.vector.detach(), self.average, self.pooled.logits, self.generator.get_state())
+        return Noted(
+            tuple(value.clone() for value in values), deepcopy(self.optimizer.state_dict()), self.taken, self.epoch
+        )
+
+    def go_back(self, noted: "Noted", rate: float) -> None:
+        """Be where it was, the model's weights too, and go on from there at this learning rate."""
+        vector, average, logits, generator = noted.tensors
+        with torch.no_grad():
+            self.chosen.vector.copy_(vector)
+        self.average.copy_(average)
+        self.pooled.logits.copy_(logits)
+        self.generator.set_state(generator)
+        self.optimizer.load_state_dict(noted.optimizer)
+        self.taken, self.epoch, self.rate = noted.taken, noted.epoch, rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.chosen.write_back()
+
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors."""
-        numbers = [self.rate, self.taken, self.epoch, self.stopped]
+        numbers = [self.rate, self.taken, self.epoch, self.stopped, self.setbacks]
         kept = self.optimizer.state[self.chosen.vector]
         return {
             "numbers": torch.tensor(numbers, dtype=torch.float64),
@@ -63,8 +90,8 @@ class TrainingState:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Be where the training was that gave these `tensors`; the model's weights, too."""
-        _, taken, epoch, stopped = tensors["numbers"].tolist()
-        self.taken, self.epoch, self.stopped = int(taken), int(epoch), bool(stopped)
+        self.rate, taken, epoch, stopped, setbacks = tensors["numbers"].tolist()
+        self.taken, self.epoch, self.stopped, self.setbacks = int(taken), int(epoch), bool(stopped), int(setbacks)
         with torch.no_grad():
             self.chosen.vector.copy_(tensors["vector"])
         self.average.copy_(tensors["average"])
@@ -74,3 +101,13 @@ class TrainingState:
         # The optimizer knows what of it belongs on the device.
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: state}})
         self.chosen.write_back()
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A copy of where a training was."""
+
+    tensors: tuple[Tensor, ...]
+    optimizer: dict[str, Any]
+    taken: int
+    epoch: int

@@ -235,4 +235,4 @@ def test_the_journals_text_is_json_and_holds_no_code(tmp_path):
     run(tmp_path / "j")
     with safe_open(tmp_path / "j" / "stage-1.safetensors", "pt") as file:
         where = json.loads(file.metadata()["journal"])
-    assert set(where) == {"run", "stage", "history", "chosen"}
+    assert set(where) == {"run", "stage", "history", "chosen", "remarks"}
