@@ -13,8 +13,11 @@ from bmft.auditing.harm import (
 )
 from bmft.auditing.metrics import (
     DIRECTION as DIRECTION,
+    METRICS as METRICS,
+    ODDS as ODDS,
     Column as Column,
     Counts as Counts,
+    Metric as Metric,
     count as count,
     group_metrics as group_metrics,
 )

@@ -10,6 +10,7 @@ from bmft.auditing.group_intervals import GroupStatistics, Sample, gather, half_
 from bmft.auditing.metrics import (
     DIFFERENCES,
     DIRECTION,
+    ODDS,
     TOGETHER,
     Bools,
     Column,
@@ -22,7 +23,6 @@ from bmft.auditing.metrics import (
 from bmft.stats import Interval, intervals
 
 At = Callable[[float], Mapping[str, Interval]]  # level -> name -> interval
-ODDS = ("true_positive_rate", "false_positive_rate")
 NONE = Interval(np.nan, np.nan)
 
 
@@ -167,7 +167,7 @@ def _several(
 def _mean_metrics(
     metrics: Summary, evidence: Sequence[GroupStatistics], together: GroupStatistics | None, level: float
 ) -> dict[str, Interval]:
-    units, found = evidence[0].units["all"], {}
+    units, found = evidence[0].units["samples"], {}
     for name in DIRECTION:
         if name == "expected_calibration_error":
             found[name] = _mean_of([one.at(level)[name] for one in evidence])

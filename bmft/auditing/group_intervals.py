@@ -14,20 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.auditing.metrics import BINS, DIRECTION, Bools, Column, Floats, Ints, bins, calibration_surplus, count
+from bmft.auditing.metrics import BINS, METRICS, SCARCER, Bools, Column, Floats, Ints, bins, calibration_surplus, count
 from bmft.stats import Interval, Statistic, Units, bootstrap, intervals
 
 # Each rate, and among whom it is taken. F1 is a function of jaccard; balanced accuracy, the mean of two rates, is taken
 # for one where a patient may count in both.
 RATES: Mapping[str, str] = {
-    "accuracy": "all",
-    "true_positive_rate": "positive",
-    "false_positive_rate": "negative",
-    "true_negative_rate": "negative",
-    "false_negative_rate": "positive",
-    "selection_rate": "all",
+    **{name: metric.among for name, metric in METRICS.items() if metric.rate},
     "jaccard": "called",
-    "balanced_accuracy": "scarce",
+    "balanced_accuracy": METRICS["balanced_accuracy"].among,
 }
 
 
@@ -41,11 +36,23 @@ class Sample(NamedTuple):
     seed: int = 0
 
     def units_among(self, rows: Bools) -> Floats:
-        """How many rows, or patients, each group has among `rows`."""
+        """How many rows, or patients, each group has among `rows`; those of unknown group are left out."""
+        rows = rows & (self.groups >= 0)
         if self.clusters is None:
             return np.bincount(self.groups[rows], minlength=self.num_groups).astype(np.float64)
         patients = np.unique(np.stack([self.groups[rows], self.clusters[rows]]), axis=1)[0]
         return np.bincount(patients, minlength=self.num_groups).astype(np.float64)
+
+    def units(self, column: Column) -> dict[str, Floats]:
+        """Rows, or patients, of each group that a metric is taken among, by `Metric.among`, and of all ``"called"``."""
+        rows = {
+            "samples": np.ones_like(column.targets),
+            "positives": column.targets,
+            "negatives": ~column.targets,
+            "called": column.targets | column.decisions,
+        }
+        found = {name: self.units_among(among) for name, among in rows.items()}
+        return {**found, SCARCER: np.minimum(found["positives"], found["negatives"])}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +80,7 @@ class GroupStatistics:
 
     def at(self, level: float) -> dict[str, Interval]:
         """Metric -> interval of every group, at a two-sided level."""
-        return {name: self.interval(name, level) for name in DIRECTION}
+        return {name: self.interval(name, level) for name in METRICS}
 
     def interval(self, name: str, level: float) -> Interval:
         """Of one metric, for every group."""
@@ -93,9 +100,9 @@ class GroupStatistics:
             return self._rate(name, level)
         if name == "average_precision":
             # Biased upwards on few positives, and its resamples, which are fewer still, once more.
-            own = self.values[name], self.replicates[name], self.units["positive"]
+            own = self.values[name], self.replicates[name], self.units["positives"]
             return on_logit_scale(*own, level, about=own[0])
-        return on_logit_scale(self.values[name], self.replicates[name], self.units["all"], level)
+        return on_logit_scale(self.values[name], self.replicates[name], self.units["samples"], level)
 
     def resampled(self, name: str) -> Floats:
         """One metric of every group in every resample: ``(resamples, groups)``."""
@@ -110,14 +117,14 @@ class GroupStatistics:
         return intervals.wilson(_rate_of(self.values, name) * worth, worth, level)
 
     def _area(self, level: float) -> Interval:
-        positive, negative, variance = self.units["positive"], self.units["negative"], self.variance
+        positive, negative, variance = self.units["positives"], self.units["negatives"], self.variance
         if self.clustered:
-            variance = variance / _shrinkage(self.units["scarce"], level)
+            variance = variance / _shrinkage(self.units[SCARCER], level)
         rows = zip(self.values["roc_auc"], variance, positive, negative, strict=True)
         return _stacked([intervals.auc_interval(*row, level) for row in rows])
 
     def _calibration(self, level: float) -> Interval:
-        resampled, units = self.replicates["surplus"], self.units["all"]
+        resampled, units = self.replicates["surplus"], self.units["samples"]
         return _stacked(
             [
                 calibration_interval(surplus, resampled[:, g], least, n, level)
@@ -132,7 +139,7 @@ def gather(
     sample: Sample,
     *,
     every: bool = False,
-    only: Collection[str] = tuple(DIRECTION),
+    only: Collection[str] = tuple(METRICS),
 ) -> list[GroupStatistics]:
     """The evidence of each column, all resampled together; samples of unknown group are left out.
 
@@ -165,21 +172,9 @@ def _evidence(
     column: Column, values: Mapping[str, Floats], replicates: Mapping[str, Floats], sample: Sample
 ) -> GroupStatistics:
     counts = count(column, sample.groups, sample.num_groups)
-    rows = {
-        "all": np.ones_like(column.targets),
-        "positive": column.targets,
-        "negative": ~column.targets,
-        "called": column.targets | column.decisions,
-    }
-    units = {name: sample.units_among(among) for name, among in rows.items()}
-    units["scarce"] = np.minimum(units["positive"], units["negative"])
-    trials = {
-        "all": counts.n,
-        "positive": counts.positive,
-        "negative": counts.negative,
-        "called": counts.called,
-        "scarce": counts.n,
-    }
+    units = sample.units(column)
+    # Balanced accuracy is of everybody; how much it tells, the scarcer label says.
+    trials = {**counts.among, "called": counts.called, SCARCER: counts.n}
     worth = {name: trials[among] for name, among in RATES.items()}
     if sample.clusters is None:
         own = [sample.groups == g for g in range(sample.num_groups)]
@@ -187,7 +182,7 @@ def _evidence(
         variance = np.array([area.variance for area in areas])
     else:
         drawn = replicates.get("roc_auc", np.empty((0, sample.num_groups)))
-        variance = _variance(drawn, units["scarce"])
+        variance = _variance(drawn, units[SCARCER])
         for name, among in ((name, among) for name, among in RATES.items() if name in replicates):
             rate, spread = _rate_of(values, name), _variance(replicates[name], units[among])
             worth[name] = _effective(rate, spread, units[among], worth[name])

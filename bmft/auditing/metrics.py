@@ -18,21 +18,77 @@ Bools = NDArray[np.bool_]
 
 BINS = 10  # of the calibration error: equal widths on [0, 1]
 
-# What a better model has: 1 more, -1 less, 0 neither.
-DIRECTION: Mapping[str, int] = {
-    "roc_auc": 1,
-    "average_precision": 1,
-    "accuracy": 1,
-    "balanced_accuracy": 1,
-    "f1": 1,
-    "true_positive_rate": 1,
-    "false_positive_rate": -1,
-    "true_negative_rate": 1,
-    "false_negative_rate": -1,
-    "selection_rate": 0,
-    "brier_score": -1,
-    "expected_calibration_error": -1,
+SCARCER = "positives or negatives"
+
+
+class Metric(NamedTuple):
+    """What is known of a metric, once for audits, intervals, gates and reports.
+
+    Attributes:
+        name: what a reader calls it.
+        meaning: what it is, in one sentence.
+        better: 1 where more is better, -1 where less is, 0 for neither.
+        among: the samples it is taken among: ``"samples"``, ``"positives"``, ``"negatives"``, or both of these, of
+            which the scarcer say how much it can tell.
+        decided: whether it is of decisions, and so moves with the threshold; else of scores.
+        rate: whether it is a share of cases (`Counts.rates`).
+    """
+
+    name: str
+    meaning: str
+    better: int = 0
+    among: str = "samples"
+    decided: bool = True
+    rate: bool = False
+
+
+METRICS: Mapping[str, Metric] = {
+    "roc_auc": Metric(
+        "ROC AUC",
+        "Chance that a positive case is scored above a negative one; 0.5 is guessing.",
+        1,
+        SCARCER,
+        decided=False,
+    ),
+    "average_precision": Metric(
+        "Average precision", "Area under the precision-recall curve.", 1, "positives", decided=False
+    ),
+    "accuracy": Metric("Accuracy", "Share of cases called correctly.", 1, rate=True),
+    "balanced_accuracy": Metric("Balanced accuracy", "Mean of sensitivity and specificity.", 1, SCARCER),
+    "f1": Metric("F1", "Harmonic mean of precision and sensitivity.", 1, "positives"),
+    "true_positive_rate": Metric(
+        "True positive rate (sensitivity)",
+        "Share of the positive cases that the model calls positive.",
+        1,
+        "positives",
+        rate=True,
+    ),
+    "false_positive_rate": Metric(
+        "False positive rate",
+        "Share of the negative cases that the model calls positive (1\u00a0−\u00a0specificity).",
+        -1,
+        "negatives",
+        rate=True,
+    ),
+    "true_negative_rate": Metric(
+        "True negative rate (specificity)", "Share of negatives called negative.", 1, "negatives", rate=True
+    ),
+    "false_negative_rate": Metric(
+        "False negative rate", "Share of positives called negative.", -1, "positives", rate=True
+    ),
+    "selection_rate": Metric("Predicted-positive rate", "Share of all cases that the model calls positive.", rate=True),
+    "brier_score": Metric(
+        "Brier score", "Mean squared distance of the predicted probability from the outcome.", -1, decided=False
+    ),
+    "expected_calibration_error": Metric(
+        "Calibration error",
+        "Mean distance of predicted probability and observed share, in ten bins.",
+        -1,
+        decided=False,
+    ),
 }
+DIRECTION: Mapping[str, int] = {name: metric.better for name, metric in METRICS.items()}
+ODDS = ("true_positive_rate", "false_positive_rate")
 # Each gap that is the largest difference of one metric between two groups.
 DIFFERENCES: Mapping[str, str] = {
     "true_positive_rate_difference": "true_positive_rate",
@@ -43,8 +99,6 @@ DIFFERENCES: Mapping[str, str] = {
     "balanced_accuracy_difference": "balanced_accuracy",
     "calibration_error_difference": "expected_calibration_error",
 }
-
-
 TOGETHER = ("accuracy", "balanced_accuracy")  # of several classes: of all together, not one against the rest
 
 
@@ -84,6 +138,13 @@ class Counts(NamedTuple):
     def called(self) -> Floats:
         """Samples that are positive or are predicted so."""
         return self.positive + self.false_positive
+
+    @property
+    def among(self) -> dict[str, Floats]:
+        """How many samples a metric is taken among, by `Metric.among`."""
+        positive, negative = self.positive, self.negative
+        both = np.minimum(positive, negative)
+        return {"samples": self.n, "positives": positive, "negatives": negative, SCARCER: both}
 
     @property
     def rates(self) -> dict[str, tuple[Floats, Floats]]:

@@ -7,15 +7,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.auditing import Column, Predictions, Sample
+from bmft.auditing import METRICS, ODDS, Column, Predictions, Sample
 from bmft.gate.contrasts import Contrasts, against, differences, each_group, ratios
 from bmft.gate.groups import Side
 from bmft.gate.policy import Check, NonInferiority, Policy
 from bmft.tables import Attribute, product
 
-ODDS = ("true_positive_rate", "false_positive_rate")
 OVERALL = Attribute("overall", ("overall",))
-SCORE_METRICS = {"roc_auc", "average_precision", "expected_calibration_error", "brier_score"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,8 @@ class Case:
         column = self.side(task).column
         if task.column >= 0 and np.ptp(column.scores) == 0:
             return "constant predictor: the model gives every sample the same score"
-        if task.column >= 0 and task.metric not in SCORE_METRICS and len(np.unique(column.decisions)) == 1:
+        decided = task.metric not in METRICS or METRICS[task.metric].decided
+        if task.column >= 0 and decided and len(np.unique(column.decisions)) == 1:
             return "constant predictor: the model decides the same for every sample"
         if task.bound == "margin" and self.baseline is not None:
             same = np.array_equal(self.predictions.scores, self.baseline.scores)

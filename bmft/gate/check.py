@@ -14,7 +14,7 @@ from bmft.auditing import AuditReport, Predictions
 from bmft.errors import ConfigError, PolicyError
 from bmft.gate.cases import Case, Question, named
 from bmft.gate.decisions import explain, judge, settle
-from bmft.gate.groups import AMONG
+from bmft.gate.groups import among_whom
 from bmft.gate.policy import Policy, Waiver
 from bmft.gate.verdict import Decision, Finding, Result, Verdict
 
@@ -87,7 +87,7 @@ def _predictions(report: AuditReport | Predictions) -> Predictions:
 
 def _result(case: Case, task: Question) -> tuple[Result, set[Waiver]]:
     """The result of a task, and the waivers that it needed."""
-    alpha, among = case.policy.alpha, AMONG.get(task.metric, "samples")
+    alpha, among = case.policy.alpha, among_whom(task.metric)
     judgement = judge(case.contrasts(task), task.bound, task.limit, alpha)
     waivers = [waiver for waiver in case.policy.waivers if _covers(waiver, task.id)]
     decision, unwaived, used = _waived(judgement.findings, waivers)

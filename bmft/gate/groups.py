@@ -5,31 +5,23 @@ Closed forms where each row is a patient of its own, `bmft.auditing` for the res
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.auditing import Column, Counts, GroupStatistics, Sample, count, gather, group_metrics
+from bmft.auditing import METRICS, Column, Counts, GroupStatistics, Sample, count, gather, group_metrics
 from bmft.stats import Interval, Units, bootstrap, intervals
 
 Floats = NDArray[np.float64]
 
 RATIO = "predicted_positive_ratio"
-# The samples a metric is taken among, where these are not all: a group needs enough of them.
-AMONG: Mapping[str, str] = {
-    "true_positive_rate": "positives",
-    "false_negative_rate": "positives",
-    "false_positive_rate": "negatives",
-    "true_negative_rate": "negatives",
-    "average_precision": "positives",
-    "f1": "positives",
-    RATIO: "positives",
-    "roc_auc": "positives or negatives",
-    "balanced_accuracy": "positives or negatives",
-}
+
+
+def among_whom(metric: str) -> str:
+    """The samples a metric is taken among: a group needs enough of them."""
+    return "positives" if metric == RATIO else METRICS[metric].among if metric in METRICS else "samples"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +62,7 @@ class Side:
 
     def sizes(self, metric: str) -> Floats:
         """The samples of each group that a metric is taken among; of two kinds the rarer."""
-        counts = self.counts
-        return {
-            "samples": counts.n,
-            "positives": counts.positive,
-            "negatives": counts.negative,
-            "positives or negatives": np.minimum(counts.positive, counts.negative),
-        }[AMONG.get(metric, "samples")]
+        return self.counts.among[among_whom(metric)]
 
     def missing(self, metric: str) -> list[str]:
         """Why a metric cannot be judged in each group; "" where it can."""
@@ -87,7 +73,7 @@ class Side:
         if not n:
             return f"{name} has no samples"
         if size < self.minimum:
-            return f"{name} has {size:.0f} {AMONG.get(metric, 'samples')}, fewer than {self.minimum}"
+            return f"{name} has {size:.0f} {among_whom(metric)}, fewer than {self.minimum}"
         return f"{metric} is not defined in {name}" if np.isnan(value) else ""
 
     def interval(self, metric: str, level: float) -> Interval:
@@ -136,15 +122,7 @@ class Side:
 
     def units(self, metric: str) -> Floats:
         """Rows, or patients, of each group that a metric is taken among; of two kinds the rarer."""
-        targets = self.column.targets
-        rows = {
-            "samples": (np.ones_like(targets),),
-            "positives": (targets,),
-            "negatives": (~targets,),
-            "positives or negatives": (targets, ~targets),
-        }[AMONG.get(metric, "samples")]
-        known = self.sample.groups >= 0
-        return np.asarray(np.min([self.sample.units_among(among & known) for among in rows], axis=0))
+        return self.sample.units(self.column)[among_whom(metric)]
 
     @cached_property
     def shared(self) -> bool:

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmft._common import did_you_mean, short, shown
+from bmft.auditing import DIRECTION
 from bmft.errors import PolicyError
 
-# Where less is better, and where neither is.
-LOWER_IS_BETTER = frozenset({"false_positive_rate", "false_negative_rate", "expected_calibration_error", "brier_score"})
-UNDIRECTED = frozenset({"selection_rate", "predicted_positive_ratio", "equalized_odds"})
 BOUNDS = ("max_difference", "min_ratio", "min_group", "max_group")
 
 
@@ -209,9 +207,10 @@ def _unsuitable(content: Mapping[str, Any]) -> Iterator[str]:
     """Bounds that do not suit their metric."""
     for number, check in enumerate(content.get("check", ()), 1):
         metric, at = check["metric"], f"check {number}"
-        if "min_group" in check and metric in LOWER_IS_BETTER:
+        better = DIRECTION.get(metric, 0)
+        if "min_group" in check and better < 0:
             yield f"{at}: min_group is a floor, but less {metric} is better: write max_group, a ceiling"
-        if "max_group" in check and metric not in LOWER_IS_BETTER | UNDIRECTED:
+        if "max_group" in check and better > 0:
             yield f"{at}: max_group is a ceiling, but more {metric} is better: write min_group, a floor"
         if metric == "equalized_odds" and any(bound in check for bound in BOUNDS[1:]):
             yield f"{at}: equalized_odds takes max_difference only: it is two rates, so bound each by itself"

@@ -167,12 +167,13 @@ def _rate_card(sides: Sides, attribute: str, key: str, place: int) -> Card:
     cells = tuple(
         (
             group,
-            count(counted(of, about.of)),
+            count(counted(of, about)),
             *sides.cells(("by_group", attribute, group, key), sides.changes.get((attribute, group, key)), about.better),
         )
         for group, of in groups.items()
     )
-    of = "Cases" if about.of == "n" or several(sides.before["overall"]) else about.of.capitalize()
+    all_cases = not about.rate or about.among == "samples" or several(sides.before["overall"])
+    of = "Cases" if all_cases else about.among.capitalize()
     table = Table(about.name, ("Group", of, *sides.columns), cells)
     return Card(
         about.name, about.meaning + direction, partial(figures.forest, rows, caption, labels=sides.names), table
@@ -203,12 +204,7 @@ def _other_measures(sides: Sides, attribute: str) -> Table:
     groups: Mapping[str, Json] = sides.before["by_group"][attribute]
     keys = [key for key in _plain_keys(next(iter(groups.values()), {})) if key not in (*MAIN, "n", "n_positive")]
     rows = tuple(
-        (
-            measure(key).name,
-            group,
-            count(counted(of, measure(key).of)),
-            *sides.cells(("by_group", attribute, group, key)),
-        )
+        (measure(key).name, group, count(counted(of, measure(key))), *sides.cells(("by_group", attribute, group, key)))
         for key in keys
         for group, of in groups.items()
     )

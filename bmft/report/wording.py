@@ -2,57 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from bmft.auditing import CONSTANT
+from bmft.auditing import CONSTANT, METRICS, Metric
 
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A figure in a reader's words.
-
-    Attributes:
-        name: what it is called.
-        meaning: what it is, in one sentence.
-        better: 1 where higher is better, -1 where lower is, 0 for neither.
-        of: what it is a share of: ``"n"`` (all cases), ``"positives"`` or ``"negatives"``.
-    """
-
-    name: str
-    meaning: str
-    better: int
-    of: str = "n"
-
-
-MEASURES: Mapping[str, Measure] = {
-    "true_positive_rate": Measure(
-        "True positive rate (sensitivity)", "Share of the positive cases that the model calls positive.", 1, "positives"
-    ),
-    "false_positive_rate": Measure(
-        "False positive rate",
-        "Share of the negative cases that the model calls positive (1\u00a0−\u00a0specificity).",
-        -1,
-        "negatives",
-    ),
-    "roc_auc": Measure("ROC AUC", "Chance that a positive case is scored above a negative one; 0.5 is guessing.", 1),
-    "selection_rate": Measure("Predicted-positive rate", "Share of all cases that the model calls positive.", 0),
-    "accuracy": Measure("Accuracy", "Share of cases called correctly.", 1),
-    "balanced_accuracy": Measure("Balanced accuracy", "Mean of sensitivity and specificity.", 1),
-    "average_precision": Measure("Average precision", "Area under the precision-recall curve.", 1),
-    "f1": Measure("F1", "Harmonic mean of precision and sensitivity.", 1),
-    "true_negative_rate": Measure(
-        "True negative rate (specificity)", "Share of negatives called negative.", 1, "negatives"
-    ),
-    "false_negative_rate": Measure("False negative rate", "Share of positives called negative.", -1, "positives"),
-    "brier_score": Measure("Brier score", "Mean squared distance of the predicted probability from the outcome.", -1),
-    "expected_calibration_error": Measure(
-        "Calibration error", "Mean distance of predicted probability and observed share, in ten bins.", -1
-    ),
-}
 MAIN = ("true_positive_rate", "false_positive_rate", "roc_auc", "selection_rate")
 
 GAPS: Mapping[str, tuple[str, str]] = {
@@ -65,9 +22,9 @@ GAPS: Mapping[str, tuple[str, str]] = {
 HEADLINE = "equalized_odds_difference"
 
 
-def measure(key: str) -> Measure:
+def measure(key: str) -> Metric:
     """The measure called `key`; one without an entry is named by its key, without a direction."""
-    return MEASURES.get(key) or Measure(humanise(key), "", 0)
+    return METRICS.get(key) or Metric(humanise(key), "")
 
 
 def short_name(key: str) -> str:
@@ -142,15 +99,15 @@ def interval_of(audit: Json, *keys: str) -> Sequence[float | None] | None:
     return found
 
 
-def counted(group: Json, of: str) -> int:
-    """How many cases of a group a rate is a share of: ``"n"``, ``"positives"`` or ``"negatives"``.
+def counted(group: Json, about: Metric) -> int:
+    """How many cases of a group a measure is a share of: all but for a rate among positives or negatives.
 
     A mean over several classes is a share of no one count: all cases.
     """
     n, positives = int(group["n"]), int(group["n_positive"])
-    if of == "n" or several(group):
+    if not about.rate or about.among == "samples" or several(group):
         return n
-    return positives if of == "positives" else n - positives
+    return positives if about.among == "positives" else n - positives
 
 
 def several(figures: Json) -> bool:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from bmft.auditing import METRICS
 from bmft.errors import PolicyError
 from bmft.gate import load_policy, parse_policy
-from bmft.gate.policy import BOUNDS, LOWER_IS_BETTER, UNDIRECTED, Check, attribute_name, schema
+from bmft.gate.policy import BOUNDS, Check, attribute_name, schema
 
 EXAMPLE = """
 [gate]
@@ -145,9 +146,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_the_schema_knows_the_bounds_and_metrics_the_code_knows():
     properties = schema()["properties"]["check"]["items"]["properties"]
     assert set(BOUNDS) < set(properties)
-    assert set(properties["metric"]["enum"]) > LOWER_IS_BETTER | UNDIRECTED
+    assert set(properties["metric"]["enum"]) == {*METRICS, "predicted_positive_ratio", "equalized_odds"}
     own = schema()["properties"]["non_inferiority"]["items"]["properties"]["metric"]["enum"]
-    assert set(own) == set(properties["metric"]["enum"]) - UNDIRECTED
+    assert set(own) == {name for name, metric in METRICS.items() if metric.better}
 
 
 def test_the_schema_uses_only_what_the_reader_reads():
