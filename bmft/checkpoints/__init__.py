@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         read_checkpoint as read_checkpoint,
         write_checkpoint as write_checkpoint,
     )
+    from bmft.checkpoints.folders import check_place as check_place
     from bmft.checkpoints.loading import (
         build_from as build_from,
         describe as describe,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
+    "folders": ("check_place",),
     "loading": ("build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),
     "patch_file": ("patch_summary",),

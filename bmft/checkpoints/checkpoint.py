@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bmft._common import Assumption
-from bmft.checkpoints.formats import WeightFile, read_file, write_file
-from bmft.checkpoints.layout import at, check_tensors, named_arch, plain_values, refilled, same_bits
+from bmft.checkpoints.folders import read_weights, write_weights
+from bmft.checkpoints.formats import WeightFile
+from bmft.checkpoints.layout import at, check_tensors, in_precision, named_arch, plain_values, refilled
 from bmft.checkpoints.names import prefixes, spellings
 from bmft.checkpoints.places import WeightSet, choose, opened_by_default, weight_sets, why
-from bmft.errors import MismatchError, NonFiniteError
+from bmft.errors import MismatchError
 from bmft.models import fit_of, shapes_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Checkpoint:
         """
         content = self._refill(self.file.content, state)
         for _, twin in () if self.said else self.twins(state):
-            shared = {name: _in_precision(name, state[name], old) for name, old in twin.state.items() if name in state}
+            shared = {name: in_precision(name, state[name], old) for name, old in twin.state.items() if name in state}
             content = twin._refill(content, shared)
         return content
 
@@ -158,11 +158,12 @@ def read_checkpoint(
         ConfigError: it has no set of weights `entry`.
     """
     path = Path(path)
-    file = read_file(path, trust_pickle=trust_pickle)
+    file = read_weights(path, trust_pickle=trust_pickle)
     sets = weight_sets(file.content)
     chosen = choose(path, file.content, sets, entry)
     check_tensors(path, at(file.content, chosen.keys))
-    beside = file.content if chosen.keys else file.metadata
+    said = {} if file.folder is None else file.folder.said
+    beside = file.content if chosen.keys else {**file.metadata, **said}
     checkpoint = Checkpoint(
         path=path,
         container=file.kind,
@@ -219,7 +220,7 @@ def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: 
             checkpoint.chosen.name,
             usual.name,
         )
-    write_file(checkpoint.file, checkpoint.refilled(as_stored(checkpoint, state)), Path(path))
+    write_weights(checkpoint.file, checkpoint.refilled(as_stored(checkpoint, state)), Path(path))
 
 
 def as_stored(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +235,7 @@ def as_stored(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, 
     extra = [name for name in fit.missing if not _is_alias(name, state, checkpoint.state)]
     if extra or fit.unexpected or fit.reshaped:
         raise MismatchError(f"these are not the weights of {checkpoint.path}: in the file {fit.notes}")
-    return {name: _in_precision(name, state[name].detach().cpu(), old) for name, old in checkpoint.state.items()}
+    return {name: in_precision(name, state[name].detach().cpu(), old) for name, old in checkpoint.state.items()}
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -252,15 +253,3 @@ def _is_alias(name: str, state: Mapping[str, Tensor], kept: Mapping[str, Tensor]
     """Whether the tensor is tied to one that is kept, of which safetensors files hold only one."""
     tensor = state[name]
     return any(tensor.data_ptr() == state[n].data_ptr() and tensor.shape == state[n].shape for n in kept if n in state)
-
-
-def _in_precision(name: str, new: Tensor, old: Tensor) -> Tensor:
-    if new.dtype == old.dtype:
-        return new
-    # A float64 weight does not survive a model in float32: where nothing changed it is the file's.
-    cast = torch.where(same_bits(old.to(new.dtype), new), old, new.to(old.dtype))
-    if new.is_floating_point() and bool((torch.isfinite(new) & ~torch.isfinite(cast)).any()):
-        raise NonFiniteError(
-            f"new values of {name!r} are too large for {old.dtype}, in which the checkpoint keeps them"
-        )
-    return cast

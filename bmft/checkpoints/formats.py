@@ -57,6 +57,25 @@ _PLAIN = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
+class Folder:
+    """A folder and the files of weights in it.
+
+    Attributes:
+        path: where it is.
+        parts: path within the folder -> the file's content, shards in their order.
+        names: the content's names -> those in the files, where a library gives its own.
+        stale: files in it that hold the same weights another way, which would be wrong beside new ones.
+        said: its ``config.json``.
+    """
+
+    path: Path
+    parts: Mapping[str, "WeightFile"]
+    names: Mapping[str, str] | None = None
+    stale: tuple[str, ...] = ()
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class WeightFile:
     """What a file holds.
 
@@ -66,6 +85,7 @@ class WeightFile:
         content_hash: SHA-256 of the file.
         metadata: safetensors' own.
         header: safetensors' first bytes, up to the data.
+        folder: the folder that was read, if it was one.
     """
 
     kind: str
@@ -73,6 +93,7 @@ class WeightFile:
     content_hash: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     header: bytes = b""
+    folder: Folder | None = None
 
 
 def read_file(path: Path, *, trust_pickle: bool = False) -> WeightFile:
@@ -131,10 +152,6 @@ def write_file(file: WeightFile, content: Any, path: Path) -> None:
 
 
 def _opened(path: Path) -> BufferedReader:
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-        hint = f"name the file inside it ({', '.join(inside[:3])})" if inside else "no weights are in it"
-        raise CheckpointError(f"{path} is a folder: expected a file of weights; {hint}")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected a file of weights; check the path")
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft._common import shown
-from bmft.errors import CheckpointError, MismatchError
+from bmft.errors import CheckpointError, MismatchError, NonFiniteError
 
 _ARCH_KEYS = ("arch", "architecture", "model_name", "model")
 _SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "args")
@@ -132,3 +132,20 @@ def same_bits(a: Tensor, b: Tensor) -> Tensor:
     if not a.is_floating_point():
         return a == b
     return a.view(integers[a.element_size()]) == b.view(integers[b.element_size()])
+
+
+def in_precision(name: str, new: Tensor, old: Tensor) -> Tensor:
+    """`new` as the file keeps it; where it says the same as `old`, with the bits of `old`.
+
+    Raises:
+        NonFiniteError: a value is too large for the file's numbers.
+    """
+    if new.dtype == old.dtype:
+        return new
+    # A float64 weight does not survive a model in float32: where nothing changed it is the file's.
+    cast = torch.where(same_bits(old.to(new.dtype), new), old, new.to(old.dtype))
+    if new.is_floating_point() and bool((torch.isfinite(new) & ~torch.isfinite(cast)).any()):
+        raise NonFiniteError(
+            f"new values of {name!r} are too large for {old.dtype}, in which the checkpoint keeps them"
+        )
+    return cast

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @argument("checkpoint")
-@option("--out", metavar="FILE", help="Where to write the new checkpoint. [default: fair, with CHECKPOINT's suffix]")
+@option(
+    "--out",
+    metavar="PATH",
+    help="Where to write the new checkpoint, a folder if it is one. [default: fair, with CHECKPOINT's suffix]",
+)
 @option("--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here.")
 @sites_option
 @option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
@@ -91,6 +95,14 @@ def output_path(checkpoint: str, out: str | None) -> Path:
     Raises:
         click.UsageError: it would, or there is no such folder.
     """
+    if (folder := Path(checkpoint)).is_dir():
+        from bmft.checkpoints import check_place
+
+        target = Path(out or "fair")
+        if not target.absolute().parent.is_dir():
+            raise click.UsageError(f"--out {target}: there is no folder {target.parent}.")
+        check_place(folder, target)
+        return target
     target = Path(out) if out else Path(f"fair{Path(checkpoint).suffix}")
     if target.exists() and Path(checkpoint).exists() and target.samefile(checkpoint):
         raise click.UsageError(f"{target} is the checkpoint that is read; name another file with --out.")
