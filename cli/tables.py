@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from bmft._common import with_interval
 
 from .console import table
 
@@ -67,16 +68,3 @@ def _gaps(report: AuditReport, attribute: str) -> list[str]:
 
 def _odds(report: AuditReport, attribute: str) -> str:
     return with_interval(report.gaps[attribute][_ODDS], report.intervals["gaps"][attribute].get(_ODDS))
-
-
-def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    """A figure to three places and its interval.
-
-    >>> with_interval(0.8954, (0.861, 0.9234)), with_interval(float("nan"), None)
-    ('0.895 [0.861, 0.923]', '-')
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    if interval is None or any(bound is None or math.isnan(bound) for bound in interval):
-        return f"{value:.3f}"
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors",
     "_common stats",
-    "tables settings",
+    "charts tables settings",
     "auditing",
     "gate report",  # no torch up to here
     "compute fairness",
@@ -110,7 +110,7 @@ def test_the_measuring_half_runs_where_torch_cannot_be_imported(half):
         ("pydicom", {"images.py"}),
         ("timm", {"building.py", "make_architecture_index.py", "precision.py", "vit_search.py"}),
         ("jinja2", {"page.py"}),
-        ("matplotlib", {"comparison_page.py", "figures.py", "svg.py"}),
+        ("matplotlib", {"charts.py", "figures.py"}),
     ],
 )
 def test_a_package_is_imported_where_its_idea_lives(package, allowed):

@@ -8,10 +8,14 @@ from bmft._common.files import (
     replacing as replacing,
 )
 from bmft._common.text import (
+    MOST as MOST,
     did_you_mean as did_you_mean,
+    html_table as html_table,
+    humanise as humanise,
     listed as listed,
     one_line as one_line,
     short as short,
     shown as shown,
     unknown_name as unknown_name,
+    with_interval as with_interval,
 )

@@ -1,7 +1,10 @@
 """How names and values are shown in messages, and which known name an unknown one is near."""
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Sequence
+from html import escape
 
 MOST = 20  # names or problems that one message lists
 
@@ -69,3 +72,41 @@ def listed(problems: Sequence[str], limit: int = MOST) -> str:
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A figure to three places and its interval.
+
+    >>> with_interval(0.8954, (0.861, 0.9234)), with_interval(float("nan"), None)
+    ('0.895 [0.861, 0.923]', '-')
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if interval is None or any(bound is None or math.isnan(bound) for bound in interval):
+        return f"{value:.3f}"
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def humanise(key: str) -> str:
+    """A key as words.
+
+    >>> humanise("worst_group_roc_auc"), humanise("auc_gap")
+    ('Worst group ROC AUC', 'AUC gap')
+    """
+    words = re.sub(r"\b(roc auc|auc)\b", lambda found: found[0].upper(), key.replace("_", " "))
+    return words[:1].upper() + words[1:]
+
+
+def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A title and a small table as a notebook shows them; every text is escaped.
+
+    >>> html_table("Sex", [], [["<f>", 7]])
+    '<div><p><b>Sex</b></p><table><tbody><tr><td>&lt;f&gt;</td><td>7</td></tr></tbody></table></div>'
+    """
+
+    def row(cells: Iterable[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(one_line(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    head = f"<thead>{row(header, 'th')}</thead>" if header else ""
+    return f"<div><p><b>{escape(one_line(title))}</b></p><table>{head}<tbody>{body}</tbody></table></div>"

@@ -1,6 +1,11 @@
 """Measure predictions: rates of every group, gaps between groups, an interval beside each."""
 
-from bmft.auditing.audit import CONSTANT as CONSTANT, AuditReport as AuditReport, audit_predictions as audit_predictions
+from bmft.auditing.audit import (
+    CONSTANT as CONSTANT,
+    HEADLINE as HEADLINE,
+    AuditReport as AuditReport,
+    audit_predictions as audit_predictions,
+)
 from bmft.auditing.goals import GOALS as GOALS, Goal as Goal
 from bmft.auditing.group_intervals import GroupStatistics as GroupStatistics, Sample as Sample, gather as gather
 from bmft.auditing.harm import (

@@ -4,14 +4,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bmft._common import as_json
+from bmft._common import as_json, html_table, short, unknown_name, with_interval
 from bmft.auditing.gap_intervals import summarise_intervals
 from bmft.auditing.group_intervals import Sample
 from bmft.auditing.metrics import (
+    METRICS,
     Bools,
     Column,
     Floats,
@@ -24,16 +25,23 @@ from bmft.auditing.metrics import (
     summarise_gaps,
 )
 from bmft.auditing.predictions import Predictions
+from bmft.auditing.tidy import Row, forest_rows, rows_of
 from bmft.errors import ConfigError, DataError
 from bmft.stats import Interval
 from bmft.tables import Attribute
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
 SCHEMA = 1
 CONSTANT = "constant predictor"
 Figures = dict[str, Any]
+HEADLINE = "equalized_odds_difference"
+SHOWN = {"roc_auc": "ROC AUC", "true_positive_rate": "TPR", "false_positive_rate": "FPR"}  # in a notebook
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AuditReport:
     """What an audit found. NaN stands for what cannot be measured on these samples.
 
@@ -75,6 +83,88 @@ class AuditReport:
     skipped: int = 0
     assumed: Mapping[str, Any] = field(default_factory=dict, repr=False)
     predictions: Predictions | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        parts = [f"n={self.n}", f"ROC AUC {with_interval(*self.figure('overall', 'roc_auc'))}"]
+        parts += [f"{name}: odds gap {with_interval(*self.figure('gaps', name, HEADLINE))}" for name in self.gaps]
+        return short(f"AuditReport({', '.join([*parts, *self.flags])})", 240)
+
+    def _repr_html_(self) -> str:
+        lines = [("", "everyone", self.n, *self._cells("overall"))]
+        for attribute, groups in self.by_group.items():
+            lines += [
+                (attribute, group, figures["n"], *self._cells("by_group", attribute, group))
+                for group, figures in groups.items()
+            ]
+            lines.append((attribute, "largest difference", "", *self._cells("gaps", attribute, end="_difference")))
+        header = ("attribute", "group", "n", *SHOWN.values())
+        return html_table(f"Audit of {self.n:,} cases{'; '.join(['', *self.flags])}", header, lines)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Every figure as a row of ``attribute, group, metric, value, low, high, n``.
+
+        Everybody's figures have neither attribute nor group, a gap has no group; ``n`` is how many samples the
+        group has. For several classes or labels there is ``output``, too: "" is their mean, ``worst`` the worst.
+
+        >>> sex = Attribute("sex", ("female", "male"))
+        >>> report = audit_predictions(Predictions([0.2, 0.9, 0.6, 0.7], [0, 1, 0, 1], [0, 0, 1, 1], (sex,)))
+        >>> report.to_frame().query("group == 'male' and metric == 'accuracy'").round(2).values.tolist()
+        [['sex', 'male', 'accuracy', 0.5, 0.09, 0.91, 2]]
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(self._rows(), columns=Row._fields)
+        return frame if self.task != "binary" else frame.drop(columns="output")
+
+    def plot(
+        self,
+        metric: str = "gaps",
+        *,
+        attribute: str | None = None,
+        after: "AuditReport | None" = None,
+        ax: "Axes | None" = None,
+    ) -> "Axes":
+        """A forest plot: the main gaps, or one metric of every group, with its interval.
+
+        Args:
+            metric: ``gaps``, or a metric such as ``roc_auc``.
+            attribute: of this attribute alone.
+            after: an audit of the same rows to draw below each line.
+            ax: Matplotlib axes to draw on; by default those of a new figure.
+
+        Raises:
+            ConfigError: there is no such metric or attribute.
+
+        >>> sex = Attribute("sex", ("female", "male"))
+        >>> report = audit_predictions(Predictions([0.2, 0.9, 0.6, 0.7], [0, 1, 0, 1], [0, 0, 1, 1], (sex,)))
+        >>> report.plot("accuracy").get_xlabel()
+        'Accuracy'
+        """
+        from bmft.charts import forest, on_axes
+
+        attributes = list(self.by_group) if attribute is None else [attribute]
+        if unknown := [name for name in attributes if name not in self.by_group]:
+            raise ConfigError(unknown_name("attribute", unknown[0], self.by_group))
+        if metric not in ("gaps", *METRICS):
+            raise ConfigError(unknown_name("metric", metric, ("gaps", *METRICS)))
+        rows = forest_rows(self._rows(), [] if after is None else after._rows(), attributes, metric)
+        draw = forest(rows, labels=("before", "after"), from_zero=metric == "gaps")
+        axes = on_axes(draw, ax, height=0.9 + 0.36 * len(rows), above=True)
+        axes.set_xlabel("largest difference between two groups" if metric == "gaps" else METRICS[metric].name)
+        return axes
+
+    def _rows(self) -> list[Row]:
+        return list(rows_of(self.overall, self.by_group, self.gaps, self.intervals, self.n))
+
+    def figure(self, *path: str) -> tuple[float, Any]:
+        """A figure and its interval, None where it has none, by its place, such as ``"overall", "roc_auc"``."""
+        value, span = getattr(self, path[0]), self.intervals.get(path[0])
+        for key in path[1:]:
+            value, span = value[key], (span or {}).get(key)
+        return value, span
+
+    def _cells(self, *path: str, end: str = "") -> list[str]:
+        return [with_interval(*self.figure(*path, name + end)) for name in SHOWN]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN is None."""

@@ -1,20 +1,24 @@
 """What a model says about every sample of a set, pooled: the only thing an audit looks at."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft._common import Assumption
+from bmft._common import MOST, Assumption, html_table, short, unknown_name
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables import Attribute
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
     """Probabilities of every sample beside its targets and groups, from any model or framework.
 
@@ -73,6 +77,61 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        names = ", ".join(attribute.name for attribute in self.attributes)
+        about = f"n={len(self)}, task={self.task!r}, classes={self.classes}, attributes=({names})"
+        return short(f"Predictions({about})", 240)
+
+    def _repr_html_(self) -> str:
+        lines = [
+            (attribute.name, group, int((ids == g).sum()), *self.targets[ids == g].sum(0))
+            for attribute, ids in zip(self.attributes, self.groups.T, strict=True)
+            for g, group in enumerate(attribute.groups)
+        ]
+        header = ("attribute", "group", "n", *self.columns[:MOST])
+        return html_table(f"Predictions for {len(self):,} cases", header, [line[: len(header)] for line in lines])
+
+    def plot(
+        self,
+        curve: Literal["roc", "reliability"] = "roc",
+        *,
+        attribute: str | None = None,
+        output: str | None = None,
+        ax: "Axes | None" = None,
+    ) -> "Axes":
+        """The ROC or reliability curve of every group.
+
+        Args:
+            curve: ``roc``, or ``reliability``: the observed share in five bins of equal size, with intervals.
+            attribute: whose groups; the first by default.
+            output: which class or label; the positive one by default, of several the first.
+            ax: Matplotlib axes to draw on; by default those of a new figure.
+
+        Raises:
+            ConfigError: there is no such curve, attribute or output.
+
+        >>> sex = Attribute("sex", ("female", "male"))
+        >>> axes = Predictions([0.2, 0.9, 0.6, 0.7], [0, 1, 0, 1], [0, 0, 1, 1], (sex,)).plot()
+        >>> axes.get_xlabel(), len(axes.get_lines())
+        ('False positive rate', 3)
+        """
+        from bmft.charts import RELIABILITY_AXES, ROC_AXES, on_axes, reliability, roc, unit_square
+
+        names = [one.name for one in self.attributes]
+        for what, name, known in (("attribute", attribute, names), ("output", output, self.columns)):
+            if name is not None and name not in known:
+                raise ConfigError(unknown_name(what, name, known))
+        place = 0 if attribute is None else names.index(attribute)
+        cases = list(self.cases(place, 0 if output is None else self.columns.index(output)))
+        if curve == "roc":
+            draw = unit_square([roc(*case) for case in cases], **ROC_AXES)
+        elif curve == "reliability":
+            curves = [reliability(*case) for case in cases if len(case[1])]
+            draw = unit_square(curves, **RELIABILITY_AXES)
+        else:
+            raise ConfigError(unknown_name("curve", curve, ("roc", "reliability")))
+        return on_axes(draw, ax, height=5)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The name of each column of `scores`; a binary label's is its positive value."""
@@ -83,6 +142,12 @@ class Predictions:
         if self.task != "multiclass":
             return (self.scores >= threshold).astype(np.int64)
         return np.asarray(np.eye(self.scores.shape[1], dtype=np.int64)[self.scores.argmax(1)])
+
+    def cases(self, attribute: int, column: int) -> Iterator[tuple[str, Floats, Ints]]:
+        """Each group of an attribute: its name, and the scores and targets of its members in one column."""
+        for group, name in enumerate(self.attributes[attribute].groups):
+            members = self.groups[:, attribute] == group
+            yield name, self.scores[members, column], self.targets[members, column]
 
     def _check(self) -> None:
         n, width = len(self.scores), self.groups.shape[1]

@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bmft._common import in_order, put, short
+from bmft._common import MOST, html_table, in_order, put, short
 from bmft.checkpoints.patch_file import FORMAT, Contents, read_contents, summarise
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.models import differing, state_hash
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Change:
     """Where one tensor changed, and its values there before and after.
 
@@ -33,8 +33,11 @@ class Change:
     after: Tensor
     total: int
 
+    def __repr__(self) -> str:
+        return f"Change({len(self.index):,} of {self.total:,} values)"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightPatch:
     """The difference between two states of one model.
 
@@ -54,6 +57,16 @@ class WeightPatch:
     before_hash: str
     after_hash: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        where = f"{self.moved:,} values in {len(self.changes)} tensors"
+        return f"WeightPatch({where}, {self.before_hash[:8]} -> {self.after_hash[:8]})"
+
+    def _repr_html_(self) -> str:
+        changed = sorted(self.changes.items(), key=lambda item: -len(item[1].index))
+        lines = [(name, f"{len(one.index):,}", f"{one.total:,}") for name, one in changed]
+        more = f"; {len(lines) - MOST} tensors with fewer are not shown" if len(lines) > MOST else ""
+        return html_table(f"{self!r}{more}", ("tensor", "moved", "values"), lines[:MOST])
 
     @classmethod
     def between(

@@ -1,21 +1,28 @@
 """What the trials of a comparison add up to: one row per method, with intervals, and which is best in words."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+from bmft._common import html_table, humanise, short, with_interval
 from bmft.comparison.references import REFERENCES
 from bmft.comparison.trials import FIGURES, ONE_STEP, SCHEMA
 from bmft.training import Limits
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The results of every trial and the conditions they were made under.
 
@@ -34,6 +41,44 @@ class Comparison:
     versions: Mapping[str, str]
     sensitive: tuple[str, ...]
     assumed: Json = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return short(f"Comparison({len(self.chosen)} methods by {', '.join(self.sensitive)}: {self.verdict()[0]})", 300)
+
+    def _repr_html_(self) -> str:
+        lines = [
+            (row["method"], *(_shown(row["figures"].get(name)) for name in FIGURES))
+            for row in (self.untouched, *self.rows)
+            if row
+        ]
+        return html_table(" ".join(self.verdict()), ("method", *map(humanise, FIGURES)), lines)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per method and figure: its mean over the seeds with their interval, and how many seeds ``n``."""
+        rows = [
+            {
+                "method": row["method"],
+                "metric": name,
+                "value": figure["mean"],
+                "low": (figure["over_seeds"] or (math.nan, math.nan))[0],
+                "high": (figure["over_seeds"] or (math.nan, math.nan))[1],
+                "n": row.get("seeds", 0),
+            }
+            for row in (self.untouched, *self.rows)
+            for name, figure in row.get("figures", {}).items()
+        ]
+        return pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high", "n"])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The trade-off: gap against ROC AUC of every method, 0 the untouched model, numbered as in the table.
+
+        Args:
+            ax: Matplotlib axes to draw on; by default those of a new figure.
+        """
+        from bmft.charts import methods, on_axes
+        from bmft.report import comparison_page
+
+        return on_axes(methods(comparison_page.spots([row for row in (self.untouched, *self.rows) if row])), ax)
 
     @property
     def chosen(self) -> dict[str, list[Json]]:
@@ -185,6 +230,10 @@ class Comparison:
             f"{_mean(row, 'balanced_accuracy'):.3f}, but {price[row['kind']]}."
             for row in refs
         ]
+
+
+def _shown(figure: Json | None) -> str:
+    return with_interval(figure["mean"], figure["over_seeds"]) if figure else "-"
 
 
 def _kind(method: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bmft._common import Assumption, did_you_mean, short
+from bmft._common import MOST, Assumption, did_you_mean, html_table, short
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.sampling import cells, split_cells, together
 from bmft.data.sources import ArraySource, DecodedImages, Flipped, Source, StreamedImages
@@ -83,7 +83,18 @@ class GroupedData(Dataset[GroupBatch]):
 
     def __repr__(self) -> str:
         names = ", ".join(attribute.name for attribute in self.attributes)
-        return f"GroupedData(n={len(self)}, task={self.task!r}, classes={self.classes}, attributes=({names}))"
+        about = f"n={len(self)}, task={self.task!r}, classes={self.classes}, attributes=({names})"
+        return short(f"GroupedData({about})", 240)
+
+    def _repr_html_(self) -> str:
+        one_hot = self.targets if self.targets.ndim == 2 else torch.eye(len(self.classes)).long()[self.targets]
+        lines = [
+            (attribute.name, group, int((ids == g).sum()), *one_hot[ids == g].sum(0).tolist())
+            for attribute, ids in zip(self.attributes, self.groups.T, strict=True)
+            for g, group in [*enumerate(attribute.groups), (-1, "unknown")]
+        ]
+        header = ("attribute", "group", "n", *self.classes[:MOST])
+        return html_table(f"{len(self):,} samples, {self.task}", header, [line[: len(header)] for line in lines])
 
     def __getitem__(self, i: int) -> GroupBatch:
         if not -len(self) <= i < len(self):

@@ -108,6 +108,7 @@ def _result(case: Case, task: Question) -> tuple[Result, set[Waiver]]:
         findings=judgement.findings,
         waivers=tuple(f"{w.group}: {w.reason}" if w.group else w.reason for w in waivers if w in used),
         unwaived=unwaived if used else None,
+        attribute=task.attribute,
     )
     return result, used
 

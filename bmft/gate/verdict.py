@@ -6,10 +6,13 @@ As JSON values, JUnit XML, Markdown, and the lines GitHub shows beside a commit.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree as ET
 
-from bmft._common import one_line
+from bmft._common import html_table, one_line, short
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Decision = Literal["pass", "fail", "inconclusive", "waived"]
 SCHEMA = 1
@@ -56,6 +59,7 @@ class Result:
         findings: what it is made of.
         waivers: the reasons of the waivers that were used.
         unwaived: the decision without them.
+        attribute: whose groups it is about; "" is everybody.
     """
 
     id: str
@@ -72,9 +76,10 @@ class Result:
     findings: tuple[Finding, ...]
     waivers: tuple[str, ...] = ()
     unwaived: Decision | None = None
+    attribute: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What `bmft.check` decided.
 
@@ -91,6 +96,36 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     on_inconclusive: str = "fail"
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return short(f"Verdict({self.headline}; {'; '.join(one.reason for one in self.checks)})", 240)
+
+    def _repr_html_(self) -> str:
+        header = ("check", "decision", "estimate", "interval", "bound")
+        return html_table(self.headline, header, [_cells(one) for one in self.checks])
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per check: ``check, attribute, metric, value, low, high``, the bound, the decision and why."""
+        import pandas as pd
+
+        rows = [
+            {
+                "check": one.id,
+                "attribute": one.attribute,
+                "metric": one.metric,
+                "value": one.estimate,
+                "low": one.interval[0],
+                "high": one.interval[1],
+                "bound": one.bound,
+                "limit": one.limit,
+                "decision": one.decision,
+                "certifies": one.certifies,
+                "needed": one.needed,
+                "reason": one.reason,
+            }
+            for one in self.checks
+        ]
+        return pd.DataFrame(rows)
 
     @property
     def exit_code(self) -> int:
@@ -186,10 +221,13 @@ def _lines(one: Result) -> list[str]:
 
 
 def _row(one: Result) -> str:
+    return f"| {' | '.join(map(_cell, _cells(one)))} |"
+
+
+def _cells(one: Result) -> tuple[str, ...]:
     between = f"{figure(one.interval[0])} to {figure(one.interval[1])}"
-    bound = f"{one.bound} {one.limit:g}"
-    cells = (one.id, f"{_MARKS[one.decision]} {one.decision}", figure(one.estimate), between, bound)
-    return f"| {' | '.join(map(_cell, cells))} |"
+    decision = f"{_MARKS[one.decision]} {one.decision}"
+    return one.id, decision, figure(one.estimate), between, f"{one.bound} {one.limit:g}"
 
 
 def figure(value: float) -> str:

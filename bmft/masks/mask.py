@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bmft._common import in_order, put, short
+from bmft._common import MOST, html_table, in_order, put, short
 from bmft.errors import ConfigError, MismatchError
 
 Granularity = Literal["weight", "channel", "layer", "block"]
@@ -20,7 +20,7 @@ GRANULARITIES: tuple[str, ...] = ("weight", "channel", "layer", "block")
 _FORMAT = "1"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightMask:
     """One value per weight: False or 0 stays as it is, True or 1 may move, a fraction scales its update.
 
@@ -50,6 +50,17 @@ class WeightMask:
             # The comparison is written so that NaN fails it.
             if soft and not bool(((tensor >= 0) & (tensor <= 1)).all()):
                 raise ConfigError(f"mask of {name!r} has values outside [0, 1]")
+
+    def __repr__(self) -> str:
+        kind = "" if self.hard else ", soft"
+        share = f"{self.selected:,} of {self.total:,} weights ({self.density:.2%}) in {len(self.tensors)} parameters"
+        return f"WeightMask({share}{kind})"
+
+    def _repr_html_(self) -> str:
+        layers = sorted(self.by_layer().items(), key=lambda item: -item[1]["selected"])
+        lines = [(name, f"{of['selected']:,}", f"{of['total']:,}", f"{of['fraction']:.2%}") for name, of in layers]
+        more = f"; {len(lines) - MOST} layers with fewer are not shown" if len(lines) > MOST else ""
+        return html_table(f"{self!r}{more}", ("layer", "selected", "weights", "share"), lines[:MOST])
 
     @classmethod
     def by_name(cls, model: nn.Module, *patterns: str) -> "WeightMask":

@@ -1,14 +1,17 @@
 """The one call that runs a named method without doing harm: prepare, run, measure."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from bmft._common import short
 from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.checkpoints import WeightPatch
 from bmft.compute import (
@@ -41,8 +44,12 @@ from bmft.report import DebiasReport, versions
 from bmft.settings import Settings
 from bmft.training import Conditions, Journal, Selection
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What `debias` gives back.
 
@@ -57,6 +64,21 @@ class Outcome:
     mask: WeightMask
     patch: WeightPatch
     report: DebiasReport
+
+    def __repr__(self) -> str:
+        kind = type(self.model).__name__
+        return f"Outcome({kind}, {short(self.report.summary, 240)}, {self.mask.density:.2%} of the weights in the mask)"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def to_frame(self) -> pd.DataFrame:
+        """The figures before and after, see `DebiasReport.to_frame`."""
+        return self.report.to_frame()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The trade-off of every epoch, see `DebiasReport.plot`."""
+        return self.report.plot(ax)
 
     @property
     def accepted(self) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmft.auditing import Predictions
-from bmft.report.figures import Estimate
+from bmft.charts import Estimate
 from bmft.stats import delong_paired, never_seen, placements, quantile, tango
 
 Changes = dict[tuple[str, str, str], Estimate]

@@ -5,15 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
+import numpy as np
 
-from bmft._common import put
-from bmft.report import page
-from bmft.report.figures import render
+from bmft._common import humanise, put
+from bmft.charts import Estimate, Spot
+from bmft.report import figures, page
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
-from bmft.report.svg import AFTER, BEFORE, INK, MUTED, PAPER, Caption
+from bmft.report.svg import Caption
 from bmft.report.values import to_json
-from bmft.report.wording import Json, count, humanise, number, span
+from bmft.report.wording import Json, count, number, span
 
 _HEADER = {
     "gap": "Gap",
@@ -86,58 +86,26 @@ def _lines(comparison: Json) -> list[Json]:
 
 
 def _tradeoff(lines: Sequence[Json]) -> tuple[Cards, ...]:
-    drawn = [(place, line) for place, line in enumerate(lines) if "roc_auc" in line["figures"]]
     text = (
         "Further left is a smaller gap, further up a better ranking. Numbers are those of the table; 0 is the "
         "untouched model. Bars are 95 % intervals of the mean over seeds, cut off at the frame. The line joins the "
         "methods that no other beats in both. References give decisions, which rank nothing, and are not drawn."
     )
-    chart = partial(_draw, drawn, Caption("tradeoff", "Gap against ROC AUC, every method", text))
+    chart = partial(figures.methods, spots(lines), Caption("tradeoff", "Gap against ROC AUC, every method", text))
     return (Cards((Card("Gap against ROC AUC", text, chart),)),)
 
 
-def _draw(lines: Sequence[tuple[int, Json]], caption: Caption) -> str:
-    front = _front([line for _, line in lines])
-
-    def draw(axes: Axes) -> None:
-        axes.plot([x for x, _ in front], [y for _, y in front], color=AFTER, linewidth=1.2, zorder=1)
-        for place, line in lines:
-            x, y = _mean(line, "gap"), _mean(line, "roc_auc")
-            color = BEFORE if place == 0 else AFTER if (x, y) in front else INK
-            axes.plot([x], [y], "o", color=color, markersize=12, markerfacecolor=PAPER, zorder=3 + 0.02 * place)
-            axes.annotate(
-                str(place), (x, y), ha="center", va="center", fontsize=9, color=color, zorder=3.01 + 0.02 * place
-            )
-        axes.margins(0.12)
-        # The frame is the means': one method that the seeds scatter must not squeeze the others together.
-        axes.set(xlabel="gap", ylabel="ROC AUC", xlim=axes.get_xlim(), ylim=axes.get_ylim())
-        for _, line in lines:
-            _whiskers(axes, line)
-        axes.grid()
-
-    return render(draw, caption, plot=290, labelled=True)
+def spots(lines: Sequence[Json]) -> list[Spot]:
+    """Where each method lies in the plane of gap and ROC AUC, numbered as in the table, where both are known."""
+    return [
+        Spot(str(place), _estimate(line, "gap"), _estimate(line, "roc_auc"))
+        for place, line in enumerate(lines)
+        if "roc_auc" in line["figures"]
+    ]
 
 
-def _whiskers(axes: Axes, line: Json) -> None:
-    x, y = _mean(line, "gap"), _mean(line, "roc_auc")
-    if ends := _ends(line, "gap", "over_seeds"):
-        axes.hlines(y, *ends, color=MUTED, linewidth=0.8, zorder=1)
-    if ends := _ends(line, "roc_auc", "over_seeds"):
-        axes.vlines(x, *ends, color=MUTED, linewidth=0.8, zorder=1)
-
-
-def _front(lines: Sequence[Json]) -> list[tuple[float, float]]:
-    """The points that no other beats in both, from left to right.
-
-    >>> points = [(0.2, 0.9), (0.1, 0.8), (0.3, 0.9)]
-    >>> _front([{"figures": {"gap": {"mean": x}, "roc_auc": {"mean": y}}} for x, y in points])
-    [(0.1, 0.8), (0.2, 0.9)]
-    """
-    front: list[tuple[float, float]] = []
-    for gap, negative in sorted((_mean(line, "gap"), -_mean(line, "roc_auc")) for line in lines):
-        if not front or -negative > front[-1][1]:
-            front.append((gap, -negative))
-    return front
+def _estimate(line: Json, key: str) -> Estimate:
+    return Estimate(_mean(line, key), *(_ends(line, key, "over_seeds") or (np.nan, np.nan)))
 
 
 def _tables(comparison: Json, lines: Sequence[Json]) -> tuple[Table | Paragraph, ...]:

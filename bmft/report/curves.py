@@ -1,29 +1,27 @@
 """ROC and reliability of every group from pooled predictions, as cards: a chart and the same in numbers."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bmft.auditing import Predictions
+from bmft.charts import RELIABILITY_AXES, ROC_AXES, Curve, reliability, roc
 from bmft.report import figures
-from bmft.report.figures import Curve
 from bmft.report.page import Card, Cell, Number, Table
 from bmft.report.svg import Caption
 from bmft.report.wording import count, number, span
-from bmft.stats import wilson
+from bmft.stats import reliability_bins, wilson
 
 AT = (0.05, 0.1, 0.2)  # false positive rates at which a ROC curve is put into numbers
 MOST_COLUMNS = 8
-Cases = tuple[str, NDArray[np.float64], NDArray[np.int64]]  # group, scores, targets
 
 
 def roc_card(side: str, predictions: Predictions, attribute: int, column: int) -> Card:
     """ROC curve per group, and the true positive rate at three false positive rates."""
-    groups = list(_groups(predictions, attribute, column))
+    groups = list(predictions.cases(attribute, column))
     title = _title("ROC", side, predictions, column)
-    curves = [Curve(name, *roc_points(scores, targets)) for name, scores, targets in groups]
+    curves = [roc(*group) for group in groups]
     caption = Caption(_id("roc", side, attribute, column), title, _roc_text(curves))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (name, count(int(targets.sum())), *(_true_positive_rate_at(at, scores, targets) for at in AT))
@@ -34,16 +32,16 @@ def roc_card(side: str, predictions: Predictions, attribute: int, column: int) -
     return Card(
         title,
         text,
-        partial(figures.unit_square, curves, caption, x="False positive rate", y="True positive rate"),
+        partial(figures.unit_square, curves, caption, **ROC_AXES),
         Table("True positive rate where the false positive rate is at most", header, rows),
     )
 
 
 def calibration_card(side: str, predictions: Predictions, attribute: int, column: int) -> Card:
     """Reliability curve per group in five bins of equal size, and predicted against observed overall."""
-    groups = list(_groups(predictions, attribute, column))
+    groups = list(predictions.cases(attribute, column))
     title = _title("Reliability", side, predictions, column)
-    curves = [_reliability(name, scores, targets) for name, scores, targets in groups if len(scores)]
+    curves = [reliability(*group) for group in groups if len(group[1])]
     rows: list[tuple[Cell, ...]] = []
     for name, scores, targets in groups:
         predicted = number(float(scores.mean())) if len(scores) else number(None)
@@ -61,7 +59,7 @@ def calibration_card(side: str, predictions: Predictions, attribute: int, column
     return Card(
         title,
         text,
-        partial(figures.unit_square, curves, caption, x="Predicted probability", y="Observed share"),
+        partial(figures.unit_square, curves, caption, **RELIABILITY_AXES),
         Table("Over all cases of the group", ("Group", "Cases", "Predicted", "Observed"), tuple(rows)),
     )
 
@@ -70,24 +68,12 @@ def bins_table(side: str, predictions: Predictions, attribute: int) -> Table:
     """The points of the reliability curves, with counts and intervals."""
     rows = []
     for column in range(min(predictions.scores.shape[1], MOST_COLUMNS)):
-        for name, scores, targets in _groups(predictions, attribute, column):
+        for name, scores, targets in predictions.cases(attribute, column):
             for mean, positives, n in reliability_bins(scores, targets):
                 label = name if predictions.scores.shape[1] == 1 else f"{name}, {predictions.columns[column]}"
                 rows.append((label, count(int(n)), number(mean), _share(int(positives), int(n))))
     header = ("Group", "Cases", "Predicted", "Observed")
     return Table(f"{side}: one row per bin" if side else "One row per bin", header, tuple(rows))
-
-
-def _groups(predictions: Predictions, attribute: int, column: int) -> Iterator[Cases]:
-    for group, name in enumerate(predictions.attributes[attribute].groups):
-        members = predictions.groups[:, attribute] == group
-        yield name, predictions.scores[members, column], predictions.targets[members, column]
-
-
-def _reliability(name: str, scores: NDArray[np.float64], targets: NDArray[np.int64]) -> Curve:
-    mean, positives, n = reliability_bins(scores, targets).T
-    low, high = wilson(positives, n)
-    return Curve(name, mean, positives / n, np.asarray(low), np.asarray(high))
 
 
 def _true_positive_rate_at(limit: float, scores: NDArray[np.float64], targets: NDArray[np.int64]) -> Number:
@@ -123,38 +109,3 @@ def _title(what: str, side: str, predictions: Predictions, column: int) -> str:
 
 def _id(what: str, side: str, attribute: int, column: int) -> str:
     return f"{what}-{side.lower() or 'only'}-{attribute}-{column}"
-
-
-def roc_points(
-    scores: NDArray[np.float64], targets: NDArray[np.int64], limit: int = 101
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False and true positive rates over all thresholds, thinned to about `limit` points along the curve.
-
-    Both are empty where one of the two classes is absent: there is no curve.
-
-    >>> roc_points(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
-    (array([0. , 0. , 0.5, 0.5, 1. ]), array([0. , 0.5, 0.5, 1. , 1. ]))
-    """
-    order = np.argsort(-scores, kind="stable")
-    scores, positive = scores[order], targets[order] == 1
-    if positive.all() or not positive.any():
-        return np.empty(0), np.empty(0)
-    last_of_tie = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    tpr = np.concatenate([[0], np.cumsum(positive)[last_of_tie] / positive.sum()])
-    fpr = np.concatenate([[0], np.cumsum(~positive)[last_of_tie] / (~positive).sum()])
-    if len(fpr) > limit:
-        along = fpr + tpr
-        keep = np.unique(np.searchsorted(along, np.linspace(0, 2, limit)).clip(max=len(along) - 1))
-        fpr, tpr = fpr[keep], tpr[keep]
-    return fpr, tpr
-
-
-def reliability_bins(scores: NDArray[np.float64], targets: NDArray[np.int64], bins: int = 5) -> NDArray[np.float64]:
-    """Rows of (mean score, positives, samples), one per bin of equal size; none for an empty bin.
-
-    >>> reliability_bins(np.array([0.1, 0.2, 0.7, 0.9]), np.array([0, 0, 1, 1]), bins=2)
-    array([[0.15, 0.  , 2.  ], [0.8 , 2.  , 2.  ]])
-    """
-    order = np.argsort(scores, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    return np.array([[scores[part].mean(), (targets[part] == 1).sum(), len(part)] for part in parts]).reshape(-1, 3)

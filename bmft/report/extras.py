@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+from bmft._common import humanise
+from bmft.auditing import HEADLINE
+from bmft.charts import Point
 from bmft.report import figures
 from bmft.report.page import Card, Cards, Cell, Folded, Gallery, Number, Paragraph, Picture, Section, Table
 from bmft.report.svg import Caption
-from bmft.report.wording import HEADLINE, Json, count, humanise, interval_of, number, span, value_of
+from bmft.report.wording import Json, count, interval_of, number, span, value_of
 
 MOST_BARS = 24  # more do not fit a screen
 _EPOCH_FIGURES = ("loss", "gap", "roc_auc", "worst_group_roc_auc")
@@ -27,7 +30,7 @@ class Explained(Protocol):
 
 def epochs_section(history: Sequence[Json]) -> Section | None:
     """The trade-off of every epoch, the chosen one marked."""
-    measured = [entry for entry in history if entry.get("gap") is not None and entry.get("roc_auc") is not None]
+    measured = measured_epochs(history)
     if not measured:
         return None
     chosen = [
@@ -39,16 +42,25 @@ def epochs_section(history: Sequence[Json]) -> Section | None:
         f"{len(measured)} candidates measured on the selection data. Further left is a smaller gap, "
         f"further up a better ranking; hollow marks did not meet the conditions. {' '.join(chosen)}"
     )
-    points = [
-        figures.Point(entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen"))
-        for entry in measured
-    ]
     caption = Caption("epochs", "Gap against ROC AUC, every epoch", text)
-    chart = partial(figures.tradeoff, points, caption, x="gap on the selection data", y="ROC AUC")
+    chart = partial(figures.tradeoff, epoch_points(measured), caption, x="gap on the selection data", y="ROC AUC")
     table = Folded("Every epoch as a table", (_epoch_table(history),))
     return Section(
         "epochs", "The trade-off of every epoch", (Cards((Card("Gap against ROC AUC", text, chart),)), table)
     )
+
+
+def measured_epochs(history: Sequence[Json]) -> list[Json]:
+    """The entries of a history that have both a gap and an AUC."""
+    return [entry for entry in history if entry.get("gap") is not None and entry.get("roc_auc") is not None]
+
+
+def epoch_points(history: Sequence[Json]) -> list[Point]:
+    """Where each measured epoch lies in the plane of gap and AUC."""
+    return [
+        Point(entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen"))
+        for entry in measured_epochs(history)
+    ]
 
 
 def _epoch_table(history: Sequence[Json]) -> Table:

@@ -5,11 +5,13 @@ from functools import partial
 
 import numpy as np
 
+from bmft._common import humanise
+from bmft.charts import Point
 from bmft.report import figures
 from bmft.report.extras import MOST_BARS
 from bmft.report.page import Block, Card, Cards, Folded, Section, Table
 from bmft.report.svg import Caption
-from bmft.report.wording import Json, count, humanise, number
+from bmft.report.wording import Json, count, number
 
 _FACTS = {
     "select": "What was kept, on the selection data",
@@ -78,9 +80,7 @@ def _finals_table(finals: Sequence[Json], failed: Mapping[str, str]) -> Table:
 
 def _front_card(front: Sequence[Json]) -> Card:
     text = f"The {len(front)} trials that no other beats in both gap and ROC AUC."
-    points = [
-        figures.Point(trial["gap"], trial["roc_auc"], "trial", chosen=bool(trial.get("chosen"))) for trial in front
-    ]
+    points = [Point(trial["gap"], trial["roc_auc"], "trial", chosen=bool(trial.get("chosen"))) for trial in front]
     chart = partial(figures.tradeoff, points, Caption("front", "Pareto front", text), x="gap", y="ROC AUC")
     rows = tuple((str(trial.get("number", "")), number(trial["gap"]), number(trial["roc_auc"])) for trial in front)
     return Card("Pareto front", text, chart, Table("Trials on the front", ("Trial", "Gap", "ROC AUC"), rows))

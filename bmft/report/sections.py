@@ -6,16 +6,15 @@ from functools import partial
 
 import numpy as np
 
-from bmft.auditing import Predictions
+from bmft.auditing import HEADLINE, Predictions
+from bmft.charts import Estimate, ForestRow
 from bmft.report import figures
 from bmft.report.changes import Changes
 from bmft.report.curves import MOST_COLUMNS, bins_table, calibration_card, roc_card
-from bmft.report.figures import Estimate, ForestRow
 from bmft.report.page import Block, Card, Cards, Cell, Folded, Heading, Number, Paragraph, Section, Table
 from bmft.report.svg import Caption
 from bmft.report.wording import (
     GAPS,
-    HEADLINE,
     MAIN,
     Json,
     count,

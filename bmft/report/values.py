@@ -1,22 +1,30 @@
 """The values that reports are made of, as JSON; no picture is drawn for them."""
 
+from __future__ import annotations
+
 import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bmft.auditing import AuditReport
+from bmft._common import html_table, humanise, short, with_interval
+from bmft.auditing import HEADLINE, AuditReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 SCHEMA = 1
+SIDES = ("before", "after")
 _PACKAGES = ("bmft", "torch", "torchvision", "captum", "fairlearn", "numpy", "scikit-learn", "timm", "optuna")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DebiasReport:
     """Everything a debiasing has to say for itself.
 
@@ -60,6 +68,46 @@ class DebiasReport:
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     skipped: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return short(f"DebiasReport({self.summary})", 300)
+
+    @property
+    def summary(self) -> str:
+        """The outcome in one line: method, whether it was accepted, each gap and the ROC AUC before and after."""
+        said = [f"{self.method}, {'accepted' if self.accepted else 'original kept'}"]
+        for name, gaps in self.before.gaps.items():
+            after = self.after.gaps.get(name, {}).get(HEADLINE)
+            said.append(f"{name}: odds gap {with_interval(gaps[HEADLINE], None)} -> {with_interval(after, None)}")
+        auc = [with_interval(side.overall["roc_auc"], None) for side in (self.before, self.after)]
+        return ", ".join([*said, f"ROC AUC {' -> '.join(auc)}", f"{self.before.n} rows of {self.evaluated_on}"])
+
+    def _repr_html_(self) -> str:
+        shown: list[tuple[str, tuple[str, ...]]] = [("everyone", ("overall", "roc_auc"))]
+        shown += [(name, ("gaps", name, HEADLINE)) for name in self.before.gaps]
+        lines = [
+            (who, humanise(path[-1]), *(with_interval(*audit.figure(*path)) for audit in (self.before, self.after)))
+            for who, path in shown
+        ]
+        return html_table(self.summary, ("", "", *SIDES), [*lines, ("why", self.reason, "", "")])
+
+    def to_frame(self) -> pd.DataFrame:
+        """Both audits as rows, as `AuditReport.to_frame` has them, after a column ``side``: ``before``, ``after``."""
+        import pandas as pd
+
+        frames = {"before": self.before.to_frame(), "after": self.after.to_frame()}
+        return pd.concat(frames, names=["side"]).reset_index("side").reset_index(drop=True)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The trade-off: gap against ROC AUC of every epoch on the selection data, the chosen one ringed.
+
+        Args:
+            ax: Matplotlib axes to draw on; by default those of a new figure.
+        """
+        from bmft.charts import on_axes, tradeoff
+        from bmft.report.extras import epoch_points
+
+        return on_axes(tradeoff(epoch_points(self.history), x="gap on the selection data", y="ROC AUC"), ax, above=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""

@@ -1,11 +1,11 @@
 """How a report says things: measures in plain words, numbers, and the sentences that state the outcome."""
 
-import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from bmft.auditing import CONSTANT, METRICS, Metric
+from bmft._common import humanise
+from bmft.auditing import CONSTANT, HEADLINE, METRICS, Metric
 
 Json = Mapping[str, Any]
 
@@ -19,7 +19,6 @@ GAPS: Mapping[str, tuple[str, str]] = {
     "demographic_parity_difference": ("Predicted-positive rate", "largest difference between two groups"),
     "roc_auc_difference": ("ROC AUC", "largest difference between two groups"),
 }
-HEADLINE = "equalized_odds_difference"
 
 
 def measure(key: str) -> Metric:
@@ -35,16 +34,6 @@ def short_name(key: str) -> str:
 def gap_name(key: str) -> str:
     """What a gap is called in a table."""
     return GAPS[key][0] if key in GAPS else humanise(key.removesuffix("_difference"))
-
-
-def humanise(key: str) -> str:
-    """A key as words.
-
-    >>> humanise("worst_group_roc_auc"), humanise("auc_gap")
-    ('Worst group ROC AUC', 'AUC gap')
-    """
-    words = re.sub(r"\b(roc auc|auc)\b", lambda found: found[0].upper(), key.replace("_", " "))
-    return words[:1].upper() + words[1:]
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import auc, roc_auc_score, roc_curve
 
+from bmft.charts import Curve, Estimate, ForestRow, Point
 from bmft.report import figures
-from bmft.report.curves import reliability_bins, roc_points
-from bmft.report.figures import Curve, Estimate, ForestRow, Point
 from bmft.report.svg import Caption
+from bmft.stats import reliability_bins, roc_points
 
 CAPTION = Caption("some-chart", "A title", "What it shows: 0.5.")
 NOTHING = Estimate(float("nan"))
