@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors",
     "_common stats",
-    "charts tables settings",
+    "tables settings",
     "auditing",
     "gate report",  # no torch up to here
     "compute fairness",

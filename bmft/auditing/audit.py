@@ -140,7 +140,7 @@ class AuditReport:
         >>> report.plot("accuracy").get_xlabel()
         'Accuracy'
         """
-        from bmft.charts import forest, on_axes
+        from bmft.auditing.charts import forest, on_axes
 
         attributes = list(self.by_group) if attribute is None else [attribute]
         if unknown := [name for name in attributes if name not in self.by_group]:

@@ -115,7 +115,7 @@ class Predictions:
         >>> axes.get_xlabel(), len(axes.get_lines())
         ('False positive rate', 3)
         """
-        from bmft.charts import RELIABILITY_AXES, ROC_AXES, on_axes, reliability, roc, unit_square
+        from bmft.auditing.charts import RELIABILITY_AXES, ROC_AXES, on_axes, reliability, roc, unit_square
 
         names = [one.name for one in self.attributes]
         for what, name, known in (("attribute", attribute, names), ("output", output, self.columns)):

@@ -10,7 +10,7 @@ from bmft._common import humanise
 from bmft.auditing.metrics import DIFFERENCES
 
 if TYPE_CHECKING:
-    from bmft.charts import ForestRow
+    from bmft.auditing.charts import ForestRow
 
 Figures = Mapping[str, Any]
 GAPS = ("equalized_odds_difference", *list(DIFFERENCES)[:4])  # what a forest of gaps shows, as a report does
@@ -64,7 +64,7 @@ def forest_rows(before: list[Row], after: list[Row], attributes: list[str], metr
     >>> forest_rows([row], [], ["sex"], "roc_auc")
     [ForestRow(label='male', before=Estimate(value=0.9, low=0.8, high=0.95), after=None)]
     """
-    from bmft.charts import Estimate, ForestRow
+    from bmft.auditing.charts import Estimate, ForestRow
 
     moved = {row[:4]: Estimate(row.value, row.low, row.high) for row in after}
     found = []

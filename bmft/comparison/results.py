@@ -75,10 +75,12 @@ class Comparison:
         Args:
             ax: Matplotlib axes to draw on; by default those of a new figure.
         """
-        from bmft.charts import methods, on_axes
+        from bmft.auditing import charts
         from bmft.report import comparison_page
 
-        return on_axes(methods(comparison_page.spots([row for row in (self.untouched, *self.rows) if row])), ax)
+        return charts.on_axes(
+            charts.methods(comparison_page.spots([row for row in (self.untouched, *self.rows) if row])), ax
+        )
 
     @property
     def chosen(self) -> dict[str, list[Json]]:

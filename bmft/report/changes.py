@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.auditing import Predictions
-from bmft.charts import Estimate
+from bmft.auditing import Predictions, charts
 from bmft.stats import delong_paired, never_seen, placements, quantile, tango
 
-Changes = dict[tuple[str, str, str], Estimate]
+Changes = dict[tuple[str, str, str], charts.Estimate]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 RATES = ("true_positive_rate", "false_positive_rate", "selection_rate")
@@ -50,25 +49,25 @@ def _condition(key: str, targets: NDArray[np.int64]) -> Bools:
 
 def _closed_form(
     key: str, before: Predictions, after: Predictions, decisions: tuple[Bools, Bools], members: Bools, level: float
-) -> Estimate:
+) -> charts.Estimate:
     targets = before.targets[members, 0]
     if key == "roc_auc":
         if min(targets.sum(), (1 - targets).sum()) < 2:
-            return Estimate(np.nan)
+            return charts.Estimate(np.nan)
         area = delong_paired(after.scores[members, 0], before.scores[members, 0], targets, level)
-        return Estimate(area.value, area.low, area.high)
+        return charts.Estimate(area.value, area.low, area.high)
     counted = _condition(key, targets)
     old, new = (of[members, 0][counted] for of in decisions)
     if not len(old):
-        return Estimate(np.nan)
+        return charts.Estimate(np.nan)
     only_new, only_old = int((new & ~old).sum()), int((old & ~new).sum())
     low, high = tango(only_new, only_old, len(old), level)
-    return Estimate((only_new - only_old) / len(old), float(low), float(high))
+    return charts.Estimate((only_new - only_old) / len(old), float(low), float(high))
 
 
 def _by_influence(
     key: str, before: Predictions, after: Predictions, decisions: tuple[Bools, Bools], members: Bools, level: float
-) -> Estimate:
+) -> charts.Estimate:
     """The mean over columns; its variance is that of the clusters' summed influence."""
     values, influences = [], []
     for column in range(before.scores.shape[1]):
@@ -82,7 +81,7 @@ def _by_influence(
             values.append(value)
             influences.append(influence)
     if not values:
-        return Estimate(np.nan)
+        return charts.Estimate(np.nan)
     clusters = np.arange(int(members.sum())) if before.clusters is None else before.clusters[members]
     return _normal(float(np.mean(values)), np.mean(influences, axis=0), clusters, level)
 
@@ -105,9 +104,9 @@ def _area(old: Floats, new: Floats, targets: NDArray[np.int64]) -> tuple[float, 
     return value, influence
 
 
-def _normal(value: float, influence: Floats, clusters: NDArray[np.int64], level: float) -> Estimate:
+def _normal(value: float, influence: Floats, clusters: NDArray[np.int64], level: float) -> charts.Estimate:
     _, which = np.unique(clusters, return_inverse=True)
     sums = np.bincount(which, influence)
     variance = float((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
     reach = quantile(level) * np.sqrt(variance) if variance > 0 else never_seen(len(sums), level)
-    return Estimate(value, value - reach, value + reach)
+    return charts.Estimate(value, value - reach, value + reach)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bmft._common import humanise, put
-from bmft.charts import Estimate, Spot
+from bmft.auditing import charts
 from bmft.report import figures, page
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
 from bmft.report.svg import Caption
@@ -95,17 +95,17 @@ def _tradeoff(lines: Sequence[Json]) -> tuple[Cards, ...]:
     return (Cards((Card("Gap against ROC AUC", text, chart),)),)
 
 
-def spots(lines: Sequence[Json]) -> list[Spot]:
+def spots(lines: Sequence[Json]) -> list[charts.Spot]:
     """Where each method lies in the plane of gap and ROC AUC, numbered as in the table, where both are known."""
     return [
-        Spot(str(place), _estimate(line, "gap"), _estimate(line, "roc_auc"))
+        charts.Spot(str(place), _estimate(line, "gap"), _estimate(line, "roc_auc"))
         for place, line in enumerate(lines)
         if "roc_auc" in line["figures"]
     ]
 
 
-def _estimate(line: Json, key: str) -> Estimate:
-    return Estimate(_mean(line, key), *(_ends(line, key, "over_seeds") or (np.nan, np.nan)))
+def _estimate(line: Json, key: str) -> charts.Estimate:
+    return charts.Estimate(_mean(line, key), *(_ends(line, key, "over_seeds") or (np.nan, np.nan)))
 
 
 def _tables(comparison: Json, lines: Sequence[Json]) -> tuple[Table | Paragraph, ...]:

@@ -5,8 +5,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bmft.auditing import Predictions
-from bmft.charts import RELIABILITY_AXES, ROC_AXES, Curve, reliability, roc
+from bmft.auditing import Predictions, charts
 from bmft.report import figures
 from bmft.report.page import Card, Cell, Number, Table
 from bmft.report.svg import Caption
@@ -21,7 +20,7 @@ def roc_card(side: str, predictions: Predictions, attribute: int, column: int) -
     """ROC curve per group, and the true positive rate at three false positive rates."""
     groups = list(predictions.cases(attribute, column))
     title = _title("ROC", side, predictions, column)
-    curves = [roc(*group) for group in groups]
+    curves = [charts.roc(*group) for group in groups]
     caption = Caption(_id("roc", side, attribute, column), title, _roc_text(curves))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (name, count(int(targets.sum())), *(_true_positive_rate_at(at, scores, targets) for at in AT))
@@ -32,7 +31,7 @@ def roc_card(side: str, predictions: Predictions, attribute: int, column: int) -
     return Card(
         title,
         text,
-        partial(figures.unit_square, curves, caption, **ROC_AXES),
+        partial(figures.unit_square, curves, caption, **charts.ROC_AXES),
         Table("True positive rate where the false positive rate is at most", header, rows),
     )
 
@@ -41,7 +40,7 @@ def calibration_card(side: str, predictions: Predictions, attribute: int, column
     """Reliability curve per group in five bins of equal size, and predicted against observed overall."""
     groups = list(predictions.cases(attribute, column))
     title = _title("Reliability", side, predictions, column)
-    curves = [reliability(*group) for group in groups if len(group[1])]
+    curves = [charts.reliability(*group) for group in groups if len(group[1])]
     rows: list[tuple[Cell, ...]] = []
     for name, scores, targets in groups:
         predicted = number(float(scores.mean())) if len(scores) else number(None)
@@ -59,7 +58,7 @@ def calibration_card(side: str, predictions: Predictions, attribute: int, column
     return Card(
         title,
         text,
-        partial(figures.unit_square, curves, caption, **RELIABILITY_AXES),
+        partial(figures.unit_square, curves, caption, **charts.RELIABILITY_AXES),
         Table("Over all cases of the group", ("Group", "Cases", "Predicted", "Observed"), tuple(rows)),
     )
 
@@ -92,8 +91,8 @@ def _share(part: int, n: int) -> Number:
     return Number(number(part / n if n else None), span([float(low), float(high)]))
 
 
-def _roc_text(curves: list[Curve]) -> str:
-    def one(curve: Curve) -> str:
+def _roc_text(curves: list[charts.Curve]) -> str:
+    def one(curve: charts.Curve) -> str:
         if not len(curve.x):
             return f"{curve.label}: no curve, one of the two classes is absent."
         reached = ", ".join(f"{number(float(np.interp(at, curve.x, curve.y)), 2)} at {at:g}" for at in AT)

@@ -5,8 +5,7 @@ from functools import partial
 from typing import Protocol
 
 from bmft._common import humanise
-from bmft.auditing import HEADLINE
-from bmft.charts import Point
+from bmft.auditing import HEADLINE, charts
 from bmft.report import figures
 from bmft.report.page import Card, Cards, Cell, Folded, Gallery, Number, Paragraph, Picture, Section, Table
 from bmft.report.svg import Caption
@@ -55,10 +54,10 @@ def measured_epochs(history: Sequence[Json]) -> list[Json]:
     return [entry for entry in history if entry.get("gap") is not None and entry.get("roc_auc") is not None]
 
 
-def epoch_points(history: Sequence[Json]) -> list[Point]:
+def epoch_points(history: Sequence[Json]) -> list[charts.Point]:
     """Where each measured epoch lies in the plane of gap and AUC."""
     return [
-        Point(entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen"))
+        charts.Point(entry["gap"], entry["roc_auc"], _series(entry), _flag(entry, "eligible"), _flag(entry, "chosen"))
         for entry in measured_epochs(history)
     ]
 

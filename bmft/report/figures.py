@@ -14,8 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-import bmft.charts as charts
-from bmft.charts import Curve, ForestRow, Point, Spot, label_width, short_label
+from bmft.auditing import charts
 from bmft.report.svg import AFTER, BEFORE, GRID, PAGE, PAPER, Caption, inline
 
 Floats = NDArray[np.float64]
@@ -23,26 +22,28 @@ WIDTH = 360  # drawing units: one is one CSS pixel on a phone, so that 11 is a r
 _LEFT, _EDGE = 54, 10
 
 
-def forest(rows: Sequence[ForestRow], caption: Caption, *, labels: tuple[str, str], from_zero: bool = False) -> str:
+def forest(
+    rows: Sequence[charts.ForestRow], caption: Caption, *, labels: tuple[str, str], from_zero: bool = False
+) -> str:
     """Estimates with intervals, one line per row, before (hollow) above after (filled)."""
-    paired, names = any(row.after is not None for row in rows), [short_label(row.label) for row in rows]
+    paired, names = any(row.after is not None for row in rows), [charts.short_label(row.label) for row in rows]
     draw = _on_page(charts.forest(rows, labels=labels, from_zero=from_zero))
     return render(draw, caption, plot=10 + 31 * len(rows), left=_room(names), legend=labels if paired else ())
 
 
-def unit_square(curves: Sequence[Curve], caption: Caption, *, x: str, y: str) -> str:
+def unit_square(curves: Sequence[charts.Curve], caption: Caption, *, x: str, y: str) -> str:
     """ROC or reliability curves with the diagonal, told apart by colour, dash and marker."""
     draw, names = _on_page(charts.unit_square(curves, x=x, y=y)), [curve.label for curve in curves]
     return render(draw, caption, plot=WIDTH - _LEFT - _EDGE, labelled=True, legend=names)
 
 
-def tradeoff(points: Sequence[Point], caption: Caption, *, x: str, y: str) -> str:
+def tradeoff(points: Sequence[charts.Point], caption: Caption, *, x: str, y: str) -> str:
     """Gap against AUC: one point per epoch; hollow where a condition was not met, ringed where chosen."""
     series = list(dict.fromkeys(point.series for point in points))
     return render(_on_page(charts.tradeoff(points, x=x, y=y)), caption, plot=225, labelled=True, legend=series)
 
 
-def methods(spots: Sequence[Spot], caption: Caption) -> str:
+def methods(spots: Sequence[charts.Spot], caption: Caption) -> str:
     """Gap against AUC of every method, with the line of those that no other beats."""
     return render(_on_page(charts.methods(spots)), caption, plot=290, labelled=True)
 
@@ -53,7 +54,7 @@ def _on_page(draw: charts.Draw) -> Callable[[Axes], None]:
 
 def bars(labels: Sequence[str], values: Sequence[float], caption: Caption, *, x: str) -> str:
     """One horizontal bar per label, in the order given, its value written at its end."""
-    names = [short_label(label, keep_end=True) for label in labels]
+    names = [charts.short_label(label, keep_end=True) for label in labels]
 
     def draw(axes: Axes) -> None:
         axes.barh(range(len(labels)), values, color=AFTER, height=0.66)
@@ -73,7 +74,7 @@ def bars(labels: Sequence[str], values: Sequence[float], caption: Caption, *, x:
 
 def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: Caption) -> str:
     """A matrix of values in [0, 1] as shaded cells; NaN cells are left out."""
-    names = [short_label(name, keep_end=True) for name in rows]
+    names = [charts.short_label(name, keep_end=True) for name in rows]
 
     def draw(axes: Axes) -> None:
         for i, j in np.argwhere(np.isfinite(values)):
@@ -81,7 +82,9 @@ def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: C
             axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, facecolor=AFTER, alpha=shade, linewidth=0))
             axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=GRID, linewidth=0.6))
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-        axes.set_xticks(range(len(columns)), [short_label(name, 84) for name in columns], rotation=30, ha="right")
+        axes.set_xticks(
+            range(len(columns)), [charts.short_label(name, 84) for name in columns], rotation=30, ha="right"
+        )
         axes.set_yticks(range(len(rows)), names)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -150,10 +153,10 @@ def render(
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    widest = max(map(label_width, map(short_label, labels)), default=0)
+    widest = max(map(charts.label_width, map(charts.short_label, labels)), default=0)
     return max(1, min(3, len(labels), int(WIDTH / (widest + 46))))
 
 
 def _room(labels: Sequence[str]) -> float:
     """The margin that these labels need on the left."""
-    return max(map(label_width, labels), default=0) + 10
+    return max(map(charts.label_width, labels), default=0) + 10

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from bmft._common import humanise
-from bmft.charts import Point
+from bmft.auditing import charts
 from bmft.report import figures
 from bmft.report.extras import MOST_BARS
 from bmft.report.page import Block, Card, Cards, Folded, Section, Table
@@ -80,7 +80,9 @@ def _finals_table(finals: Sequence[Json], failed: Mapping[str, str]) -> Table:
 
 def _front_card(front: Sequence[Json]) -> Card:
     text = f"The {len(front)} trials that no other beats in both gap and ROC AUC."
-    points = [Point(trial["gap"], trial["roc_auc"], "trial", chosen=bool(trial.get("chosen"))) for trial in front]
+    points = [
+        charts.Point(trial["gap"], trial["roc_auc"], "trial", chosen=bool(trial.get("chosen"))) for trial in front
+    ]
     chart = partial(figures.tradeoff, points, Caption("front", "Pareto front", text), x="gap", y="ROC AUC")
     rows = tuple((str(trial.get("number", "")), number(trial["gap"]), number(trial["roc_auc"])) for trial in front)
     return Card("Pareto front", text, chart, Table("Trials on the front", ("Trial", "Gap", "ROC AUC"), rows))

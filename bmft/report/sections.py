@@ -6,8 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from bmft.auditing import HEADLINE, Predictions
-from bmft.charts import Estimate, ForestRow
+from bmft.auditing import HEADLINE, Predictions, charts
 from bmft.report import figures
 from bmft.report.changes import Changes
 from bmft.report.curves import MOST_COLUMNS, bins_table, calibration_card, roc_card
@@ -57,7 +56,7 @@ class Sides:
         """Headings of the columns that `cells` fills."""
         return (self.names[0],) if self.after is None else (*self.names, "Change")
 
-    def cells(self, path: tuple[str, ...], change: Estimate | None = None, better: int = 0) -> tuple[Cell, ...]:
+    def cells(self, path: tuple[str, ...], change: charts.Estimate | None = None, better: int = 0) -> tuple[Cell, ...]:
         """The figure at `path` on each side with its interval, and how far it moved."""
         values = [value_of(audit, path) for audit in self.audits]
         spans = [span(interval_of(audit, *path)) for audit in self.audits]
@@ -68,10 +67,10 @@ class Sides:
         return (*shown, Number(number(moved, signed=True), verdict(change, better)))
 
 
-def verdict(change: Estimate | None, better: int) -> str:
+def verdict(change: charts.Estimate | None, better: int) -> str:
     """Whether a change is beyond its own interval: "better", "worse", "higher", "lower" or "unclear".
 
-    >>> verdict(Estimate(0.1, 0.02, 0.18), 1), verdict(Estimate(0.1, -0.02, 0.2), 1), verdict(None, 1)
+    >>> verdict(charts.Estimate(0.1, 0.02, 0.18), 1), verdict(charts.Estimate(0.1, -0.02, 0.2), 1), verdict(None, 1)
     ('better', 'unclear', '')
     """
     if change is None or np.isnan(change.low):
@@ -126,7 +125,7 @@ def _who_moved(sides: Sides) -> Iterator[Block]:
     yield Paragraph(f"No clear change in {unclear} of the {len(judged)} figures compared.")
 
 
-def _with_interval(change: Estimate) -> Number:
+def _with_interval(change: charts.Estimate) -> Number:
     return Number(number(change.value, signed=True), span((change.low, change.high), signed=True))
 
 
@@ -179,18 +178,20 @@ def _rate_card(sides: Sides, attribute: str, key: str, place: int) -> Card:
     )
 
 
-def _forest_row(sides: Sides, path: tuple[str, ...], label: str) -> ForestRow:
-    return ForestRow(label, *(_estimate(value_of(audit, path), interval_of(audit, *path)) for audit in sides.audits))
+def _forest_row(sides: Sides, path: tuple[str, ...], label: str) -> charts.ForestRow:
+    return charts.ForestRow(
+        label, *(_estimate(value_of(audit, path), interval_of(audit, *path)) for audit in sides.audits)
+    )
 
 
-def _estimate(value: float | None, interval: Sequence[float | None] | None) -> Estimate:
-    return Estimate(*(np.nan if part is None else part for part in (value, *(interval or (None, None)))))
+def _estimate(value: float | None, interval: Sequence[float | None] | None) -> charts.Estimate:
+    return charts.Estimate(*(np.nan if part is None else part for part in (value, *(interval or (None, None)))))
 
 
-def _aloud(rows: Sequence[ForestRow], names: tuple[str, str]) -> str:
+def _aloud(rows: Sequence[charts.ForestRow], names: tuple[str, str]) -> str:
     """The points of a forest plot as text."""
 
-    def one(row: ForestRow) -> str:
+    def one(row: charts.ForestRow) -> str:
         if row.after is None:
             return f"{row.label}: {number(row.before.value)}."
         before, after = (name.lower() for name in names)

@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from html import escape
 
-from bmft.charts import Paint
+from bmft.auditing import charts
 
 # Matplotlib knows no CSS variables: it draws in these stand-ins, which no chart uses otherwise.
 INK, MUTED, GRID, PAPER, BEFORE, AFTER = (f"#0000f{i}" for i in range(1, 7))
 SERIES = tuple(f"#0000e{i}" for i in range(8))
-PAGE = Paint(INK, MUTED, GRID, PAPER, BEFORE, AFTER, SERIES)
+PAGE = charts.Paint(INK, MUTED, GRID, PAPER, BEFORE, AFTER, SERIES)
 _PAINT = {
     INK: "var(--ink, #1b1f24)",
     MUTED: "var(--muted, #5b6570)",

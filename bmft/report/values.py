@@ -104,10 +104,12 @@ class DebiasReport:
         Args:
             ax: Matplotlib axes to draw on; by default those of a new figure.
         """
-        from bmft.charts import on_axes, tradeoff
+        from bmft.auditing import charts
         from bmft.report.extras import epoch_points
 
-        return on_axes(tradeoff(epoch_points(self.history), x="gap on the selection data", y="ROC AUC"), ax, above=True)
+        return charts.on_axes(
+            charts.tradeoff(epoch_points(self.history), x="gap on the selection data", y="ROC AUC"), ax, above=True
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""

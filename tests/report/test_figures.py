@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import auc, roc_auc_score, roc_curve
 
-from bmft.charts import Curve, Estimate, ForestRow, Point
+from bmft.auditing.charts import Curve, Estimate, ForestRow, Point
 from bmft.report import figures
 from bmft.report.svg import Caption
 from bmft.stats import reliability_bins, roc_points
