@@ -32,7 +32,8 @@ from bmft.tables import Attribute
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
+
+    from bmft.auditing.charts import Axes
 
 SCHEMA = 1
 CONSTANT = "constant predictor"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.axes import Axes as Axes
 from numpy.typing import NDArray
 
 from bmft.stats import reliability_bins, roc_points, wilson

@@ -12,7 +12,7 @@ from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables import Attribute
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from bmft.auditing.charts import Axes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -17,7 +17,7 @@ from bmft.comparison.trials import FIGURES, ONE_STEP, SCHEMA
 from bmft.training import Limits
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from bmft.auditing import charts
 
 Json = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ class Comparison:
         ]
         return pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high", "n"])
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: charts.Axes | None = None) -> charts.Axes:
         """The trade-off: gap against ROC AUC of every method, 0 the untouched model, numbered as in the table.
 
         Args:

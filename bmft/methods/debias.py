@@ -46,7 +46,8 @@ from bmft.training import Conditions, Journal, Selection
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
+
+    from bmft.auditing import charts
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +77,7 @@ class Outcome:
         """The figures before and after, see `DebiasReport.to_frame`."""
         return self.report.to_frame()
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: charts.Axes | None = None) -> charts.Axes:
         """The trade-off of every epoch, see `DebiasReport.plot`."""
         return self.report.plot(ax)
 

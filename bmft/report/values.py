@@ -17,7 +17,8 @@ from bmft.auditing import HEADLINE, AuditReport
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
+
+    from bmft.auditing import charts
 
 SCHEMA = 1
 SIDES = ("before", "after")
@@ -98,7 +99,7 @@ class DebiasReport:
         frames = {"before": self.before.to_frame(), "after": self.after.to_frame()}
         return pd.concat(frames, names=["side"]).reset_index("side").reset_index(drop=True)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: charts.Axes | None = None) -> charts.Axes:
         """The trade-off: gap against ROC AUC of every epoch on the selection data, the chosen one ringed.
 
         Args:
