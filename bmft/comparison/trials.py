@@ -18,7 +18,7 @@ from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.inference import attribute_leakage, compared_leakage, predict
 from bmft.methods import METHODS, debias, gap_measure, installed_methods, settings_for
-from bmft.models import reading_of, tensors_of
+from bmft.models import reading_of, state_hash, tensors_of
 from bmft.training import Conditions
 
 SCHEMA = 1
@@ -97,17 +97,14 @@ class World:
 
     def fingerprint(self) -> str:
         """SHA-256 of the model's weights, every set's content and the conditions: another world, another result."""
-        digest = hashlib.sha256()
-        for name, tensor in tensors_of(self.model).items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
         sets = {"fit": self.fit, "select": self.select, "test": self.test, **self.sites}
         hashes = {name: data.content_hash for name, data in sets.items() if data is not None}
         own = self.conditions
-        conditions = [SCHEMA, own.to_dict() | {"seed": 0}, own.multi_label, own.head]
+        conditions: list[Any] = [SCHEMA, own.to_dict() | {"seed": 0}, own.multi_label, own.head]
         conditions.append([attribute.name for attribute in self.fit.attributes])
         conditions += reading_of(self.model).described().items()
-        digest.update(json.dumps([hashes, conditions], sort_keys=True).encode())
-        return digest.hexdigest()
+        facts = [state_hash(tensors_of(self.model)), hashes, conditions]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def trial_key(fingerprint: str, trial: Trial) -> str:

@@ -43,7 +43,7 @@ from bmft.fairtune.study import (
     winner_of,
 )
 from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, settings_for
-from bmft.models import Activations, kept_mark, reading_of, settle, tensors_of
+from bmft.models import Activations, kept_mark, reading_of, settle, state_hash, tensors_of
 from bmft.training import Conditions, Limits
 
 # An inner run is shorter than a debiasing by itself, unless `config` says otherwise.
@@ -280,7 +280,8 @@ def search(
         folds,
         *sorted(reading_of(model).described().items()),
     ]
-    label = name or f"bmft-{_digest(model, [fit, select], facts)}"
+    facts += [fit.content_hash, select.content_hash, state_hash(tensors_of(model))]
+    label = name or f"bmft-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     with quiet(), opened_storage(storage) as place:
         study = open_study(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
         worker = _Search(model, fit, select, space, goals, given, method, folds, conditions, study)
@@ -414,15 +415,6 @@ def _summary(
         "study": worker.study.study_name,
         "winner": best.number,
     }
-
-
-def _digest(model: nn.Module, data: list[GroupedData], facts: list[Any]) -> str:
-    found = hashlib.sha256(repr(facts).encode())
-    for part in data:
-        found.update(part.content_hash.encode())
-    for name, tensor in tensors_of(model).items():
-        found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _prepared(data: Any, sensitive: str | list[str] | None) -> GroupedData:
