@@ -1,6 +1,7 @@
 """Where a model runs and how many processes share the work."""
 
 from bmft.compute.devices import (
+    AT_ONCE as AT_ONCE,
     AutocastMaker as AutocastMaker,
     Precision as Precision,
     Room as Room,

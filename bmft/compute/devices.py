@@ -16,6 +16,7 @@ from bmft.errors import ConfigError
 Precision = Literal["auto", "float32", "bf16"]
 AutocastMaker = Callable[[], AbstractContextManager[Any]]
 Result = TypeVar("Result")
+AT_ONCE = 64  # samples that a pass without gradients takes, where nothing says otherwise
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Room:
     shrinks: bool = False
     most: float = math.inf
 
-    def __call__(self, work: Callable[[int], Result], wanted: int) -> Result:
+    def __call__(self, work: Callable[[int], Result], wanted: int = AT_ONCE) -> Result:
         """``work(size)`` with `wanted` samples at once, or as many as there is room for; it may be called again."""
         while True:
             size = int(min(wanted, self.most))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bmft import fairness
 from bmft.auditing import AuditReport, Predictions, audit_predictions
-from bmft.compute import Room, Share, choose_device
+from bmft.compute import AT_ONCE, Room, Share, choose_device
 from bmft.data import GroupedData, Inputs, as_grouped, map_tensors
 from bmft.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from bmft.models import ROWS, check_values, copied, evaluating, forward_logits, kept_mark, reading_of, settle, sizes_for
@@ -46,7 +46,7 @@ def predict(
     model: nn.Module,
     data: Any,
     *,
-    batch_size: int | Literal["auto"] = 64,
+    batch_size: int | Literal["auto"] = AT_ONCE,
     device: str = "auto",
     batch_fn: Callable[[Any], tuple[Inputs, Tensor, Tensor]] | None = None,
     multi_label: bool = False,
@@ -75,7 +75,7 @@ def predict(
     >>> predict(nn.Linear(4, 1), data).scores.shape
     (4, 1)
     """
-    room, size = (Room(shrinks=True), 64) if batch_size == "auto" else (Room(), batch_size)
+    room, size = (Room(shrinks=True), AT_ONCE) if batch_size == "auto" else (Room(), batch_size)
     if size < 1:
         raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     grouped = as_grouped(data, batch_fn=batch_fn)

@@ -144,7 +144,7 @@ class Run:
         tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())])
         if tail is None:
             return self.fit, self.select
-        select = self.room(lambda size: self.activations.of(tail, self.select, batch_size=size), 64)
+        select = self.room(lambda size: self.activations.of(tail, self.select, batch_size=size))
         if select is None:
             return self.fit, self.select
         self.tail = tail
@@ -160,7 +160,7 @@ class Run:
         if tail is None:
             return None, self.fit
         keep = self.activations.of
-        fit = self.room(lambda size: keep(tail, self.fit, autocast=self.autocast, batch_size=size), 64)
+        fit = self.room(lambda size: keep(tail, self.fit, autocast=self.autocast, batch_size=size))
         return (None, self.fit) if fit is None else (tail, fit)
 
     def tune_head(self, reset: Callable[[], None]) -> None:
@@ -214,7 +214,7 @@ class Run:
             batches = share.of(data).batches(size)
             return torch.cat([forward_logits(model, batch.to(self.device).inputs).float() for batch in batches])
 
-        return share.gather(self.room(work, 64))
+        return share.gather(self.room(work))
 
     def measure_operating_point(self) -> None:
         """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
@@ -227,7 +227,7 @@ class Run:
         tail = self.tail
         if tail is None:
             return data
-        kept = self.room(lambda size: self.activations.of(tail, data, batch_size=size), 64)
+        kept = self.room(lambda size: self.activations.of(tail, data, batch_size=size))
         if kept is None:
             self.tail = None
         return data if kept is None else kept
@@ -256,12 +256,12 @@ class Run:
         return found
 
     def _features(self, data: GroupedData, tail: Tail | None) -> GroupedData | None:
-        return self.room(lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size), 64)
+        return self.room(lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size))
 
     def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
         """Probabilities of `data` by any model, where this run's is."""
         where, labels = str(self.device), self.conditions.multi_label
-        return self.room(lambda size: predict(model, data, multi_label=labels, device=where, batch_size=size), 64)
+        return self.room(lambda size: predict(model, data, multi_label=labels, device=where, batch_size=size))
 
     def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
         """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmft.compute import Share
+from bmft.compute import AT_ONCE, Share
 from bmft.data import GroupedData
 from bmft.errors import ArchitectureError
 from bmft.models.answers import forward_logits, passed_on
@@ -233,7 +233,7 @@ class Activations:
     _bytes_on_disk: int = 0
 
     def of(
-        self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = 64
+        self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = AT_ONCE
     ) -> GroupedData | None:
         """`data` with the activations in place of the inputs; None when they would take too much room."""
         device = next(tail.parameters()).device

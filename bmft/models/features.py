@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmft.compute import AutocastMaker, Share
+from bmft.compute import AT_ONCE, AutocastMaker, Share
 from bmft.data import GroupedData
 from bmft.models.activations import Tail
 from bmft.models.answers import forward_outputs
@@ -19,7 +19,7 @@ def penultimate_features(
     head: Head,
     data: GroupedData,
     *,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
     autocast: AutocastMaker = nullcontext,
     tail: Tail | None = None,
 ) -> GroupedData | None:
