@@ -6,11 +6,10 @@ not used here). Finished trials are kept under benchmarks/cache/compare_ham10000
 
 import argparse
 import json
-from typing import Any
 
 from benchmarks.common import HERE, SHARED, facts, footer, table
 from bmft.checkpoints import load_checkpoint
-from bmft.comparison import Budget, Comparison, World, compare, write_comparison
+from bmft.comparison import Budget, Comparison, MethodRow, World, compare, write_comparison
 from bmft.data import load_manifest
 
 FIGURES = {
@@ -40,18 +39,18 @@ def world(attribute: str) -> World:
     return World(load_checkpoint(SHARED / "models/ham10000_resnet18.pt"), fit, select, None)
 
 
-def row(line: dict[str, Any]) -> list[str]:
+def row(line: MethodRow) -> list[str]:
     cells = []
     for name in FIGURES:
-        figure = line["figures"].get(name)
+        figure = line.figures.get(name)
         ends = figure["over_seeds"] if figure else None
         spread = f" ± {(ends[1] - ends[0]) / 2:.3f}" if ends else ""
         cells.append(f"{figure['mean']:.3f}{spread}" if figure else "-")
-    cost = [f"{100 * line['moved']:.1f} %"]
-    if "seeds" in line:
-        cost += [f"{line['accepted']}/{line['seeds']}", f"{line['image_passes']:.0f}", f"{line['seconds']:.0f}"]
-    needs = line["kind"] if line["kind"] in ("attribute at inference", "extra head") else ""
-    name = f"{line['method']} ({needs})" if needs else line["method"]
+    cost = [f"{100 * line.moved:.1f} %"]
+    if line.seeds is not None:
+        cost += [f"{line.accepted}/{line.seeds}", f"{line.image_passes:.0f}", f"{line.seconds:.0f}"]
+    needs = line.kind if line.kind in ("attribute at inference", "extra head") else ""
+    name = f"{line.method} ({needs})" if needs else line.method
     return [name, *cells, *cost, *[""] * (4 - len(cost))]
 
 
@@ -61,7 +60,7 @@ def show(attribute: str, found: Comparison, seeds: int) -> None:
     print("\n".join(found.verdict()))
     print(f"\n± is half the 95 % interval over seeds. {footer(seeds=seeds, data='ham10000-64, select split')}\n")
     for line in found.rows:
-        print(json.dumps({"attribute": attribute, **line, "facts": facts()}))
+        print(json.dumps({"attribute": attribute, **line.to_dict(), "facts": facts()}))
 
 
 def main() -> None:

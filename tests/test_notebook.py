@@ -78,6 +78,7 @@ def comparison() -> Comparison:
             "method": method,
             "seed": seed,
             "accepted": True,
+            "harm": [],
             "select": {"gap": gap},
             "before": figures(0.4, 0.9),
             "after": figures(gap + 0.01 * seed, auc),

@@ -39,6 +39,16 @@ class Limits:
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value}: expected a number in [0, 1]")
 
+    def __str__(self) -> str:
+        """In words, such as for a table of methods."""
+        overall = self.max_overall_auc_drop
+        said = (
+            f"on the mean of the groups, ROC AUC and balanced accuracy at most {self.max_auc_drop:g} lower; in any "
+            f"group, ROC AUC at most {self.max_group_auc_drop:g} lower and the calibration error at most "
+            f"{self.max_calibration_rise:g} higher"
+        )
+        return said if overall is None else f"{said}; over everybody, ROC AUC at most {overall:g} lower"
+
 
 @dataclass(frozen=True)
 class Violation:

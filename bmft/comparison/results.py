@@ -22,6 +22,54 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class MethodRow:
+    """What one method came to, over its seeds; of the original model what there is of it.
+
+    Attributes:
+        method: its name; ``"untouched"`` for the original.
+        kind: what it moves, or what it needs of every new case.
+        seeds: repetitions.
+        accepted: in how many of them select found a result that does no harm.
+        harmful: in how many of them the result does harm on the rows that everything is measured on.
+        figures: figure -> ``mean``, ``over_seeds`` and ``on_data`` (intervals or None), and ``values`` of the seeds.
+        change: the same of the change from the original.
+        moved: share of the weights.
+        image_passes, seconds: of one trial, on average.
+        trials: with those that chose its learning rate.
+        leakage: attribute -> ROC AUC of a linear probe.
+        evaluations: site -> figures.
+    """
+
+    method: str
+    kind: str
+    figures: Json
+    moved: float
+    leakage: Json
+    evaluations: Json
+    seeds: int | None = None
+    accepted: int | None = None
+    harmful: int | None = None
+    change: Json | None = None
+    image_passes: float | None = None
+    seconds: float | None = None
+    trials: int | None = None
+
+    def mean(self, name: str) -> float:
+        """Of a figure, over the seeds; NaN without one."""
+        return _number(self.figures.get(name, {}).get("mean"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what there is."""
+        return {name: value for name in _IN_ORDER if (value := getattr(self, name)) is not None}
+
+
+_IN_ORDER = (
+    *("method", "kind", "seeds", "accepted", "harmful", "figures", "change", "moved", "image_passes", "seconds"),
+    *("trials", "leakage", "evaluations"),
+)
+
+
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """The results of every trial and the conditions they were made under.
@@ -47,7 +95,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         lines = [
-            (row["method"], *(_shown(row["figures"].get(name)) for name in FIGURES))
+            (row.method, *(_shown(row.figures.get(name)) for name in FIGURES))
             for row in (self.untouched, *self.rows)
             if row
         ]
@@ -57,15 +105,16 @@ class Comparison:
         """One row per method and figure: its mean over the seeds with their interval, and how many seeds ``n``."""
         rows = [
             {
-                "method": row["method"],
+                "method": row.method,
                 "metric": name,
                 "value": figure["mean"],
                 "low": (figure["over_seeds"] or (math.nan, math.nan))[0],
                 "high": (figure["over_seeds"] or (math.nan, math.nan))[1],
-                "n": row.get("seeds", 0),
+                "n": row.seeds or 0,
             }
             for row in (self.untouched, *self.rows)
-            for name, figure in row.get("figures", {}).items()
+            if row
+            for name, figure in row.figures.items()
         ]
         return pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high", "n"])
 
@@ -79,7 +128,7 @@ class Comparison:
         from bmft.report import comparison_page
 
         return charts.on_axes(
-            charts.methods(comparison_page.spots([row for row in (self.untouched, *self.rows) if row])), ax
+            charts.methods(comparison_page.spots([row.to_dict() for row in (self.untouched, *self.rows) if row])), ax
         )
 
     @property
@@ -101,30 +150,23 @@ class Comparison:
         return {**failed, **self.missing}
 
     @property
-    def untouched(self) -> dict[str, Any]:
-        """The row of the original model."""
+    def untouched(self) -> MethodRow | None:
+        """The original model; None where no method gave a result."""
         first = next(iter(self.chosen.values()), None)
         if first is None:
-            return {}
+            return None
         figures = {
             name: {"mean": f["value"], "over_seeds": None, "on_data": f["interval"]}
             for name, f in first[0]["before"].items()
         }
         leakage = {name: sides["before"] for name, sides in first[0]["leakage"].items()}
-        return {
-            "method": "untouched",
-            "kind": "original",
-            "figures": figures,
-            "moved": 0.0,
-            "leakage": leakage,
-            "evaluations": _elsewhere(first, "before"),
-        }
+        return MethodRow("untouched", "original", figures, 0.0, leakage, _elsewhere(first, "before"))
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[MethodRow]:
         """One per method, the smallest mean gap first, references last."""
         rows = [self._row(method, results) for method, results in self.chosen.items()]
-        return sorted(rows, key=lambda row: (row["method"] in REFERENCES, _mean(row, "gap")))
+        return sorted(rows, key=lambda row: (row.method in REFERENCES, row.mean("gap")))
 
     @property
     def where(self) -> str:
@@ -139,21 +181,21 @@ class Comparison:
     def verdict(self) -> list[str]:
         """Which method is best under these conditions, in sentences; what cannot be told apart is named."""
         original = self.untouched
-        if not original:
+        if original is None:
             return ["No method gave a result, so there is nothing to compare."]
-        drop, group_drop = self.limits.max_auc_drop, self.limits.max_group_auc_drop
-        limits = f"ROC AUC at most {drop:g} lower overall and {group_drop:g} for the worst group"
-        eligible = [row for row in self.rows if self._harmless(row) and _mean(row, "gap") < _mean(original, "gap")]
+        limits = f"in most seeds no harm: {self.limits}"
+        eligible = [row for row in self.rows if _harmless(row) and row.mean("gap") < original.mean("gap")]
         if not eligible:
             return [
-                f"No method made the gap smaller than the untouched model's {_mean(original, 'gap'):.3f} within the "
-                f"conditions ({limits}). Keep the original, collect more fit data, or relax the conditions."
+                f"No method made the gap smaller than the untouched model's {original.mean('gap'):.3f} within the "
+                f"conditions ({limits}). Keep the original, collect more fit data, or relax the conditions.",
+                *self._beside(),
             ]
         best, others = eligible[0], eligible[1:]
         said = [
-            f"Under these conditions ({limits}) {best['method']} leaves the smallest gap: {_mean(best, 'gap'):.3f} "
-            f"against {_mean(original, 'gap'):.3f} untouched, at ROC AUC {_mean(best, 'roc_auc'):.3f} against "
-            f"{_mean(original, 'roc_auc'):.3f}, moving {best['moved']:.1%} of the weights."
+            f"Under these conditions ({limits}) {best.method} leaves the smallest gap: {best.mean('gap'):.3f} "
+            f"against {original.mean('gap'):.3f} untouched, at ROC AUC {best.mean('roc_auc'):.3f} against "
+            f"{original.mean('roc_auc'):.3f}, moving {best.moved:.1%} of the weights."
         ]
         return [*said, *self._apart(best, others), *self._beside()]
 
@@ -164,8 +206,8 @@ class Comparison:
             "sensitive": self.sensitive,
             "budget": self.budget,
             "limits": asdict(self.limits),
-            "untouched": self.untouched,
-            "methods": self.rows,
+            "untouched": {} if self.untouched is None else self.untouched.to_dict(),
+            "methods": [row.to_dict() for row in self.rows],
             "not_run": self.problems,
             "verdict": self.verdict(),
             "where": self.where,
@@ -174,46 +216,39 @@ class Comparison:
             "assumed": self.assumed,
         }
 
-    def _row(self, method: str, results: Sequence[Json]) -> dict[str, Any]:
+    def _row(self, method: str, results: Sequence[Json]) -> MethodRow:
         every = [r for r in self.results if r["method"] == method and "problem" not in r]
-        return {
-            "method": method,
-            "kind": _kind(method),
-            "seeds": len(results),
-            "accepted": sum(bool(result["accepted"]) for result in results),
-            "figures": {
-                n: _over_seeds([r["after"].get(n) for r in results]) for n in FIGURES if n in results[0]["after"]
-            },
-            "change": {
-                n: _over_seeds([r["change"].get(n) for r in results], -1.0)
-                for n in FIGURES
-                if n in results[0]["change"]
-            },
-            "moved": float(np.mean([result["moved"] for result in results])),
-            "image_passes": float(np.mean([result["image_passes"] for result in every])),
-            "seconds": float(np.mean([result.get("seconds", result["wall_seconds"]) for result in every])),
-            "trials": len(every),
-            "leakage": {
+        first = results[0]
+
+        def over_seeds(side: str, lowest: float = 0.0) -> Json:
+            return {n: _over_seeds([r[side].get(n) for r in results], lowest) for n in FIGURES if n in first[side]}
+
+        return MethodRow(
+            method=method,
+            kind=_kind(method),
+            seeds=len(results),
+            accepted=sum(bool(result["accepted"]) for result in results),
+            harmful=sum(bool(result["harm"]) for result in results),
+            figures=over_seeds("after"),
+            change=over_seeds("change", -1.0),
+            moved=float(np.mean([result["moved"] for result in results])),
+            image_passes=float(np.mean([result["image_passes"] for result in every])),
+            seconds=float(np.mean([result.get("seconds", result["wall_seconds"]) for result in every])),
+            trials=len(every),
+            leakage={
                 name: float(np.mean([_number(r["leakage"][name]["after"]) for r in results]))
-                for name in results[0]["leakage"]
+                for name in first["leakage"]
             },
-            "evaluations": _elsewhere(results, "after"),
-        }
+            evaluations=_elsewhere(results, "after"),
+        )
 
-    def _harmless(self, row: Json) -> bool:
-        if row["method"] in REFERENCES:
-            return False
-        limits = {"roc_auc": self.limits.max_auc_drop, "worst_group_roc_auc": self.limits.max_group_auc_drop}
-        # Written so that what could not be measured is not harmless.
-        return all(_mean(row, n) >= _mean(self.untouched, n) - drop for n, drop in limits.items())
-
-    def _apart(self, best: Json, others: Sequence[Json]) -> list[str]:
+    def _apart(self, best: MethodRow, others: Sequence[MethodRow]) -> list[str]:
         """Paired over seeds: whose gap is larger beyond the seeds' noise, and whose is not."""
         larger: list[str] = []
         like: list[str] = []
         for row in others:
-            low = _paired_low(self.chosen[best["method"]], self.chosen[row["method"]])
-            (larger if low > 0 else like).append(row["method"])
+            low = _paired_low(self.chosen[best.method], self.chosen[row.method])
+            (larger if low > 0 else like).append(row.method)
         said = []
         if larger:
             said.append(f"Over the seeds its gap is smaller than that of {', '.join(larger)} (paired 95 % interval).")
@@ -222,20 +257,25 @@ class Comparison:
         return said
 
     def _beside(self) -> list[str]:
-        refs = [row for row in self.rows if row["method"] in REFERENCES]
         price = {
             "attribute at inference": "must be told the attribute of every new case",
             "extra head": "needs a second head that guesses the attribute of every new case",
         }
         return [
-            f"{row['method']} reaches {_mean(row, 'gap'):.3f} at a balanced accuracy of "
-            f"{_mean(row, 'balanced_accuracy'):.3f}, but {price[row['kind']]}."
-            for row in refs
+            f"{row.method} reaches {row.mean('gap'):.3f} at a balanced accuracy of "
+            f"{row.mean('balanced_accuracy'):.3f}, but {price[row.kind]}."
+            for row in self.rows
+            if row.kind in price
         ]
 
 
 def _shown(figure: Json | None) -> str:
     return with_interval(figure["mean"], figure["over_seeds"]) if figure else "-"
+
+
+def _harmless(row: MethodRow) -> bool:
+    """Whether it is a checkpoint that does harm in fewer than half of the seeds."""
+    return row.method not in REFERENCES and 2 * (row.harmful or 0) < (row.seeds or 0)
 
 
 def _kind(method: str) -> str:
@@ -251,10 +291,6 @@ def _on_select(result: Json) -> float:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _mean(row: Json, name: str) -> float:
-    return _number(row["figures"].get(name, {}).get("mean"))
 
 
 def _over_seeds(figures: Sequence[Json], lowest: float = 0.0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from bmft.auditing import AuditReport, Predictions, audit_predictions
+from bmft.auditing import AuditReport, Predictions, audit_predictions, violations
 from bmft.comparison.references import REFERENCES, ReferenceInput, missing_references
 from bmft.data import GroupedData
 from bmft.errors import BmftError
@@ -149,6 +149,7 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
         "config": report.config,
         "accepted": outcome.accepted,
         "reason": outcome.reason,
+        "harm": [str(one) for one in violations(outcome.before, outcome.after, world.conditions.limits)],
         "select": {name: chosen[name] for name in ("gap", "roc_auc", "worst_group_roc_auc")},
         "evaluated_on": report.evaluated_on,
         "n": len(before),
@@ -192,6 +193,7 @@ def _reference(world: World, name: str) -> dict[str, Any]:
     return {
         "accepted": True,
         "reason": f"needs: {reference.needs}",
+        "harm": [],
         "evaluated_on": where,
         "n": len(before),
         **found,

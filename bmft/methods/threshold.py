@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from bmft.auditing import Predictions
+from bmft.auditing import Predictions, audit_predictions, violations
 from bmft.errors import ConfigError
 from bmft.masks import WeightMask
 from bmft.methods.linear_head import Floats, linear_head
@@ -18,8 +19,7 @@ THRESHOLDS = 99  # quantiles of the select scores that are tried
 def threshold_shift(run: Run) -> WeightMask:
     """Another threshold for everybody, as a shift of the head's bias: the ranking, and so the ROC AUC, stays.
 
-    Tried are quantiles of the select scores, from the largest gap to the smallest, as far as the balanced accuracy
-    on select falls by no more than the limit on the ROC AUC.
+    Tried are the quantiles of the select scores that do no harm, from the largest gap to the smallest.
 
     Raises:
         ConfigError: there are several classes or labels, or the head is no linear layer with a bias.
@@ -51,14 +51,10 @@ def _logit(scores: Floats) -> Floats:
 
 
 def _harmless(run: Run, start: Predictions, shifts: Floats) -> Iterator[tuple[float, Predictions]]:
-    """Every shift and what it makes of the predictions, where the balanced accuracy does not fall too far."""
-    lowest = _balanced_accuracy(start, run.conditions.threshold) - run.conditions.limits.max_auc_drop
+    """Every shift and what it makes of the predictions, where that does no harm."""
+    measure = partial(audit_predictions, threshold=run.conditions.threshold, intervals=False)
+    before = measure(start)
     for shift in shifts:
         shifted = replace(start, scores=1 / (1 + np.exp(-(_logit(start.scores) + shift))))
-        if _balanced_accuracy(shifted, run.conditions.threshold) >= lowest:
+        if not violations(before, measure(shifted), run.conditions.limits):
             yield float(shift), shifted
-
-
-def _balanced_accuracy(predictions: Predictions, threshold: float) -> float:
-    right = predictions.decisions(threshold) == predictions.targets
-    return float(np.mean([right[predictions.targets == label].mean() for label in (0, 1)]))

@@ -14,7 +14,7 @@ from ..options import Command, Common, Pair, argument, common_options, option
 from ..sites import Sites, sites_option
 
 if TYPE_CHECKING:
-    from bmft.comparison import Comparison
+    from bmft.comparison import Comparison, MethodRow
 
 _FIGURES = {"gap": "gap", "roc_auc": "ROC AUC", "worst_group_roc_auc": "worst group", "balanced_accuracy": "bal. acc."}
 
@@ -112,20 +112,20 @@ def comparison_table(comparison: Comparison) -> str:
     rows = [["method", *_FIGURES.values(), "moved", "image-passes", "seconds", ""]]
     for line in [comparison.untouched, *comparison.rows]:
         if line:
-            rows.append([line["method"], *(_figure(line, name) for name in _FIGURES), *_cost(line)])
+            rows.append([line.method, *(_figure(line, name) for name in _FIGURES), *_cost(line)])
     return table(rows)
 
 
-def _figure(line: dict[str, Any], name: str) -> str:
-    figure = line["figures"].get(name)
+def _figure(line: MethodRow, name: str) -> str:
+    figure = line.figures.get(name)
     if figure is None or figure["mean"] is None:
         return "-"
     ends = figure["over_seeds"]
     return f"{figure['mean']:.3f}" + (f" ±{(ends[1] - ends[0]) / 2:.3f}" if ends else "")
 
 
-def _cost(line: dict[str, Any]) -> list[str]:
-    if "seeds" not in line:
+def _cost(line: MethodRow) -> list[str]:
+    if line.seeds is None:
         return ["0.0%", "", "", ""]
-    note = line["kind"] if line["kind"] in ("attribute at inference", "extra head") else ""
-    return [f"{line['moved']:.1%}", f"{line['image_passes']:,.0f}", f"{line['seconds']:.0f}", note]
+    note = line.kind if line.kind in ("attribute at inference", "extra head") else ""
+    return [f"{line.moved:.1%}", f"{line.image_passes:,.0f}", f"{line.seconds:.0f}", note]

@@ -57,7 +57,7 @@ def comparison(world):
     return compare(world, methods=[*FEW, "threshold_optimizer"], budget=QUICK)
 
 
-def result(method, seed, gap, auc=0.9, trial=0, select=None, before=0.2, kept=True):
+def result(method, seed, gap, auc=0.9, trial=0, select=None, before=0.2, kept=True, harm=()):
     def figures(gap, auc):
         values = {
             "gap": gap,
@@ -73,6 +73,7 @@ def result(method, seed, gap, auc=0.9, trial=0, select=None, before=0.2, kept=Tr
         "seed": seed,
         "trial": trial,
         "accepted": kept,
+        "harm": list(harm),
         "before": figures(before, 0.9),
         "after": figures(gap, auc),
         "change": figures(gap - before, auc - 0.9),
@@ -94,9 +95,9 @@ def made_up(*results):
 
 
 def test_every_method_is_measured_on_the_same_rows_against_the_same_original(world, comparison):
-    assert {row["method"] for row in comparison.rows} == {*FEW, "threshold_optimizer"}
+    assert {row.method for row in comparison.rows} == {*FEW, "threshold_optimizer"}
     before = audit(world.model, world.test, intervals=False)
-    untouched = comparison.untouched["figures"]
+    untouched = comparison.untouched.figures
     assert untouched["roc_auc"]["mean"] == pytest.approx(before.overall["roc_auc"])
     assert untouched["gap"]["mean"] == pytest.approx(before.gaps["group"]["average_odds_difference"])
     assert untouched["equalized_odds_difference"]["mean"] == pytest.approx(
@@ -107,14 +108,14 @@ def test_every_method_is_measured_on_the_same_rows_against_the_same_original(wor
 
 
 def test_a_site_is_measured_too_and_the_leakage(comparison):
-    row = next(row for row in comparison.rows if row["method"] == "dfr")
-    assert 0 <= row["evaluations"]["clinic"]["gap"]["mean"] <= 1
-    assert 0 <= row["leakage"]["group"] <= 1
+    row = next(row for row in comparison.rows if row.method == "dfr")
+    assert 0 <= row.evaluations["clinic"]["gap"]["mean"] <= 1
+    assert 0 <= row.leakage["group"] <= 1
 
 
 def test_the_model_is_not_changed_and_the_extractors_of_heads_alone_leak_alike(world, comparison):
-    leak = comparison.untouched["leakage"]["group"]
-    head_only = [row["leakage"]["group"] for row in comparison.rows if row["method"] in ("dfr", "threshold")]
+    leak = comparison.untouched.leakage["group"]
+    head_only = [row.leakage["group"] for row in comparison.rows if row.method in ("dfr", "threshold")]
     assert head_only == [leak, leak]
     assert not world.model._forward_hooks
 
@@ -194,7 +195,7 @@ def test_passes_of_a_copy_are_counted():
 
 
 def test_image_passes_are_what_a_method_costs(comparison, world):
-    passes = {row["method"]: row["image_passes"] for row in comparison.rows}
+    passes = {row.method: row.image_passes for row in comparison.rows}
     # dfr reads the fit features once and looks at select once per strength.
     assert passes["dfr"] == pytest.approx(len(world.fit) + 7 * len(world.select), abs=120)
     assert passes["threshold"] < 3 * len(world.select)
@@ -227,12 +228,12 @@ def test_oxonfair_is_a_reference_marked_by_what_it_needs(world, name):
     pytest.importorskip("oxonfair")
     found = compare(world, methods=["threshold", name], budget=QUICK)
     row = found.rows[-1]
-    assert row["method"] == name, "references come last"
-    assert row["kind"] == {"oxonfair": "attribute at inference", "oxonfair_inferred": "extra head"}[name]
-    assert row["figures"]["gap"]["mean"] < found.untouched["figures"]["gap"]["mean"]
-    assert row["figures"]["balanced_accuracy"]["mean"] > 0.55
-    assert "roc_auc" not in row["figures"], "decisions rank nothing"
-    assert row["kind"] in comparison_markdown(found.to_dict())
+    assert row.method == name, "references come last"
+    assert row.kind == {"oxonfair": "attribute at inference", "oxonfair_inferred": "extra head"}[name]
+    assert row.figures["gap"]["mean"] < found.untouched.figures["gap"]["mean"]
+    assert row.figures["balanced_accuracy"]["mean"] > 0.55
+    assert "roc_auc" not in row.figures, "decisions rank nothing"
+    assert row.kind in comparison_markdown(found.to_dict())
     assert any("of every new case" in line for line in found.verdict())
 
 
@@ -273,15 +274,15 @@ def test_figures_of_the_rows_that_chose_say_so():
 def test_the_tuning_trial_with_the_smaller_gap_on_select_counts_for_its_seed():
     found = made_up(result("bmft", 0, 0.1, select=0.15), result("bmft", 0, 0.05, trial=1, select=0.12))
     (row,) = found.rows
-    assert row["figures"]["gap"]["mean"] == pytest.approx(0.05)
-    assert row["trials"] == 2
-    assert row["seeds"] == 1
-    assert row["figures"]["gap"]["over_seeds"] is None
+    assert row.figures["gap"]["mean"] == pytest.approx(0.05)
+    assert row.trials == 2
+    assert row.seeds == 1
+    assert row.figures["gap"]["over_seeds"] is None
 
 
 def test_the_interval_over_seeds_is_students():
     found = made_up(*(result("bmft", seed, gap) for seed, gap in enumerate((0.10, 0.12, 0.14))))
-    low, high = found.rows[0]["figures"]["gap"]["over_seeds"]
+    low, high = found.rows[0].figures["gap"]["over_seeds"]
     assert (low + high) / 2 == pytest.approx(0.12)
     assert (high - low) / 2 == pytest.approx(4.3027 * 0.02 / math.sqrt(3), rel=1e-3)
 
@@ -291,7 +292,10 @@ def test_the_verdict_names_the_smallest_gap_that_keeps_the_auc_and_what_it_canno
         *(result("bmft", seed, 0.05 + 0.001 * seed) for seed in range(3)),
         *(result("rw", seed, 0.15 + 0.001 * seed) for seed in range(3)),
         *(result("head", seed, gap) for seed, gap in enumerate((0.02, 0.2, 0.01))),
-        *(result("reg", seed, 0.01, auc=0.8) for seed in range(3)),
+        *(
+            result("reg", seed, 0.01, harm=["ROC AUC of sex=male 0.900 -> 0.800 (limit 0.02)"] * (seed > 0))
+            for seed in range(3)
+        ),
     )
     first, *others = found.verdict()
     assert "bmft leaves the smallest gap: 0.051 against 0.200 untouched" in first
@@ -302,7 +306,10 @@ def test_the_verdict_names_the_smallest_gap_that_keeps_the_auc_and_what_it_canno
 
 
 def test_a_verdict_without_a_winner_says_so():
-    assert made_up(result("rw", 0, 0.3), result("rw", 1, 0.01, auc=0.5)).verdict()[0].startswith("No method made")
+    assert made_up(result("rw", 0, 0.3), result("rw", 1, 0.2)).verdict()[0].startswith("No method made")
+    assert (
+        made_up(result("rw", 0, 0.1, harm=["lower"]), result("rw", 1, 0.01)).verdict()[0].startswith("No method made")
+    )
 
 
 def test_the_three_files_hold_the_same_and_the_page_needs_no_network(comparison, tmp_path):
@@ -310,7 +317,7 @@ def test_the_three_files_hold_the_same_and_the_page_needs_no_network(comparison,
     assert {path.name for path in page.parent.iterdir()} == {"compare.html", "compare.json", "compare.md"}
     written = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert written["schema"] == 1
-    assert [row["method"] for row in written["methods"]] == [row["method"] for row in comparison.rows]
+    assert [row["method"] for row in written["methods"]] == [row.method for row in comparison.rows]
     html, markdown = page.read_text(), Path(page.with_name("compare.md")).read_text()
     for text in (html, markdown):
         assert "threshold_optimizer" in text
@@ -325,7 +332,7 @@ def test_a_method_that_could_not_be_measured_is_a_dash():
     nothing = result("bmft", 0, 0.1)
     nothing["after"]["worst_group_roc_auc"] = {"value": None, "interval": None}
     assert "–" in comparison_html(made_up(nothing).to_dict())
-    assert np.isnan(made_up(nothing).rows[0]["figures"]["worst_group_roc_auc"]["mean"])
+    assert np.isnan(made_up(nothing).rows[0].figures["worst_group_roc_auc"]["mean"])
 
 
 def test_a_worker_that_dies_is_one_clear_line(world, monkeypatch):
