@@ -14,7 +14,7 @@ from torch import nn
 
 from bmft._common import Assumption
 from bmft.auditing import pick_threshold
-from bmft.checkpoints import Checkpoint, build_from, read_checkpoint
+from bmft.checkpoints import Checkpoint, build_from, class_names, read_checkpoint
 from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
@@ -181,6 +181,8 @@ class Job:
             common.data,
             target=common.label[0] if len(common.label) == 1 else common.label,
             sensitive=common.sensitive,
+            classes=common.classes or class_names(self.checkpoint),
+            positive=common.positive,
             image=common.path_column,
             images=common.images,
             split_column=common.split_column,

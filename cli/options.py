@@ -24,6 +24,8 @@ class Common:
 
     data: str
     label: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    positive: str | None
     sensitive: tuple[str, ...]
     images: str | None
     path_column: str
@@ -133,6 +135,21 @@ class Pair(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return numbers if len(numbers) == 2 else numbers[0]
 
 
+class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Names with commas between them; a list in TOML."""
+
+    name = "NAME,NAME,..."
+    takes_list = True
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The names as a tuple."""
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        names = tuple(str(part).strip() for part in parts)
+        if len(names) < 2 or "" in names or len(set(names)) < len(names):
+            self.fail(f"{value!r} is not two or more names, each once, such as nevus,melanoma.", param, ctx)
+        return names
+
+
 def common_options(*, sensitive_required: bool = True, data_required: bool = True) -> Decorator:
     """Give a command the common options; it receives them as one argument, `common`."""
 
@@ -178,6 +195,17 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             multiple=True,
             metavar="COL",
             help="Label column; several make it multi-label.",
+        ),
+        data(
+            "--classes",
+            type=Names(),
+            metavar="NAME,NAME,...",
+            help="Classes in the order of the model's outputs. [default: what the checkpoint says]",
+        ),
+        data(
+            "--positive",
+            metavar="NAME",
+            help="Which of two classes is positive. [default: 1, true, yes, positive, pos, else the last class]",
         ),
         data(
             "--sensitive",

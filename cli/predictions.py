@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -56,7 +56,8 @@ def audits_of_tables(common: Common, *paths: str, intervals: bool) -> list[Audit
     if common.threshold_from is not None:
         raise click.UsageError("--threshold-from needs a CHECKPOINT; with --predictions give --threshold.")
     split = common.test if common.split_column else None
-    columns = {"cluster": common.cluster, "split_column": common.split_column, "split": split}
+    columns: dict[str, Any] = {"cluster": common.cluster, "split_column": common.split_column, "split": split}
+    columns |= {"classes": common.classes, "positive": common.positive}
     found = [read_predictions(path, sensitive=common.sensitive, **columns) for path in paths]
     settings().announce(one for predictions in found for one in predictions.assumed)
     measuring = {"threshold": 0.5 if common.threshold is None else common.threshold, "seed": common.seed}

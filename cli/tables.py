@@ -24,7 +24,15 @@ def audit_table(reports: Mapping[str, AuditReport]) -> str:
     """
     first = next(iter(reports.values()))
     parts = [_attribute(reports, attribute) for attribute in first.by_group]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + _positive(first)
+
+
+def _positive(report: AuditReport) -> str:
+    """Which class is the positive one, and who says so."""
+    if report.task != "binary":
+        return ""
+    source = next((f" (from {one['from']})" for one in report.assumed.get("classes", ())), "")
+    return f"\npositive is {report.classes[1]}{source}"
 
 
 def _attribute(reports: Mapping[str, AuditReport], attribute: str) -> str:

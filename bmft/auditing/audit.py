@@ -25,6 +25,7 @@ from bmft.auditing.metrics import (
     summarise_gaps,
 )
 from bmft.auditing.predictions import Predictions
+from bmft.auditing.swapped import looks_swapped
 from bmft.auditing.tidy import Row, forest_rows, rows_of
 from bmft.errors import ConfigError, DataError
 from bmft.stats import Interval
@@ -245,7 +246,7 @@ def audit_predictions(
         task=predictions.task,
         classes=predictions.classes,
         clusters=None if predictions.clusters is None else len(np.unique(predictions.clusters)),
-        flags=_flags(predictions, ask.columns),
+        flags=_flags(predictions, ask.columns, everyone.figures["all"]),
         content_hash=predictions.content_hash,
         skipped=predictions.skipped,
         assumed=as_json(predictions.assumed),
@@ -331,12 +332,14 @@ def _ends(interval: Interval) -> list[float]:
     return [float(end) for end in interval]
 
 
-def _flags(predictions: Predictions, columns: Sequence[Column]) -> tuple[str, ...]:
-    """What a reader has to know before the figures: where every answer is the same."""
+def _flags(predictions: Predictions, columns: Sequence[Column], figures: Figures) -> tuple[str, ...]:
+    """What a reader has to know before the figures: swapped classes, and where every answer is the same."""
     same = [_constant(column) for column in columns]
     if all(same):
         return (CONSTANT,)
-    found = [f"{name}: every decision is the same" for name, one in zip(predictions.columns, same, strict=True) if one]
+    low = figures.get("worst_class", figures)["roc_auc"] < 0.5
+    found = [swapped] if low and (swapped := looks_swapped(predictions)) else []
+    found += [f"{name}: every decision is the same" for name, one in zip(predictions.columns, same, strict=True) if one]
     for attribute, ids in zip(predictions.attributes, predictions.groups.T, strict=True):
         for g, group in enumerate(attribute.groups):
             own = [Column(*(part[ids == g] for part in column)) for column in columns]

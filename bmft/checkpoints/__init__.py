@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         read_checkpoint as read_checkpoint,
         write_checkpoint as write_checkpoint,
     )
+    from bmft.checkpoints.classes import class_names as class_names
     from bmft.checkpoints.folders import check_place as check_place
     from bmft.checkpoints.loading import (
         build_from as build_from,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
+    "classes": ("class_names",),
     "folders": ("check_place",),
     "loading": ("build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),

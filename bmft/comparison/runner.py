@@ -15,6 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from bmft._common import as_json, put, unknown_name
+from bmft.auditing import refuse_swapped
 from bmft.comparison.references import REFERENCES
 from bmft.comparison.results import Comparison
 from bmft.comparison.trials import (
@@ -30,6 +31,7 @@ from bmft.comparison.trials import (
 )
 from bmft.data import apart
 from bmft.errors import ConfigError, WorkerError
+from bmft.inference import predict
 from bmft.methods import METHODS
 from bmft.report import comparison_page, to_json, versions
 
@@ -65,7 +67,9 @@ def compare(
     sets = {"fit": world.fit, "select": world.select} | ({} if world.test is None else {"test": world.test})
     sets = apart(sets, allow=allow_shared_rows)
     world = replace(world, fit=sets["fit"], select=sets["select"], test=sets.get("test"))
+    world = world.positive_last()
     trials = trials_of(methods, budget, config or {})
+    refuse_swapped(predict(world.model, world.select, **world.measuring))
     store = _Store(folder, world.fingerprint())
     results = {place: found for place, trial in enumerate(trials) if (found := store.read(trial)) is not None}
     waiting = {place: trial for place, trial in enumerate(trials) if place not in results}

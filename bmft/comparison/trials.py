@@ -17,7 +17,7 @@ from bmft.comparison.references import REFERENCES, ReferenceInput, missing_refer
 from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.inference import attribute_leakage, compared_leakage, predict
-from bmft.methods import METHODS, debias, gap_measure, installed_methods, settings_for
+from bmft.methods import METHODS, debias, facing, gap_measure, installed_methods, settings_for
 from bmft.models import reading_of, state_hash, tensors_of
 from bmft.training import Conditions
 
@@ -94,6 +94,17 @@ class World:
     def measuring(self) -> dict[str, Any]:
         """How `bmft.audit` is to run the model."""
         return {"device": self.conditions.device, "multi_label": self.conditions.multi_label}
+
+    def positive_last(self) -> "World":
+        """The same with a copy of the model that has the positive class's output last."""
+        sets = {"fit": self.fit, "select": self.select} | ({} if self.test is None else {"test": self.test})
+        if not any(data.outputs_reversed for data in sets.values()):
+            return self
+        model, straight = facing(self.model, sets, head=self.conditions.head)
+        sites = {name: replace(data, outputs_reversed=False) for name, data in self.sites.items()}
+        return replace(
+            self, model=model, sites=sites, fit=straight["fit"], select=straight["select"], test=straight.get("test")
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 of the model's weights, every set's content and the conditions: another world, another result."""

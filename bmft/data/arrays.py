@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bmft.errors import DataError, GroupError
+from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables import Attribute
 
 Inputs: TypeAlias = Any
@@ -102,6 +102,17 @@ def class_names(y: Tensor, classes: Sequence[str] | None, task: str | None) -> t
     if task not in (None, found):
         raise DataError(f"task {task!r} does not fit targets {tuple(y.shape)} with classes {names}: {found}.")
     return found, names
+
+
+def is_first(names: Sequence[str], positive: str | None) -> bool:
+    """Whether `positive` is the first of two classes.
+
+    Raises:
+        ConfigError: it is neither, or there are not two.
+    """
+    if positive is not None and (len(names) != 2 or positive not in names):
+        raise ConfigError(f"positive {positive!r}: expected one of two classes; they are {', '.join(names)}.")
+    return positive == names[0]
 
 
 def name_attributes(

@@ -58,6 +58,7 @@ class GroupedData(Dataset[GroupBatch]):
         rows: ``(n,)`` int64 row of the manifest each sample came from, counted from 0 after the header.
         skipped: unreadable images left out (``on_bad_image="skip"``).
         assumed: what was inferred about the classes, the pixels and the rows.
+        outputs_reversed: a model's output for class 1 is its first of two (or its only one is for class 0).
     """
 
     task: Task
@@ -73,6 +74,7 @@ class GroupedData(Dataset[GroupBatch]):
     _table: pd.DataFrame | None = None
     assumed: tuple[Assumption, ...] = ()
     _patients: Texts | None = None
+    outputs_reversed: bool = False
     _elsewhere: dict[torch.device, GroupedData] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,13 +14,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bmft._common import Assumption
-from bmft.data.arrays import Inputs, as_inputs, class_names, concatenate, leaves, name_attributes, whole_numbers
+from bmft.data.arrays import (
+    Inputs,
+    as_inputs,
+    class_names,
+    concatenate,
+    is_first,
+    leaves,
+    name_attributes,
+    whole_numbers,
+)
 from bmft.data.dataset import GroupBatch, GroupedData, Task
 from bmft.data.manifest import image_paths, open_npz, readable, table_beside
 from bmft.data.sampling import Balance, batch_rows
 from bmft.data.sources import ArraySource, Source, images_from_array, load_images
 from bmft.errors import ConfigError, DataError
-from bmft.tables import Attribute, column, read_manifest, read_table
+from bmft.tables import Attribute, ClassNames, column, read_manifest, read_table
 
 
 def from_arrays(
@@ -31,6 +41,7 @@ def from_arrays(
     clusters: npt.ArrayLike | Tensor | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
+    positive: str | None = None,
     normalize: str | None = None,
 ) -> GroupedData:
     """Data of any modality from tensors or arrays in memory.
@@ -42,7 +53,9 @@ def from_arrays(
         attributes: `Attribute` objects, names, or name -> group names; default ``group``, ``group1``, ...
         clusters: ``(n,)`` patient ids.
         task: checked against the targets, where given.
-        classes: class names, where the targets do not tell (a sample without the highest class).
+        classes: class names in the order of their numbers and of the model's outputs, where the targets do not tell
+            (a sample without the highest class).
+        positive: the positive one of two classes; the second by default.
         normalize: given, `inputs` are uint8 images ``(n, h, w[, c])``, normalized as in `load_manifest`.
 
     Raises:
@@ -60,6 +73,8 @@ def from_arrays(
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     ids = ids[:, None] if ids.ndim == 1 else ids
     found, names = class_names(y, classes, task)
+    if reverse := is_first(names, positive):
+        y, names = 1 - y, names[::-1]
     source: Source = ArraySource(tensors)
     if normalize is not None:
         channels = tensors.shape[3] if tensors.ndim == 4 else 1
@@ -77,6 +92,7 @@ def from_arrays(
         source,
         rows,
         _patients=None if patients is None else patients.astype(str).astype(object),
+        outputs_reversed=reverse,
     )
 
 
@@ -114,6 +130,8 @@ def as_grouped(
     inputs, targets, groups = (concatenate(column) for column in zip(*triples, strict=True))
     attributes, classes = (names, None) if like is None else (like.attributes, like.classes)
     grouped = from_arrays(inputs, targets, groups, attributes=attributes, classes=classes)
+    if like is not None:
+        grouped = replace(grouped, assumed=like.assumed, outputs_reversed=like.outputs_reversed)
     return grouped if like is None or names is None else grouped.with_attributes(*names)
 
 
@@ -144,13 +162,15 @@ def load_manifest(
     cache_bytes: int = 4 << 30,
     workers: int = 0,
     bits: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | ClassNames | None = None,
+    positive: str | None = None,
 ) -> GroupedData:
     """Read a labelled image set: a CSV, TSV or Parquet file with one row per image, or an npz beside one.
 
     Args:
         path: the manifest; for an ``.npz`` with ``images`` the table of the same name beside it.
-        target: label column: 0/1, class numbers, or names; several columns are labels of 0/1 each.
+        target: label column: 0/1, class numbers, or names in the order of `classes`; several columns are labels
+            of 0/1 each.
         sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. An empty value is unknown.
         image: column of image paths.
         images: folder the paths are relative to (default: the manifest's own), or an ``.npz`` in row order.
@@ -165,12 +185,14 @@ def load_manifest(
         cache_bytes: decoded pixels are kept in memory up to this, else decoded on request.
         bits: bits that images of 16 bits per pixel use, such as 12; default: all.
         workers: decoding threads; 0: one per processor, at most 8.
-        classes: class names in order, where the column does not hold or order all of them.
+        classes: class names in the order of the model's outputs; what `bmft.checkpoints.class_names` finds is left
+            aside where the labels are others.
+        positive: the positive one of two classes; see `bmft.tables.encode_labels`.
 
     Raises:
         DataError: the table, a label or an image cannot be used; every such row is named.
         GroupError: an attribute does not have two groups.
-        ConfigError: an argument has a value it cannot have.
+        ConfigError: an argument has a value it cannot have, or nothing says which name is which class.
     """
     _check_options(image_size, channels, on_bad_image)
     path, folder = Path(path), None if images is None else Path(images)
@@ -181,6 +203,7 @@ def load_manifest(
         target,
         sensitive,
         classes=classes,
+        positive=positive,
         cluster=cluster,
         split_column=split_column,
         split=split,
@@ -198,11 +221,11 @@ def load_manifest(
         index = readable(manifest, files, bad, on_bad_image)
         rows = manifest.rows[index]
     return GroupedData(
-        task=cast(Task, manifest.task),
-        targets=torch.from_numpy(manifest.targets[rows]),
+        task=cast(Task, manifest.labels.task),
+        targets=torch.from_numpy(manifest.labels.targets[rows]),
         groups=torch.from_numpy(manifest.groups[rows]),
         attributes=manifest.attributes,
-        classes=manifest.classes,
+        classes=manifest.labels.classes,
         clusters=None if manifest.clusters is None else torch.from_numpy(manifest.clusters[rows]),
         rows=torch.from_numpy(rows),
         skipped=len(manifest.rows) - len(rows),
@@ -210,6 +233,8 @@ def load_manifest(
         _index=torch.from_numpy(index),
         _table=manifest.table,
         _patients=manifest.patients,
+        assumed=manifest.assumed,
+        outputs_reversed=manifest.labels.outputs_reversed,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bmft._common import unknown_name
-from bmft.auditing import GOALS, AuditReport, Goal, violations
+from bmft.auditing import GOALS, AuditReport, Goal, refuse_swapped, violations
 from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune.finals import Final, best_of, measured_at_last, passes, run_finals
@@ -42,7 +42,8 @@ from bmft.fairtune.study import (
     take_back_the_lost,
     winner_of,
 )
-from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, settings_for
+from bmft.inference import predict
+from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, positive_last, settings_for
 from bmft.models import Activations, kept_mark, reading_of, settle, state_hash, tensors_of
 from bmft.training import Conditions, Limits
 
@@ -197,6 +198,7 @@ class _Search:
             yield self.fit, self.select.subset(~inside), self.select.subset(inside)
 
 
+@positive_last
 def search(
     model: nn.Module,
     fit: Any,
@@ -260,6 +262,7 @@ def search(
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     parts = apart({part: _prepared(data, sensitive) for part, data in sets.items()}, allow=allow_shared_rows)
     fit, select, test = parts["fit"], parts["select"], parts.get("test")
+    refuse_swapped(predict(model, select, device=conditions.device, multi_label=conditions.multi_label))
     if method not in METHODS:
         raise ConfigError(unknown_name("method", method, METHODS))
     given = {"choose": goal, **METHODS[method].reading(INNER), **(config or {})}

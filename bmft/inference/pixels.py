@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bmft.auditing import Predictions
 from bmft.data import GroupedData
 from bmft.errors import DataError
-from bmft.models import evaluating, forward_logits
+from bmft.models import evaluating, forward_logits, turned
 
 Map = NDArray[np.float32]
 TILE = 160  # pixels: two or three tiles fit a phone's width, and 50 cases stay below a few megabytes
@@ -124,7 +124,7 @@ def explain_cases(
     Raises:
         DataError: `data` is of other rows, or its inputs are no images.
     """
-    return [_explain((model_before, model_after), _image(data, case), case, steps) for case in cases]
+    return [_explain((model_before, model_after), data, case, steps) for case in cases]
 
 
 def _image(data: GroupedData, case: ChangedCase) -> Tensor:
@@ -138,17 +138,18 @@ def _image(data: GroupedData, case: ChangedCase) -> Tensor:
     return inputs
 
 
-def _explain(models: Sequence[nn.Module], image: Tensor, case: ChangedCase, steps: int) -> Explanation:
-    maps = []
+def _explain(models: Sequence[nn.Module], data: GroupedData, case: ChangedCase, steps: int) -> Explanation:
+    maps, image = [], _image(data, case)
     for model in models:
         with evaluating(model):
-            maps.append(_integrated_gradients(model, _logit_of(model, case), image, steps))
+            maps.append(_integrated_gradients(model, _logit_of(model, case, data.outputs_reversed), image, steps))
     return Explanation(case, _picture(image[0], maps))
 
 
-def _logit_of(model: nn.Module, case: ChangedCase) -> Callable[[Tensor], Tensor]:
+def _logit_of(model: nn.Module, case: ChangedCase, reverse: bool) -> Callable[[Tensor], Tensor]:
     def forward(inputs: Tensor) -> Tensor:
         logits = forward_logits(model, inputs)  # (n, outputs)
+        logits = turned(logits) if reverse else logits
         if case.num_columns == 1 and logits.shape[1] == 2:
             return logits[:, 1] - logits[:, 0]
         return logits[:, case.column]

@@ -13,7 +13,18 @@ from bmft.auditing import AuditReport, Predictions, audit_predictions
 from bmft.compute import AT_ONCE, Room, Share, choose_device
 from bmft.data import GroupedData, Inputs, as_grouped, map_tensors
 from bmft.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from bmft.models import ROWS, check_values, copied, evaluating, forward_logits, kept_mark, reading_of, settle, sizes_for
+from bmft.models import (
+    ROWS,
+    check_values,
+    copied,
+    evaluating,
+    forward_logits,
+    kept_mark,
+    reading_of,
+    settle,
+    sizes_for,
+    turned,
+)
 
 # Nodes of autograd's graph that pass values on as they are.
 _SAME_VALUES = tuple(
@@ -90,6 +101,8 @@ def predict(
         _check_logits(logits, several, grouped)
         if reading.answer_is is None and reading.before is None:
             _check_range(logits, network.last_operations(grouped.inputs(slice(0, 2))), several)
+    if grouped.outputs_reversed:
+        logits = turned(logits)
     scores = fairness.probabilities(logits.double(), multi_label=several).numpy()
     return Predictions(
         scores=scores,

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bmft import fairness
 from bmft.data import GroupBatch, GroupedData
 from bmft.errors import ArchitectureError, ConfigError, GroupError, NonFiniteError
-from bmft.models import forward_logits
+from bmft.models import forward_logits, turned
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 NOTHING_TO_COMPARE = "the objective cannot be computed: no two groups have samples to compare; check the groups"
@@ -29,9 +29,10 @@ class Network(nn.Module):
         multi_label: bool,
         autocast: Callable[[], AbstractContextManager[Any]],
         only: set[str] | None,
+        reverse: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.multi_label, self.autocast = model, multi_label, autocast
+        self.model, self.multi_label, self.autocast, self.reverse = model, multi_label, autocast, reverse
         known = [name for name, _ in model.named_parameters()]
         if unknown := sorted((only or set()) - set(known)):
             raise ConfigError(f"the model has no parameter {unknown[0]!r} to score")
@@ -40,7 +41,8 @@ class Network(nn.Module):
     def forward(self, inputs: Any) -> Tensor:
         """``(n, outputs)`` logits."""
         with self.autocast():
-            return forward_logits(self.model, inputs).float()
+            logits = forward_logits(self.model, inputs).float()
+        return turned(logits) if self.reverse else logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """``(n, K)`` in float64."""

@@ -128,7 +128,7 @@ def weight_importances(
     # What is scored is passed in from outside; the model's own weights need no graph.
     with evaluating(model), trainable(model, ()), kept_mark(model):
         settle(model, grouped, multi_label=multi_label, place=_as_weights_of(model))
-        network = Network(model, multi_label, autocast, None if only is None else set(only))
+        network = Network(model, multi_label, autocast, None if only is None else set(only), grouped.outputs_reversed)
         if score == "integrated_gradients":
             found = (integrated_gradients(network, objective, grouped, batch_size, steps) for objective in pooled)
             return tuple(Importance(*parts) for parts in found)

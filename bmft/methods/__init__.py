@@ -4,3 +4,4 @@ from bmft.methods.debias import Outcome as Outcome, debias as debias, remeasured
 from bmft.methods.losses import gap_measure as gap_measure
 from bmft.methods.run import Progress as Progress
 from bmft.methods.table import METHODS as METHODS, installed_methods as installed_methods, settings_for as settings_for
+from bmft.methods.turning import facing as facing, positive_last as positive_last

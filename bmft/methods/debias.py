@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bmft._common import short
-from bmft.auditing import AuditReport, Predictions, audit_predictions
+from bmft.auditing import AuditReport, Predictions, audit_predictions, refuse_swapped
 from bmft.checkpoints import WeightPatch
 from bmft.compute import (
     Room,
@@ -29,6 +29,7 @@ from bmft.masks import WeightMask
 from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress, Run
 from bmft.methods.table import METHODS, settings_for
+from bmft.methods.turning import positive_last
 from bmft.models import (
     Activations,
     copied,
@@ -102,6 +103,7 @@ class Outcome:
         return self.report.after
 
 
+@positive_last
 def debias(
     model: nn.Module,
     fit: Any,
@@ -142,6 +144,7 @@ def debias(
         DataError: two sets share rows.
         GroupError: there is nothing to compare.
         ConstantPredictorError: the model decides the same for everybody.
+        DataError: the classes look swapped: the ROC AUC on select lies wholly below one half.
         NonFiniteError: a logit or a loss is not finite.
     """
     start = time.perf_counter()
@@ -159,7 +162,9 @@ def debias(
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
     with run.timed("audit"):
-        run.selection.start(run.predict(run.model, run.select))
+        untouched = run.predict(run.model, run.select)
+        run.selection.start(untouched)
+        refuse_swapped(untouched)
     mask = METHODS[method].run(run)
     accepted, result = _result(model, run)
     where: Literal["test", "select"] = "test" if "test" in data else "select"

@@ -24,6 +24,7 @@ from bmft.models.features import penultimate_features as penultimate_features
 from bmft.models.head import Head as Head, find_head as find_head, reset_head as reset_head
 from bmft.models.modes import evaluating as evaluating, trainable as trainable
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
+from bmft.models.turning import turn_head as turn_head, turned as turned, turned_model as turned_model
 from bmft.models.weights import (
     changes as changes,
     check_tunable as check_tunable,

@@ -13,7 +13,7 @@ from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
 from bmft.report.sections import Sides
 from bmft.report.values import DebiasReport, Report, plain, to_json, versions
-from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline
+from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline, positive_sentence
 
 
 def write_report(report: Report, folder: str | Path, *, date: str | None = None) -> Path:
@@ -56,6 +56,7 @@ def _audit_page(report: AuditReport, date: str) -> Page:
         *caveats(sides.before),
         *(gap_sentence(name, sides.before, None) for name in sides.before["gaps"]),
         auc_sentence(sides.before, None),
+        *positive_sentence(sides.before),
         f"Measured on {count(report.n)} cases.",
     )
     run = {"threshold": report.threshold, "content hash": report.content_hash}
@@ -134,6 +135,7 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         *caveats(sides.after or sides.before),
         " ".join(gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]),
         auc_sentence(sides.before, sides.after),
+        *positive_sentence(sides.before),
         f"Measured on {where} ({count(report.before.n)} cases).",
     )
 

@@ -4,6 +4,7 @@ from bmft.stats.bootstrap import Statistic as Statistic, Units as Units
 from bmft.stats.curves import reliability_bins as reliability_bins, roc_points as roc_points
 from bmft.stats.intervals import (
     Interval as Interval,
+    auc_interval as auc_interval,
     delong as delong,
     delong_paired as delong_paired,
     miettinen_nurminen as miettinen_nurminen,

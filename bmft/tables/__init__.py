@@ -1,7 +1,7 @@
 """A manifest's table as columns: labels, groups, patients and splits; no pixels and no torch."""
 
 from bmft.tables.attributes import Attribute as Attribute, encode_attribute as encode_attribute, product as product
-from bmft.tables.labels import encode_labels as encode_labels
+from bmft.tables.labels import ClassNames as ClassNames, Labels as Labels, encode_labels as encode_labels
 from bmft.tables.reading import Ints as Ints, Texts as Texts, column as column, read_table as read_table
 from bmft.tables.rows import (
     ALONE as ALONE,

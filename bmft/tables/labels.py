@@ -1,59 +1,212 @@
-"""Label columns as class numbers: which name is which class."""
+"""Label columns as class numbers: which name is which class, and which one is positive."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bmft._common import listed, short
+from bmft._common import Assumption, did_you_mean, listed, short
 from bmft.errors import ConfigError, DataError
 from bmft.tables.reading import Ints, Texts, as_number, column
 
+# The pairs of words that say by themselves which one is positive, in lower case, the positive one last.
+WORDS = (("0", "1"), ("false", "true"), ("no", "yes"), ("negative", "positive"), ("neg", "pos"))
+_SAY = "say which is positive (--positive NAME) or the order of the model's outputs (--classes A,B)"
+
+
+class ClassNames(NamedTuple):
+    """The classes in the order of a model's outputs, and who says so, such as the checkpoint's ``class_to_idx``."""
+
+    names: tuple[str, ...]
+    source: str
+
+
+class Labels(NamedTuple):
+    """Label columns as numbers.
+
+    Attributes:
+        targets: ``(n,)`` class numbers, or ``(n, labels)`` 0/1; -1 where the label is empty. Of two classes 1 is the
+            positive one.
+        classes: their names in the order of the numbers.
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        outputs_reversed: of two classes the model's outputs have the positive one first.
+        assumed: which class is which, and where that came from.
+    """
+
+    targets: Ints
+    classes: tuple[str, ...]
+    task: str
+    outputs_reversed: bool
+    assumed: tuple[Assumption, ...]
+
 
 def encode_labels(
-    table: pd.DataFrame, target: str | Sequence[str], classes: Sequence[str] | None = None
-) -> tuple[Ints, tuple[str, ...], str]:
-    """Labels as ``(n,)`` class numbers or ``(n, labels)`` 0/1, the class names, and the task. Empty is -1.
+    table: pd.DataFrame,
+    target: str | Sequence[str],
+    classes: Sequence[str] | ClassNames | None = None,
+    positive: str | None = None,
+) -> Labels:
+    """Labels as class numbers or 0/1, with the names of the classes and what was assumed about them.
 
-    One column of 0/1 is binary; other whole numbers are class numbers from 0; names are numbered in
-    alphabetical order, or in the order of `classes`. Several columns are labels of 0/1 each.
+    One column of 0/1 is binary, as are other words that say which one is positive (`WORDS`); other whole numbers are
+    class numbers from 0. Names need an order: `classes`, or for two of them `positive`. Several columns are labels of
+    0/1 each.
+
+    Args:
+        table: from `read_table`.
+        target: the column or columns.
+        classes: every class in the order of the model's outputs. `ClassNames` that a checkpoint says are left aside
+            where the labels are others.
+        positive: the positive one of two classes; by default the word that says so, else the last of `classes`.
+
+    Raises:
+        ConfigError: nothing says which name is which class, or `positive` is none of two classes.
+        DataError: a value is none of the classes.
+
+    >>> labels = encode_labels(pd.DataFrame({"dx": ["nevus", "melanoma"]}), "dx", positive="melanoma")
+    >>> labels.classes, labels.targets
+    (('nevus', 'melanoma'), array([0, 1]))
     """
     names = (target,) if isinstance(target, str) else tuple(target)
     if len(names) == 1:
-        codes, known = _encode_classes(names[0], column(table, names[0], role="label"), classes)
-        return codes, known, "binary" if len(known) == 2 else "multiclass"
+        return _one_column(names[0], column(table, names[0], role="label"), classes, positive)
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"label columns {list(names)!r}: name each of them once.")
-    if classes is not None and tuple(classes) != names:
+    if positive is not None:
+        raise ConfigError("positive: in several label columns 1 is positive; leave it out.")
+    if classes is not None and not isinstance(classes, ClassNames) and tuple(classes) != names:
         raise ConfigError("classes: for several label columns their names are the classes; leave it out.")
-    columns = [_encode_classes(name, column(table, name, role="label"), ("0", "1"))[0] for name in names]
-    return np.stack(columns, axis=1), names, "multilabel"
+    columns = [_numbers(name, column(table, name, role="label"), ("0", "1")) for name in names]
+    return Labels(np.stack(columns, axis=1), names, "multilabel", False, ())
 
 
-def _encode_classes(name: str, text: Texts, classes: Sequence[str] | None) -> tuple[Ints, tuple[str, ...]]:
-    known = tuple(map(str, classes)) if classes is not None else _class_names(name, text[text != ""])
-    if len(set(known)) < max(2, len(known)):
-        raise ConfigError(f"classes {known!r}: two or more names are needed, each once.")
+class _Order(NamedTuple):
+    names: tuple[str, ...]
+    source: str
+    guess: bool = False
+
+
+def _one_column(name: str, text: Texts, classes: Sequence[str] | ClassNames | None, positive: str | None) -> Labels:
+    found = set(text) - {""}
+    order = _order(name, found, classes, positive)
+    spelled = _spelled(found, order.names)
+    text = np.array([spelled.get(value, value) for value in text], dtype=object)
+    if len(order.names) > 2:
+        if positive is not None:
+            raise ConfigError(
+                f"--positive {short(positive)!r} is for two classes; label column {name!r} has {len(order.names)}."
+            )
+        value = ", ".join(f"{number} = {short(one)}" for number, one in enumerate(order.names[:12]))
+        more = f" and {len(order.names) - 12} more" if len(order.names) > 12 else ""
+        said = Assumption("classes", value + more, order.source, "--classes", order.guess)
+        return Labels(_numbers(name, text, order.names), order.names, "multiclass", False, (said,))
+    chosen = _positive(order.names, positive)
+    known = (order.names[1 - order.names.index(chosen)], chosen)
+    turned = known != order.names
+    value = f"{short(chosen)} is positive, {short(known[0])} is not"
+    if turned:
+        value += f"; the model's outputs are {short(order.names[0])}, {short(order.names[1])}"
+    source = order.source if positive is None or "--positive" in order.source else f"--positive, {order.source}"
+    said = Assumption("classes", value, source, "--positive, --classes", order.guess)
+    return Labels(_numbers(name, text, known), known, "binary", turned, (said,))
+
+
+def _order(name: str, found: set[str], classes: Sequence[str] | ClassNames | None, positive: str | None) -> _Order:
+    """The classes in the order of the model's outputs."""
+    told = classes if isinstance(classes, ClassNames) else None
+    if classes is not None and not isinstance(classes, ClassNames):
+        return _Order(_checked(classes), "--classes")
+    if told is not None and len(told.names) > 1 and found and found <= set(_by_name(found, told.names)):
+        return _Order(told.names, told.source)
+    if told is not None and len(told.names) == 2 and positive is not None and _by_name([positive], told.names):
+        # Labels of 0 and 1, and a name for one of them that only the checkpoint knows.
+        return _Order(told.names, told.source)
+    words = next((pair for pair in WORDS if found and {value.casefold() for value in found} <= set(pair)), None)
+    if words == WORDS[0]:
+        return _Order(words, "the labels 0 and 1")
+    if words is not None:
+        spelling = {value.casefold(): value for value in found}
+        pair = tuple(spelling.get(word, word) for word in words)
+        return _Order(pair, f"the labels {' and '.join(pair)}")
+    if found and any(as_number(value) is not None for value in found):
+        return _Order(_class_numbers(name, found), "the labels, which are class numbers")
+    if len(found) < 2:
+        raise DataError(
+            f"label column {name!r} holds {'one name only: ' + short(next(iter(found))) if found else 'nothing'}. "
+            "Labels are 0/1, class numbers from 0, or two or more names (name all classes to allow a part)."
+        )
+    shown = ", ".join(short(value) for value in sorted(found)[:12])
+    beside = "" if told is None else f" {told.source[:1].upper()}{told.source[1:]} has {_shown(told.names)}."
+    if len(found) > 2:
+        raise ConfigError(
+            f"label column {name!r} has {len(found)} names ({shown}), and nothing says which output of the model is "
+            f"which: give them in the order of the outputs (--classes A,B,...).{beside}"
+        )
+    if positive is None:
+        raise ConfigError(f"label column {name!r} has {shown}, and nothing says which is positive: {_SAY}.{beside}")
+    chosen = _positive(tuple(sorted(found)), positive)
+    other = next(iter(found - {chosen}))
+    return _Order((other, chosen), "--positive; of two outputs the second is taken to be its own")
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(short(one) for one in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _checked(classes: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(str(name).strip() for name in ([classes] if isinstance(classes, str) else classes))
+    if len({_folded(name) for name in names}) < max(2, len(names)) or "" in names:
+        raise ConfigError(f"classes {names!r}: two or more names are needed, each once.")
+    return names
+
+
+def _positive(names: tuple[str, ...], positive: str | None) -> str:
+    """The one of two names that is positive: as said, the word that says so, else the last."""
+    if positive is not None:
+        value = next(iter(_by_name([positive], names).values()), None)
+        if value is None:
+            hint = did_you_mean(positive, names)
+            raise ConfigError(f"--positive {short(positive)!r} is none of the classes {', '.join(names)}. {hint}")
+        return value
+    folded = tuple(_folded(name) for name in names)
+    return names[0] if folded[::-1] in WORDS else names[-1]
+
+
+def _folded(name: str) -> str:
+    return " ".join(str(name).replace("_", " ").split()).casefold()
+
+
+def _spelled(values: Iterable[str], names: Sequence[str]) -> Mapping[str, str]:
+    """Each value that is a class -> the class: by its name, else by its number where no class is called by one."""
+    values = list(values)
+    if not any(as_number(name) is not None for name in names):
+        digits = {value: int(value) for value in values if value.isascii() and value.isdigit() and len(value) < 10}
+        if len(digits) == len(values) and max(digits.values(), default=0) < len(names):
+            return {value: names[number] for value, number in digits.items()}
+    return _by_name(values, names)
+
+
+def _by_name(values: Iterable[str], names: Sequence[str]) -> Mapping[str, str]:
+    """Each value that is a class -> the class, whatever the case and the blanks where that tells them apart."""
+    folded = {_folded(name): name for name in names}
+    if len(folded) < len(names):
+        return {value: value for value in values if value in names}
+    return {value: folded[_folded(value)] for value in values if _folded(value) in folded}
+
+
+def _numbers(name: str, text: Texts, known: Sequence[str]) -> Ints:
     code = {"": -1, **{class_name: index for index, class_name in enumerate(known)}}
     bad = [row for row, value in enumerate(text) if value not in code]
     if bad:
         shown = listed([f"row {row}: {short(text[row], 60)!r}" for row in bad])
         raise DataError(f"label column {name!r} has values other than {', '.join(known[:12])}:\n{shown}")
-    return np.array([code[value] for value in text], dtype=np.int64), known
+    return np.array([code[value] for value in text], dtype=np.int64)
 
 
-def _class_names(name: str, text: Texts) -> tuple[str, ...]:
-    distinct = set(text)
-    numbers = {value for value in distinct if as_number(value) is not None}
-    if not numbers and len(distinct) > 1:
-        return tuple(sorted(distinct))
-    if not numbers:
-        raise DataError(
-            f"label column {name!r} holds {'one name only: ' + short(*distinct) if distinct else 'nothing'}. "
-            "Labels are 0/1, class numbers from 0, or two or more names (name all classes to allow a part)."
-        )
+def _class_numbers(name: str, distinct: set[str]) -> tuple[str, ...]:
     # No class number has ten digits, and Python turns no text of thousands of them into a number.
     odd = sorted(value for value in distinct if not (value.isascii() and value.isdigit() and len(value) < 10))
     highest = max((int(value) for value in distinct - set(odd)), default=0)

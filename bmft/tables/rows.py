@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bmft._common import did_you_mean, listed, short
+from bmft._common import Assumption, did_you_mean, listed, short
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables.attributes import Attribute, encode_attribute
-from bmft.tables.labels import encode_labels
+from bmft.tables.labels import ClassNames, Labels, encode_labels
 from bmft.tables.reading import Ints, Texts, column, read_table
 
 log = logging.getLogger(__name__)
@@ -27,14 +27,13 @@ class Manifest:
 
     path: Path
     table: pd.DataFrame
-    task: str
-    classes: tuple[str, ...]
-    targets: Ints
+    labels: Labels
     attributes: tuple[Attribute, ...]
     groups: Ints
     clusters: Ints | None
     rows: Ints
     patients: Texts | None  # the name behind each cluster
+    assumed: tuple[Assumption, ...]
 
 
 def read_manifest(
@@ -42,7 +41,8 @@ def read_manifest(
     target: str | Sequence[str],
     sensitive: str | Sequence[str],
     *,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | ClassNames | None = None,
+    positive: str | None = None,
     cluster: str | None = None,
     split_column: str | None = None,
     split: str | Sequence[str] | None = None,
@@ -55,13 +55,13 @@ def read_manifest(
     """
     table = read_table(path)
     try:
-        targets, names, task = encode_labels(table, target, classes)
+        labels = encode_labels(table, target, classes, positive)
         specs = [sensitive] if isinstance(sensitive, str) else list(sensitive)
         encoded = [encode_attribute(table, spec) for spec in specs]
         rows = rows_of_splits(table, split_column, split)
         if split_column is not None and not allow_shared_rows:
             _check_leaks(table, split_column, [name for name in (cluster, image) if name and name in table.columns])
-        _check_labels(targets[rows], rows)
+        _check_labels(labels.targets[rows], rows)
         _check_groups([(attribute, ids[rows]) for attribute, ids in encoded])
         patients, clusters = (
             (None, None) if cluster is None else np.unique(cluster_names(table, cluster), return_inverse=True)
@@ -70,7 +70,7 @@ def read_manifest(
         raise type(error)(f"{path}: {error}") from error
     groups = np.stack([ids for _, ids in encoded], axis=1)
     attributes = tuple(attribute for attribute, _ in encoded)
-    return Manifest(path, table, task, names, targets, attributes, groups, clusters, rows, patients)
+    return Manifest(path, table, labels, attributes, groups, clusters, rows, patients, labels.assumed)
 
 
 def cluster_names(table: pd.DataFrame, name: str) -> Texts:

@@ -84,6 +84,9 @@ def gate(
         return
     rules = load_policy(policy)
     found = _gather(checkpoint, predictions, baseline, patch, _agreed(common, rules))
+    for audited in filter(None, (found.report, found.baseline)):
+        for flag in audited.flags:
+            settings().say(f"warning: {flag}")
     part_company()
     verdict = check(found.report, rules, found.baseline, debiased_on=found.debiased_on)
     _tell(verdict, Outputs(**outputs), {"policy": policy, **found.files})
@@ -137,10 +140,29 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
     settings().announce([*job.data.assumed, *(other.checkpoint.assumed if other else ())])
 
     def measured(one: Job) -> AuditReport:
-        return audit(one.model, job.data, threshold=job.threshold, intervals=False, **one.measuring)
+        return audit(one.model, _rows_for(one, job), threshold=job.threshold, intervals=False, **one.measuring)
 
     files = {"checkpoint": checkpoint, "data": common.data, **({"baseline": baseline} if baseline else {})}
     return Measured(measured(job), None if other is None else measured(other), _fitted_on(job, patch), files)
+
+
+def _rows_for(one: Job, job: Job) -> GroupedData:
+    """The rows of `job` for the model of `one`, whose checkpoint may name its outputs in another order.
+
+    Raises:
+        DataError: it has other classes.
+    """
+    from bmft.checkpoints import class_names
+    from bmft.errors import DataError
+
+    if one is job or class_names(one.checkpoint) == class_names(job.checkpoint):
+        return job.data
+    if one.data.classes != job.data.classes:
+        raise DataError(
+            f"the classes of {one.checkpoint.path} are {', '.join(one.data.classes)}, those of {job.checkpoint.path} "
+            f"are {', '.join(job.data.classes)}: name them for both (--classes, --positive)"
+        )
+    return one.data
 
 
 def _fitted_on(job: Job, patch: str | None) -> frozenset[str]:

@@ -240,7 +240,6 @@ def test_an_attribute_named_twice_is_refused(manifest):
         (["1"] * 6, "binary", ("0", "1"), [1] * 6),
         ([0, 2, 1, 3, 0, 1], "multiclass", ("0", "1", "2", "3"), [0, 2, 1, 3, 0, 1]),
         ([0, 3, 1, 3, 0, 1], "multiclass", ("0", "1", "2", "3"), [0, 3, 1, 3, 0, 1]),
-        (["nv", "mel", "bcc", "mel", "nv", "nv"], "multiclass", ("bcc", "mel", "nv"), [2, 1, 0, 1, 2, 2]),
         (["yes", "no"] * 3, "binary", ("no", "yes"), [1, 0] * 3),
     ],
 )

@@ -22,6 +22,7 @@ from bmft.fairtune import search_space
 from bmft.methods import settings_for
 from bmft.report.search_page import search_section
 from bmft.settings import Settings
+from tests.upright import upright
 
 optuna = pytest.importorskip("optuna")
 FAST = {"epochs": [2, 1], "path": [1.0], "bias_weight": [1.0, 0.4]}
@@ -60,16 +61,6 @@ def centred(model, select):
 def task():
     fit, select, test = parts()
     return centred(upright(network(), select), select), fit, select, test
-
-
-def upright(model, data):
-    """The model with its last layer negated where its answers are those to the opposite question."""
-    if bmft.audit(model, data, intervals=False).overall["roc_auc"] < 0.5:
-        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        with torch.no_grad():
-            last.weight.neg_()
-            last.bias.neg_()
-    return model
 
 
 def search(task, **options):
@@ -373,20 +364,23 @@ def test_a_trial_lost_on_the_way_changes_nothing(task, tmp_path, lost):
 
 WORKER = """
     import sys, time
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     import warnings; warnings.simplefilter("ignore")
     import bmft
     from test_fairtune import FAST, LOOSE, centred, network, parts
+    from tests.upright import upright
 
     fit, select, test = parts()
     slow = lambda now: time.sleep(0.05) if now.inner else None
-    bmft.search(centred(network(), select), fit, select, trials=6, goal="average_odds", config=FAST,
+    bmft.search(centred(upright(network(), select), select), fit, select, trials=6, goal="average_odds", config=FAST,
                 storage={storage!r}, name="shared", pruner="none", progress=slow, **LOOSE)
 """
 
 
 def start_worker(storage):
-    code = textwrap.dedent(WORKER).format(tests=str(Path(__file__).parent), storage=str(storage))
+    code = textwrap.dedent(WORKER).format(
+        tests=[str(Path(__file__).parents[up]) for up in (0, 2)], storage=str(storage)
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "2000"}
     return subprocess.Popen([sys.executable, "-c", code], env=environment)
 

@@ -13,6 +13,7 @@ from bmft.methods import METHODS, debias
 from bmft.methods.full_network import _RobustLoss
 from bmft.methods.head_only import DFR_STRENGTHS
 from bmft.methods.pruning import PRUNED
+from tests.upright import upright
 
 NEW = ("dfr", "group_dro", "bias_gradient_descent", "fairprune", "threshold")
 QUICK = {"epochs": (2, 1), "batch_size": 32, "lr": (0.05, 0.05), "path": 1.0}
@@ -98,7 +99,7 @@ def test_a_threshold_of_several_classes_is_refused():
 @pytest.mark.parametrize("method", ["dfr", "threshold"])
 def test_a_head_that_cannot_be_written_is_refused(method):
     with pytest.raises(ConfigError, match=r"head's bias, and '2' has none"):
-        run(network(1, bias=False), method)
+        run(upright(network(1, bias=False), sets()[1]), method)
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

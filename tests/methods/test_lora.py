@@ -7,6 +7,7 @@ import bmft
 from bmft.comparison import World, compare
 from bmft.errors import ConfigError, MissingExtraError
 from bmft.methods import METHODS, installed_methods
+from tests.upright import upright
 
 CONFIG = {"epochs": [3, 1]}
 
@@ -41,7 +42,7 @@ def task():
     torch.manual_seed(1)
     data = bmft.from_arrays(torch.randn(192, 2, 9, 9) + (targets + 0.7 * groups)[:, None, None, None], targets, groups)
     fit, select = data.split(0.5, 0.5)
-    model = Net().eval()
+    model = upright(Net().eval(), select)
     with torch.no_grad():
         model.fc.bias -= model(select.inputs(slice(None))).median()
     return model, fit, select

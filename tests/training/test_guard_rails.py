@@ -14,6 +14,7 @@ from bmft.checkpoints import load_checkpoint, read_checkpoint, write_checkpoint
 from bmft.errors import ArchitectureError, ConfigError
 from bmft.masks import weight_importance
 from bmft.models import copied, in_own_precision, tensors_of, working_copy
+from tests.upright import upright
 
 CPU = torch.device("cpu")
 
@@ -116,9 +117,9 @@ def batches(seed: int) -> DataLoader:
 
 
 def centred(make: Callable[[], nn.Module]) -> nn.Module:
-    """The model with as many positive decisions as negative ones, in its own mode."""
+    """The model, upright, with as many positive decisions as negative ones, in its own mode."""
     torch.manual_seed(0)
-    model = make()
+    model = upright(make(), batches(2))
     # Of a float32 copy in eval mode: what it says of the images, not how it came.
     judge = working_copy(model, CPU)
     with torch.no_grad():

@@ -1,0 +1,60 @@
+"""A model of two classes whose outputs have the positive one first, read and tuned with it last.
+
+What is last is what every rate, threshold and objective is about. Such a model's logits are turned where it is only
+measured; where it is tuned, a copy's head is turned before and turned back after: both are exact.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmft.errors import ConfigError
+from bmft.models.answers import forward_logits
+from bmft.models.head import find_head
+from bmft.models.modes import evaluating
+from bmft.models.weights import copied
+
+
+def turned(logits: Tensor) -> Tensor:
+    """Logits ``(n, 2)`` or ``(n, 1)`` of the other class.
+
+    Raises:
+        ConfigError: they are of more classes.
+
+    >>> turned(torch.tensor([[1.0, 3.0]])), turned(torch.tensor([[2.0]]))
+    (tensor([[3., 1.]]), tensor([[-2.]]))
+    """
+    if logits.shape[1] > 2:
+        raise ConfigError(f"the positive class is one of two, but the model has {logits.shape[1]} outputs")
+    return logits.flip(1) if logits.shape[1] == 2 else -logits
+
+
+def turned_model(model: nn.Module, example: Any, *, head: str | None = None) -> nn.Module:
+    """A copy of the model whose outputs are turned, by its head's weights.
+
+    Raises:
+        ConfigError: no exchange of the head's weights does that.
+    """
+    result = copied(model)
+    layer = find_head(model, example, name=head)
+    turn_head(dict(result.named_parameters()), layer.parameters, layer.num_outputs)
+    with torch.no_grad(), evaluating(model), evaluating(result):
+        wanted, found = turned(forward_logits(model, example)), forward_logits(result, example)
+    if not torch.allclose(wanted, found, rtol=1e-4, atol=1e-5):
+        raise ConfigError(
+            f"the outputs of head {layer.name!r} cannot be exchanged to have the positive class last: name the "
+            "second of --classes as --positive"
+        )
+    return result
+
+
+def turn_head(tensors: Mapping[str, Tensor], names: tuple[str, ...], num_outputs: int, *, sign: bool = True) -> None:
+    """Change the head's `tensors`: two rows change places; of one row the sign, if `sign` says so."""
+    with torch.no_grad():
+        for name in names:
+            if num_outputs == 2:
+                tensors[name].copy_(tensors[name].flip(0))
+            elif sign:
+                tensors[name].neg_()
