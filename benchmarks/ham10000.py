@@ -57,7 +57,7 @@ def measure(attribute: str, method: str, config: dict[str, Any], seed: int) -> d
             "balanced accuracy": report.overall["balanced_accuracy"],
         }
     figures = ("step", "gap", "roc_auc", "worst_group_roc_auc")
-    result["curve"] = [[round(epoch[name], 5) for name in figures] for epoch in outcome.report.history]
+    result["curve"] = [[round(getattr(epoch, name), 5) for name in figures] for epoch in outcome.report.history]
     result["moved"] = outcome.patch.moved / sum(p.numel() for p in model.parameters())
     return result
 

@@ -28,7 +28,7 @@ def measure(attribute: str, goal: str, seed: int, trials: int) -> dict[str, Any]
     single = debias(model, fit, select, seed=seed, device="cpu")
     found = search(model, fit, select, goal=goal, trials=trials, seed=seed, device="cpu")
     figure = "average_odds_difference"
-    passes = len(fit) * (2 + sum(e["step"] == 1 for e in single.report.history) + len(single.report.config["path"]))
+    passes = len(fit) * (2 + sum(e.step == 1 for e in single.report.history) + len(single.report.config["path"]))
     return {
         "single": {
             "gap": single.after.gaps[attribute][figure],

@@ -6,7 +6,7 @@ from bmft.auditing.audit import (
     AuditReport as AuditReport,
     audit_predictions as audit_predictions,
 )
-from bmft.auditing.goals import GOALS as GOALS, Goal as Goal
+from bmft.auditing.goals import GOALS as GOALS, Epoch as Epoch, Goal as Goal
 from bmft.auditing.group_intervals import GroupStatistics as GroupStatistics, Sample as Sample, gather as gather
 from bmft.auditing.harm import (
     Limits as Limits,

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,3 +82,48 @@ GOALS: Mapping[str, Goal] = {
     "auc": Goal(_overall("roc_auc"), "maximize"),
     "accuracy": Goal(_overall("accuracy"), "maximize"),
 }
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What the select set showed of one epoch, or of one candidate of a method without epochs.
+
+    Attributes:
+        step: 1 for the extractor, 2 for the head; 0 is the untouched model.
+        epoch: counted from 1 in each step.
+        loss: mean over the epoch; NaN where nothing was trained.
+        gap: what the method makes smaller.
+        worst_group_roc_auc: the lowest of any group.
+        harm: every limit that it breaks, in words.
+        chosen: whether it was kept.
+        goals: goal -> value, where an epoch is chosen by another goal than the gap.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    gap: float
+    roc_auc: float
+    worst_group_roc_auc: float
+    balanced_accuracy: float
+    harm: tuple[str, ...] = ()
+    chosen: bool = False
+    goals: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it does no harm."""
+        return not self.harm
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as reports and journals have them."""
+        values = asdict(self)
+        goals, harm, chosen = values.pop("goals"), list(values.pop("harm")), values.pop("chosen")
+        return {**values, "eligible": self.eligible, "harm": harm, "chosen": chosen, **goals}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
+        """What `to_dict` made into `values`."""
+        own = {name: values[name] for name in cls.__dataclass_fields__ if name != "goals"}
+        goals = {name: values[name] for name in values if name not in (*own, "eligible")}
+        return cls(**{**own, "harm": tuple(values["harm"])}, goals=goals)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from bmft.auditing import AuditReport, Predictions, audit_predictions, violations
+from bmft.auditing import GOALS, AuditReport, Predictions, audit_predictions, violations
 from bmft.comparison.references import REFERENCES, ReferenceInput, missing_references
 from bmft.data import GroupedData
 from bmft.errors import BmftError
@@ -150,7 +150,7 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
         )
         used = passes()
     report = outcome.report
-    chosen = next(entry for entry in report.history if entry["chosen"])
+    chosen = next(entry for entry in report.history if entry.chosen)
     before, after = _predictions(outcome.before), _predictions(outcome.after)
     probes = (
         attribute_leakage(each, world.measured, head=world.conditions.head, seed=0)
@@ -161,7 +161,7 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
         "accepted": outcome.accepted,
         "reason": outcome.reason,
         "harm": [str(one) for one in violations(outcome.before, outcome.after, world.conditions.limits)],
-        "select": {name: chosen[name] for name in ("gap", "roc_auc", "worst_group_roc_auc")},
+        "select": {name: getattr(chosen, name) for name in ("gap", "roc_auc", "worst_group_roc_auc")},
         "evaluated_on": report.evaluated_on,
         "n": len(before),
         **compared(world, trial.method, trial.config, before, after),
@@ -258,12 +258,11 @@ def _figures(
 ) -> list[float]:
     part = predictions if index is None else _taken(predictions, index)
     report = audit_predictions(part, threshold=threshold, intervals=False)
-    areas = [figures["roc_auc"] for groups in report.by_group.values() for figures in groups.values()]
     return [
         gap(part),
-        max((gaps["equalized_odds_difference"] for gaps in report.gaps.values()), default=np.nan),
+        GOALS["equalized_odds"].figure(report),
         report.overall["roc_auc"],
-        min((area for area in areas if np.isfinite(area)), default=np.nan),
+        GOALS["worst_group_auc"].figure(report),
         report.overall["balanced_accuracy"],
     ]
 

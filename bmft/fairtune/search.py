@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bmft._common import unknown_name
-from bmft.auditing import GOALS, AuditReport, Goal, refuse_swapped, violations
+from bmft.auditing import GOALS, Goal, refuse_swapped, violations
 from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune.finals import Final, best_of, measured_at_last, passes, run_finals
@@ -373,13 +373,9 @@ def _note(trial: Trial, outcomes: list[Outcome], limits: Limits) -> None:
     """Keep what the report shows, and by how much the trial breaks the limits (more than 0: it does)."""
     found = [one.excess for o in outcomes for one in violations(o.before, o.after, limits)]
     trial.set_constraint("harm", _finite(max(found, default=0.0)))
-    trial.set_user_attr("gap", float(np.mean([_mean_gap(o.after) for o in outcomes])))
+    trial.set_user_attr("gap", float(np.mean([GOALS["average_odds"].figure(o.after) for o in outcomes])))
     trial.set_user_attr("roc_auc", float(np.mean([o.after.overall["roc_auc"] for o in outcomes])))
     trial.set_user_attr("accepted", all(o.accepted for o in outcomes))
-
-
-def _mean_gap(report: AuditReport) -> float:
-    return max(float(gaps["average_odds_difference"]) for gaps in report.gaps.values())
 
 
 def _finite(value: float) -> float:

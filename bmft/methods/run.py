@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmft.auditing import AuditReport, Predictions
+from bmft.auditing import AuditReport, Epoch, Predictions
 from bmft.compute import Room, Share
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, NonFiniteError
@@ -43,7 +43,7 @@ class Progress:
     phase: str
     done: int
     total: int
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Epoch | None = None
     kept: AuditReport | None = None
 
 

@@ -93,7 +93,7 @@ def _debias_page(report: DebiasReport, date: str) -> Page:
 def _status(report: DebiasReport) -> tuple[str, str]:
     if not report.accepted:
         return "kept", "Original kept: no candidate met the conditions"
-    if any(entry.get("chosen") and entry.get("eligible") is False for entry in report.history):
+    if any(entry.get("chosen") and entry.get("eligible") is False for entry in plain(report.history)):
         return "asked", "Taken as asked: the new model does not meet the conditions"
     return "accepted", "Accepted: the new model met the conditions"
 

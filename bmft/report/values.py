@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bmft._common import html_table, humanise, short, with_interval
-from bmft.auditing import HEADLINE, AuditReport
+from bmft.auditing import HEADLINE, AuditReport, Epoch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,7 @@ class DebiasReport:
         after: the returned model's audit on the same rows (the original's where it was kept).
         evaluated_on: the split both were measured on: ``"test"`` or ``"select"``.
         config: every setting, as plain values.
-        history: one entry per epoch: ``step``, ``epoch``, ``loss``, ``gap``, ``roc_auc``,
-            ``worst_group_roc_auc``, ``eligible``, ``chosen``; step 0 is the untouched model.
+        history: one entry per epoch; step 0 is the untouched model.
         mask: ``{"density": .., "by_layer": {layer: {"selected", "total", "fraction"}}}``, or None.
         seconds: how long each part took.
         versions: of the packages, see `versions`.
@@ -62,7 +61,7 @@ class DebiasReport:
     after: AuditReport
     evaluated_on: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Epoch] = ()
     mask: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -108,9 +107,8 @@ class DebiasReport:
         from bmft.auditing import charts
         from bmft.report.extras import epoch_points
 
-        return charts.on_axes(
-            charts.tradeoff(epoch_points(self.history), x="gap on the selection data", y="ROC AUC"), ax, above=True
-        )
+        points = epoch_points(plain(self.history))
+        return charts.on_axes(charts.tradeoff(points, x="gap on the selection data", y="ROC AUC"), ax, above=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""

@@ -12,12 +12,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bmft._common import in_order, put, short
+from bmft.auditing import Epoch
 from bmft.errors import ConfigError, DataError
 from bmft.training.selection import Selection
 
 _EPOCH = "epoch.safetensors"
 _ENTRIES = {"run": dict, "stage": int, "history": list, "chosen": int, "remarks": list}
-_OF_SELECTION = ("history", "chosen", "remarks")
 
 
 class Journal:
@@ -82,7 +82,8 @@ class Journal:
     def _keep(self, path: Path, number: int, selection: Selection, tensors: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
         best = self._best_file(selection.chosen)
-        where = {"run": self.run, "stage": number, **{name: getattr(selection, name) for name in _OF_SELECTION}}
+        where = {"run": self.run, "stage": number, "history": [entry.to_dict() for entry in selection.history]}
+        where |= {"chosen": selection.chosen, "remarks": selection.remarks}
         named = {"journal": json.dumps(where)}
         # First the weights, then the file that names them, then the others go: a kill in between does no harm.
         if selection.chosen and not best.exists():
@@ -97,7 +98,7 @@ class Journal:
         best = self._best_file(where["chosen"])
         # Of a stage that is not the last one, the weights it preferred may be gone: those of a later one will do.
         state = self._read(best)[0] if where["chosen"] and best.exists() else {}
-        selection.load_state(where["history"], where["chosen"], state, where["remarks"])
+        selection.load_state([Epoch.from_dict(e) for e in where["history"]], where["chosen"], state, where["remarks"])
         return tensors, where
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

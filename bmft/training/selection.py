@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bmft.auditing import CONSTANT, GOALS, AuditReport, Predictions, audit_predictions, violations
+from bmft.auditing import CONSTANT, GOALS, AuditReport, Epoch, Predictions, audit_predictions, violations
 from bmft.errors import ConstantPredictorError
 from bmft.models import changes, put_back, tensors_of
 from bmft.training.conditions import Conditions
 
-_NAMED = {"gap": "gap", "ROC AUC": "roc_auc"}
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -39,7 +38,7 @@ class Selection:
     conditions: Conditions
     original: Mapping[str, Tensor]
     choose: str = "gap"
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     untouched: AuditReport | None = None
     kept: AuditReport | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -60,10 +59,9 @@ class Selection:
                 "every gap is 0 whatever its bias. Check the preprocessing (--normalize, --image-size), "
                 "or let --threshold-from select pick the threshold."
             )
-        self.history[0]["eligible"] = True
 
-    def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> dict[str, Any]:
-        """Record an epoch and keep what it changed if it is now the best; returns its history entry."""
+    def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> Epoch:
+        """Record an epoch and keep what it changed if it is now the best."""
         report = self._add(predictions, step=step, epoch=epoch, loss=loss)
         entry, best = self.history[-1], self.history[self.chosen]
         if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
@@ -71,23 +69,24 @@ class Selection:
             self.state = changes(self.original, tensors_of(self.model))
         return entry
 
-    def rank(self, entry: Mapping[str, Any]) -> float:
+    def rank(self, entry: Epoch) -> float:
         """How good an epoch is, less being better: its figure; infinite where it does harm."""
-        if not entry["eligible"]:
-            return math.inf
-        return float(entry["gap"]) if self.choose == "gap" else GOALS[self.choose].sign * float(entry[self.choose])
+        return self._figure(entry) if entry.eligible else math.inf
+
+    def _figure(self, entry: Epoch) -> float:
+        return entry.gap if self.choose == "gap" else GOALS[self.choose].sign * entry.goals[self.choose]
 
     def load_state(
-        self, history: list[dict[str, Any]], chosen: int, state: dict[str, Tensor], remarks: Sequence[str] = ()
+        self, history: Sequence[Epoch], chosen: int, state: dict[str, Tensor], remarks: Sequence[str] = ()
     ) -> None:
         """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
-        self.history, self.chosen, self.state = history, chosen, state
+        self.history, self.chosen, self.state = list(history), chosen, state
         self.remarks[:] = remarks
         self.kept = None if chosen else self.untouched
 
     def finish(self) -> bool:
         """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
-        self.history[self.chosen]["chosen"] = True
+        self.history[self.chosen] = replace(self.history[self.chosen], chosen=True)
         if self.chosen:
             weights = tensors_of(self.model)
             for name, tensor in self.original.items():
@@ -101,67 +100,62 @@ class Selection:
 
     def _why(self) -> str:
         first, entry = self.history[0], self.history[self.chosen]
-        named = _NAMED if self.choose == "gap" else {self._words: self.choose, **_NAMED}
-        change = ", ".join(f"{name} {first[key]:.3f} -> {entry[key]:.3f}" for name, key in named.items())
+        goals = {_words(name): (first.goals[name], entry.goals[name]) for name in entry.goals}
+        named = {**goals, "gap": (first.gap, entry.gap), "ROC AUC": (first.roc_auc, entry.roc_auc)}
+        change = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in named.items())
         if self.conditions.keep == "last" and self.chosen:
             return f"the last epoch was kept as asked (select: {change})"
         if self.chosen:
-            count = sum(e["eligible"] for e in self.history[1:])
+            count = sum(e.eligible for e in self.history[1:])
             return (
-                f"step {entry['step']}, epoch {entry['epoch']} has the {self._better('est')} of the {count} of "
+                f"step {entry.step}, epoch {entry.epoch} has the {self._better('est')} of the {count} of "
                 f"{len(self.history) - 1} epochs that do no harm (select: {change})"
             )
         return self._why_none()
-
-    @property
-    def _words(self) -> str:
-        return self.choose.replace("_", " ").replace("auc", "AUC")
 
     def _better(self, degree: Literal["er", "est"]) -> str:
         """As "smaller gap" or "highest worst group AUC"."""
         if self.choose == "gap":
             return f"small{degree} gap"
-        return f"{'low' if GOALS[self.choose].sign > 0 else 'high'}{degree} {self._words}"
+        return f"{'low' if GOALS[self.choose].sign > 0 else 'high'}{degree} {_words(self.choose)}"
 
     def _why_none(self) -> str:
         tried = self.history[1:]
         if not tried:
             return "no epoch was trained; the original is kept"
-        better = [e for e in tried if self.rank({**e, "eligible": True}) < self.rank(self.history[0])]
+        better = [e for e in tried if self._figure(e) < self.rank(self.history[0])]
         wanted = self._better("er")
         if not better:
             return f"none of {len(tried)} epochs had a {wanted} than the original on select; the original is kept"
-        nearest = min(better, key=lambda e: len(e["harm"]))
+        nearest = min(better, key=lambda e: len(e.harm))
         return (
             f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each did harm (nearest: gap "
-            f"{nearest['gap']:.3f}, but {'; '.join(nearest['harm'])}); the original is kept"
+            f"{nearest.gap:.3f}, but {'; '.join(nearest.harm)}); the original is kept"
         )
 
     def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
         report = audit_predictions(predictions, threshold=self.conditions.threshold, intervals=False)
         self.untouched = self.untouched or report
         harm = violations(self.untouched, report, self.conditions.limits)
-        entry = {
-            "step": step,
-            "epoch": epoch,
-            "loss": loss,
-            "gap": self.gap(predictions),
-            "roc_auc": report.overall["roc_auc"],
-            "worst_group_roc_auc": _worst(report),
-            "balanced_accuracy": report.overall["balanced_accuracy"],
-            "eligible": not harm,
-            "harm": [str(one) for one in harm],
-            "chosen": False,
-        }
-        if self.choose != "gap":
-            entry[self.choose] = GOALS[self.choose].of(report)
-        self.history.append(entry)
+        goals = {} if self.choose == "gap" else {self.choose: GOALS[self.choose].of(report)}
+        self.history.append(
+            Epoch(
+                step=step,
+                epoch=epoch,
+                loss=loss,
+                gap=self.gap(predictions),
+                roc_auc=report.overall["roc_auc"],
+                worst_group_roc_auc=GOALS["worst_group_auc"].figure(report),
+                balanced_accuracy=report.overall["balanced_accuracy"],
+                harm=tuple(map(str, harm)),
+                goals=goals,
+            )
+        )
         return report
 
 
-def _worst(report: AuditReport) -> float:
-    values = [metrics["roc_auc"] for groups in report.by_group.values() for metrics in groups.values()]
-    return min((value for value in values if math.isfinite(value)), default=math.nan)
+def _words(goal: str) -> str:
+    return goal.replace("_", " ").replace("auc", "AUC")
 
 
 def gap_of(objective: Objective, *, threshold: float, on_decisions: bool) -> Callable[[Predictions], float]:

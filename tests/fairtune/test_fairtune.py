@@ -265,7 +265,7 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_searchs_own_goal(task, monk
     found = search(task, trials=1, goal="worst_group_auc")
     (trial,), (run,) = found.summary["trials"], runs
     assert run.report.config["choose"] == "worst_group_auc"
-    eligible = [entry["worst_group_auc"] for entry in run.report.history if entry["eligible"]]
+    eligible = [entry.goals["worst_group_auc"] for entry in run.report.history if entry.eligible]
     assert len(eligible) > 1
     assert trial["value"] == max(eligible)
 
@@ -273,9 +273,9 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_searchs_own_goal(task, monk
 def test_with_two_goals_the_epoch_is_kept_that_is_best_by_the_first(task):
     found = search(task, trials=2, goal="worst_group_accuracy", second_goal="average_odds")
     history = found.outcome.report.history
-    chosen = next(entry for entry in history if entry["chosen"])
+    chosen = next(entry for entry in history if entry.chosen)
     assert found.settings["choose"] == "worst_group_accuracy"
-    assert chosen["worst_group_accuracy"] == max(e["worst_group_accuracy"] for e in history if e["eligible"])
+    assert chosen.goals["worst_group_accuracy"] == max(e.goals["worst_group_accuracy"] for e in history if e.eligible)
 
 
 def test_the_same_seed_searches_the_same_and_what_is_finished_counts(task, tmp_path):
@@ -304,8 +304,8 @@ def test_the_winner_does_no_harm(task):
     found = search(task, trials=6, goal="equalized_odds", keep="last", method="selective", **loose)
     before, after = (found.outcome.before, found.outcome.after)
     history = found.outcome.report.history
-    kept = next(entry for entry in history if entry["chosen"])
-    assert kept["harm"] == []
+    kept = next(entry for entry in history if entry.chosen)
+    assert kept.harm == ()
     assert before.n == after.n
 
 

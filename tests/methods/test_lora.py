@@ -72,13 +72,13 @@ def test_the_network_that_was_trained_is_the_one_that_was_judged(task):
     pytest.importorskip("peft")
     outcome, select = debias(task), task[2]
     last = outcome.report.history[-1]
-    assert (last["chosen"], last["epoch"]) == (True, 4)
-    assert bmft.audit(outcome.model, select, intervals=False).overall["roc_auc"] == pytest.approx(last["roc_auc"])
+    assert (last.chosen, last.epoch) == (True, 4)
+    assert bmft.audit(outcome.model, select, intervals=False).overall["roc_auc"] == pytest.approx(last.roc_auc)
     torch.manual_seed(9)
     again = debias(task)
     for name, tensor in outcome.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), "the same seed, the same bytes"
-    losses = [entry["loss"] for entry in outcome.report.history[1:]]
+    losses = [entry.loss for entry in outcome.report.history[1:]]
     assert losses[-1] < losses[0]
 
 
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(task, tmp_path):
     again = debias(task, journal=tmp_path / "run", resume=True)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
-    assert [e["gap"] for e in again.report.history] == [e["gap"] for e in whole.report.history]
+    assert [e.gap for e in again.report.history] == [e.gap for e in whole.report.history]
 
 
 def test_what_lora_cannot_do_is_refused_by_name(task):

@@ -67,9 +67,9 @@ def run(tabular, **options):
 def test_the_gap_of_a_tabular_model_falls_without_harm(tabular):
     outcome = run(tabular, config={"fraction": 0.3, "batch_size": 32}, max_group_auc_drop=0.05)
     assert outcome.accepted, outcome.reason
-    chosen = next(entry for entry in outcome.report.history if entry["chosen"])
-    assert chosen["gap"] < outcome.report.history[0]["gap"]
-    assert chosen["roc_auc"] >= outcome.report.history[0]["roc_auc"] - 0.01
+    chosen = next(entry for entry in outcome.report.history if entry.chosen)
+    assert chosen.gap < outcome.report.history[0].gap
+    assert chosen.roc_auc >= outcome.report.history[0].roc_auc - 0.01
     gaps = [r.gaps[next(iter(r.gaps))]["average_odds_difference"] for r in (outcome.before, outcome.after)]
     assert gaps[1] < gaps[0]
 
@@ -85,7 +85,7 @@ def test_every_method_moves_only_its_mask_and_keeps_the_original(tabular, method
         outside = outcome.mask.tensors[name] == 0
         assert torch.equal(after[outside], before[name][outside]), name
     assert outcome.patch.moved > 0
-    assert outcome.report.history[-1]["chosen"]
+    assert outcome.report.history[-1].chosen
     assert type(outcome.model) is type(model)
 
 
@@ -144,9 +144,9 @@ def test_nothing_that_qualifies_keeps_the_original_and_says_why(tabular):
 
 def test_the_chosen_epoch_is_the_smallest_gap_among_the_eligible(tabular):
     outcome = run(tabular, max_group_auc_drop=0.05)
-    eligible = [entry for entry in outcome.report.history if entry["eligible"]]
-    chosen = next(entry for entry in outcome.report.history if entry["chosen"])
-    assert chosen["gap"] == min(entry["gap"] for entry in eligible)
+    eligible = [entry for entry in outcome.report.history if entry.eligible]
+    chosen = next(entry for entry in outcome.report.history if entry.chosen)
+    assert chosen.gap == min(entry.gap for entry in eligible)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_an_epoch_may_be_chosen_by_another_figure_than_the_gap(tabular, goal, wo
     config, limits = QUICK | {"choose": goal, "patience": 0}, {"max_auc_drop": 0.05, "max_group_auc_drop": 0.1}
     outcome = debias(*tabular[:3], config=config, device="cpu", **limits)
     first, *tried = outcome.report.history
-    chosen = next(entry for entry in tried if entry["chosen"])
-    eligible = [entry for entry in outcome.report.history if entry["eligible"]]
-    assert chosen[goal] == GOALS[goal].of(outcome.after)
-    assert GOALS[goal].sign * chosen[goal] == min(GOALS[goal].sign * entry[goal] for entry in eligible)
+    chosen = next(entry for entry in tried if entry.chosen)
+    eligible = [entry for entry in outcome.report.history if entry.eligible]
+    assert chosen.goals[goal] == GOALS[goal].of(outcome.after)
+    assert GOALS[goal].sign * chosen.goals[goal] == min(GOALS[goal].sign * entry.goals[goal] for entry in eligible)
     assert f"has the {words} of the" in outcome.reason
-    assert f"{goal.replace('_', ' ')} {first[goal]:.3f} -> {chosen[goal]:.3f}" in outcome.reason
+    assert f"{goal.replace('_', ' ')} {first.goals[goal]:.3f} -> {chosen.goals[goal]:.3f}" in outcome.reason
 
 
 def test_where_no_epoch_is_better_by_the_figure_the_original_is_kept(tabular):
@@ -179,8 +179,8 @@ def test_a_figure_that_is_not_known_is_refused_with_the_nearest(tabular):
 
 def test_no_group_may_lose_more_than_its_limit(tabular):
     outcome = run(tabular, max_auc_drop=1.0, max_group_auc_drop=0.0)
-    worst = outcome.report.history[0]["worst_group_roc_auc"]
-    assert all(entry["worst_group_roc_auc"] >= worst for entry in outcome.report.history if entry["eligible"])
+    worst = outcome.report.history[0].worst_group_roc_auc
+    assert all(entry.worst_group_roc_auc >= worst for entry in outcome.report.history if entry.eligible)
 
 
 def test_a_constant_predictor_is_refused(tabular):
@@ -218,7 +218,7 @@ def test_own_objectives_and_scores_are_plain_callables(tabular):
 @pytest.mark.parametrize("objective", sorted(fairness.OBJECTIVES))
 def test_every_named_objective_runs(tabular, objective):
     outcome = run(tabular, keep="last", config=QUICK | {"objective": objective})
-    assert all(math.isfinite(entry["gap"]) for entry in outcome.report.history)
+    assert all(math.isfinite(entry.gap) for entry in outcome.report.history)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel", "layer", "block"])

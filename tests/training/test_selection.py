@@ -47,7 +47,7 @@ def test_what_is_kept_is_only_what_moved(net, data, dtype):
     with torch.no_grad():
         net[1].weight[0, 1] = 0.5
     entry = chooses.consider(predict(net, data), step=1, epoch=1, loss=0.0)
-    assert entry["eligible"]
+    assert entry.eligible
     assert sum(tensor.numel() for tensor in chooses.state.values()) == 2, "one position, one value"
     best = copy.deepcopy(net.state_dict())
     with torch.no_grad():

@@ -127,7 +127,7 @@ def test_a_head_that_diverges_leaves_what_the_extractor_found(cliff):
     cliff(-1.0, of=13)
     outcome, _ = run()
     assert "given up: the loss is nan" in outcome.reason
-    assert 1 in {entry["step"] for entry in outcome.report.history}
+    assert 1 in {entry.step for entry in outcome.report.history}
 
 
 def test_an_extractor_that_diverges_at_once_is_an_error(cliff):
