@@ -8,6 +8,7 @@ import io
 import json
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from benchmarks.common import footer, table
@@ -39,15 +41,17 @@ class Form:
         load: the library's own loader: path -> images to logits.
         options: what the command line has to be told.
         channels: of the images.
+        size: what they are resized to.
         ours: bmft's model and images to what `load` gives.
     """
 
     name: str
     needs: tuple[str, ...]
     make: Callable[[Path], Path]
-    load: Callable[[Path], Callable[[Tensor], Tensor]]
+    load: Callable[[Path], Callable[[Tensor], Any]]
     options: tuple[str, ...] = ()
     channels: int = 3
+    size: int = SIZE
     ours: Callable[[nn.Module, Tensor], Tensor] = forward_logits
 
     @property
@@ -56,7 +60,7 @@ class Form:
         return [name for name in self.needs if find_spec(name) is None]
 
 
-def write_data(folder: Path, channels: int = 3) -> list[str]:
+def write_data(folder: Path, channels: int = 3, size: int = SIZE) -> list[str]:
     """Drawn images as an npz with their table; the options that name them."""
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 2, ROWS), rng.integers(0, 2, ROWS)
@@ -69,7 +73,9 @@ def write_data(folder: Path, channels: int = 3) -> list[str]:
         names = np.repeat(["fit", "select", "test"], ROWS // 3)
         rows.writerows(zip(labels, groups, range(ROWS), names, strict=True))
     data = ["--data", folder / "study.npz", "--label", "ill", "--sensitive", "sex", "--cluster", "patient"]
-    return [*map(str, data), "--split-column", "split", "--image-size", str(SIZE), "--threshold-from", "select"]
+    more = ["--normalize", "0.5/0.25"] if channels == 1 else []
+    data += ["--split-column", "split", "--image-size", size, "--threshold-from", "select"]
+    return [*map(str, data), *more]
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -87,7 +93,7 @@ def through(form: Form, folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     with quiet():
         path = form.make(folder)
-    data, out = write_data(folder, form.channels), path.with_name(f"fair{path.suffix}")
+    data, out = write_data(folder, form.channels, form.size), path.with_name(f"fair{path.suffix}")
     options = [*form.options, "--quiet"]
     own = [*data, "--device", "cpu"]
     commands = {
@@ -105,7 +111,7 @@ def through(form: Form, folder: Path) -> dict[str, str]:
 
 def again(form: Form, path: Path, out: Path) -> str:
     """Whether the library's loader makes of the result what bmft makes of it, and no longer what it was."""
-    images = torch.rand(4, form.channels, SIZE, SIZE)
+    images = torch.rand(4, form.channels, form.size, form.size)
     trusted = "--trust-pickle" in form.options
     arch = form.options[form.options.index("--arch") + 1] if "--arch" in form.options else None
     answers, kept = [], []
@@ -213,12 +219,112 @@ def hf_load(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: model(images).logits  # type: ignore[no-any-return]
 
 
+def timm_hub(name: str, folder: Path, **options: Any) -> Path:
+    import timm
+
+    model = timm.create_model(name, num_classes=2, **options)
+    timm.models.save_for_hf(model, folder / "hub", model_config={"label_names": ["0", "1"]}, safe_serialization="both")
+    return folder / "hub"
+
+
+def timm_hub_load(path: Path) -> nn.Module:
+    import timm
+
+    return timm.create_model(f"local-dir:{path}", pretrained=True).eval()  # type: ignore[no-any-return]
+
+
+def timm_train(name: str, folder: Path, **options: Any) -> Path:
+    """What timm's train.py keeps: the model, its average, the optimizer and the arguments."""
+    import timm
+
+    model = timm.create_model(name, num_classes=2, **options)
+    arguments = Namespace(model=name, num_classes=2, gp=None, bn_eps=None, in_chans=None, model_kwargs=options, lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    average = timm.utils.ModelEmaV3(model)
+    saver = timm.utils.CheckpointSaver(model, optimizer, arguments, average, checkpoint_dir=folder, recovery_dir=folder)
+    saver.save_checkpoint(0, 0.5)
+    return folder / "last.pth.tar"
+
+
+def timm_load(name: str, path: Path, **options: Any) -> nn.Module:
+    import timm
+
+    model = timm.create_model(name, num_classes=2, **options)
+    timm.models.load_checkpoint(model, path)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def bare(make: Callable[[], nn.Module], folder: Path) -> Path:
+    """A state dict and nothing else."""
+    torch.save(make().state_dict(), folder / "model.pth")
+    return folder / "model.pth"
+
+
+def strictly(make: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """The user's own loading: ``load_state_dict``, strict."""
+    model = make()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
+
+
+def grey_resnet() -> nn.Module:
+    model = torchvision.models.resnet18()
+    model.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    model.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 2))
+    return model
+
+
+def deeper_head() -> nn.Module:
+    model = torchvision.models.mobilenet_v3_small()
+    model.classifier = nn.Sequential(nn.Linear(576, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 2))
+    return model
+
+
+def small_timm(name: str, **options: Any) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, num_classes=2, **options)  # type: ignore[no-any-return]
+
+
 _HF_NEEDS = ("transformers",)
+_SMALL = {"img_size": SIZE}
+_TIMM = ("timm",)
+
+
+def _bare(name: str, needs: tuple[str, ...], make: Callable[[], nn.Module], *options: str, **more: Any) -> Form:
+    return Form(name, needs, partial(bare, make), partial(strictly, make), options, **more)
+
+
 FORMS = [
     *(Form(f"Hugging Face {kind}", _HF_NEEDS, partial(hf_folder, kind), hf_load) for kind in _HF),
     Form("Hugging Face, shards", _HF_NEEDS, partial(hf_folder, "ViT", max_shard_size="40KB"), hf_load),
     Form("Hugging Face Trainer's checkpoint-N", (*_HF_NEEDS, "accelerate"), hf_trainer, hf_load),
     Form("Hugging Face, PEFT adapter of a local model", (*_HF_NEEDS, "peft"), hf_adapter, hf_load),
+    Form("timm, hub folder", _TIMM, partial(timm_hub, "convnext_atto"), timm_hub_load),
+    Form(
+        "timm, hub folder, one channel, another size",
+        _TIMM,
+        partial(timm_hub, "vit_tiny_patch16_224", in_chans=1, img_size=SIZE),
+        timm_hub_load,
+        channels=1,
+    ),
+    Form(
+        "timm, train.py's checkpoint, another size",
+        _TIMM,
+        partial(timm_train, "vit_tiny_patch16_224", img_size=SIZE),
+        partial(timm_load, "vit_tiny_patch16_224", img_size=SIZE),
+    ),
+    _bare("timm, weights, one channel", _TIMM, partial(small_timm, "convnext_atto", in_chans=1), channels=1),
+    _bare(
+        "timm, a network without a head of its own (EVA02)",
+        _TIMM,
+        partial(small_timm, "eva02_tiny_patch14_224", img_size=28),
+        "--arch",
+        "timm:eva02_tiny_patch14_224",
+        size=28,
+    ),
+    _bare("torchvision, one channel and a replaced head", (), grey_resnet, channels=1),
+    _bare("torchvision, a head of two layers", (), deeper_head),
 ]
 
 

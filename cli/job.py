@@ -14,7 +14,7 @@ from torch import nn
 
 from bmft._common import Assumption
 from bmft.auditing import pick_threshold
-from bmft.checkpoints import Checkpoint, build_from, class_names, read_checkpoint
+from bmft.checkpoints import Checkpoint, assembled, class_names, read_checkpoint
 from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
@@ -31,7 +31,8 @@ def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
     """Read a checkpoint and build its model, in eval mode on the CPU."""
     checkpoint = read_checkpoint(path, trust_pickle=common.trust_pickle, entry=common.entry)
     import_from_here()
-    model = build_from(checkpoint, arch=common.arch, num_classes=common.num_classes)
+    model, assumed = assembled(checkpoint, arch=common.arch, num_classes=common.num_classes)
+    checkpoint = replace(checkpoint, assumed=(*checkpoint.assumed, *assumed))
     read_as(model, answer=common.answer, answer_is=common.answer_is)
     return checkpoint.under(model.state_dict()), model
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bmft.checkpoints.classes import class_names as class_names
     from bmft.checkpoints.folders import check_place as check_place
     from bmft.checkpoints.loading import (
+        assembled as assembled,
         build_from as build_from,
         describe as describe,
         load_checkpoint as load_checkpoint,
@@ -24,7 +25,7 @@ _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
     "classes": ("class_names",),
     "folders": ("check_place",),
-    "loading": ("build_from", "describe", "load_checkpoint"),
+    "loading": ("assembled", "build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),
     "patch_file": ("patch_summary",),
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bmft._common import Assumption
 from bmft.checkpoints.folders import read_weights, write_weights
 from bmft.checkpoints.formats import WeightFile
-from bmft.checkpoints.layout import at, check_tensors, in_precision, named_arch, plain_values, refilled
+from bmft.checkpoints.layout import at, check_tensors, in_precision, made_with, named_arch, plain_values, refilled
 from bmft.checkpoints.names import prefixes, spellings
 from bmft.checkpoints.places import WeightSet, choose, opened_by_default, weight_sets, why
 from bmft.errors import MismatchError
@@ -36,6 +36,7 @@ class Checkpoint:
         prefix: what precedes every weight's name, such as ``module.``.
         state: the model's tensors by name, without the prefix, in the file's order and precision.
         arch: the architecture that the file itself names, if it does.
+        settings: what it says that its network was made with, such as Lightning's ``hyper_parameters``.
         metadata: the plain values beside the weights (epoch, learning rate, safetensors' own metadata).
         content_hash: SHA-256 of the file.
         assumed: what was inferred on the way from the file to the model.
@@ -52,6 +53,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     content_hash: str
     file: WeightFile = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False, default_factory=dict)
     assumed: tuple[Assumption, ...] = ()
 
     _names: Mapping[str, str] = field(repr=False, default_factory=dict)
@@ -174,6 +176,7 @@ def read_checkpoint(
         state={},
         arch=named_arch(beside),
         metadata=plain_values(beside),
+        settings=made_with(beside),
         content_hash=file.content_hash,
         file=file,
     )
@@ -241,6 +244,7 @@ def as_stored(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and shapes, in whatever order they are.
 
+    >>> import torch
     >>> a, b = torch.zeros(2), torch.zeros(3)
     >>> fingerprint({"a": a, "b": b}) == fingerprint({"b": b + 1, "a": a})
     True

@@ -13,6 +13,7 @@ from bmft._common import shown
 from bmft.errors import CheckpointError, MismatchError, NonFiniteError
 
 _ARCH_KEYS = ("arch", "architecture", "model_name", "model")
+_MADE_WITH = ("hyper_parameters", "hparams", "model_args", "model_kwargs", "model_config")
 _SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "args")
 
 
@@ -82,7 +83,42 @@ def named_arch(content: Any) -> str | None:
     entries = _as_mapping(content)
     settings = [_as_mapping(entries.get(key)) for key in _SETTINGS_KEYS]
     names = (place.get(key) for place in (entries, *settings) for key in _ARCH_KEYS)
-    return next((name for name in names if isinstance(name, str) and name), None)
+    name = next((name for name in names if isinstance(name, str) and name), None)
+    options = _timm_options(entries)
+    if name is None or options is None or any(mark in name for mark in ",:("):
+        return name
+    # The weights tell the size of the head.
+    said = (f"{key}={value!r}" for key, value in options.items() if key != "num_classes")
+    return ",".join([f"timm:{name}", *said])
+
+
+def made_with(content: Any) -> dict[str, Any]:
+    """What the entries say that the network was made with, such as Lightning's ``hyper_parameters``.
+
+    >>> made_with({"hyper_parameters": {"width": 8}, "epoch": 3})
+    {'width': 8}
+    """
+    entries = _as_mapping(content)
+    found: dict[str, Any] = {}
+    for key in _MADE_WITH:
+        found |= {name: value for name, value in _as_mapping(entries.get(key)).items() if isinstance(name, str)}
+    # Lightning keeps the parameters under the name of the one argument that held them all.
+    held = entries.get("hparams_name")
+    return {held: found} if isinstance(held, str) and held not in ("kwargs", "") and found else found
+
+
+def _timm_options(entries: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """How timm's train.py, or a folder of its hub, says that the network was made; None where it is not timm's."""
+    arguments = _as_mapping(entries.get("args"))
+    if "gp" in arguments:
+        said = {
+            "in_chans": arguments.get("in_chans"),
+            "global_pool": arguments["gp"],
+            "bn_eps": arguments.get("bn_eps"),
+        }
+        options = {key: value for key, value in said.items() if value is not None}
+        return options | dict(_as_mapping(arguments.get("model_kwargs")))
+    return dict(_as_mapping(entries.get("model_args"))) if "pretrained_cfg" in entries else None
 
 
 def _as_mapping(value: Any) -> Mapping[Any, Any]:

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmft._common import Assumption
 from bmft.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from bmft.models import (
     Fit,
-    build_model,
+    Fitted,
     check_values,
+    compare,
     components,
     find_head,
-    fit_of,
-    infer_architecture,
-    outline,
+    fitted,
     readings,
+    recognised,
     shapes_of,
 )
 
@@ -68,19 +69,31 @@ def load_checkpoint(
 
 def build_from(checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None) -> nn.Module:
     """The model of a checkpoint that has been read; see `load_checkpoint`."""
+    model, assumed = assembled(checkpoint, arch=arch, num_classes=num_classes)
+    for one in assumed:
+        if one.guess:
+            log.warning("%s: %s: %s (%s)", checkpoint.path, one.subject, one.value, one.option)
+    return model
+
+
+def assembled(
+    checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None
+) -> tuple[nn.Module, tuple[Assumption, ...]]:
+    """The same as `build_from`, and what was inferred about the network."""
     if checkpoint.module is not None and arch is None:
         model = copy.deepcopy(checkpoint.module).float().eval()
         _check_values(model, checkpoint.module.state_dict(), checkpoint.path)
-        return model
-    arch, outputs = _resolve(checkpoint, arch)
+        return model, ()
+    network = _resolve(checkpoint, arch)
     # One output is the logit of two classes.
-    if num_classes not in (None, outputs) and (num_classes, outputs) != (2, 1):
+    if num_classes not in (None, network.outputs) and (num_classes, network.outputs) != (2, 1):
         raise ConfigError(
-            f"--num-classes is {num_classes}, but the head in {checkpoint.path} has {outputs} outputs: leave it out"
+            f"--num-classes is {num_classes}, but the head in {checkpoint.path} has {network.outputs} outputs: "
+            "leave it out"
         )
     with torch.random.fork_rng(devices=[]):
-        model = build_model(arch, num_outputs=outputs)
-    return _load(model, checkpoint, arch)
+        model = network.build()
+    return _load(model, checkpoint, network.arch), network.assumed
 
 
 def describe(
@@ -117,8 +130,8 @@ def describe(
                 "name": one.name,
                 "tensors": len(one.tensors),
                 "chosen": one is checkpoint.chosen,
-                "same": not _compare(
-                    model, replace(checkpoint, chosen=one, prefix="").under(model.state_dict()).state
+                "same": not compare(
+                    model, shapes_of(replace(checkpoint, chosen=one, prefix="").under(model.state_dict()).state)
                 ).distance,
             }
             for one in checkpoint.sets
@@ -143,51 +156,37 @@ def describe(
     }
 
 
-def _resolve(checkpoint: Checkpoint, arch: str | None) -> tuple[str, int | None]:
-    """The architecture, and the size of its head."""
+def _resolve(checkpoint: Checkpoint, arch: str | None) -> Fitted:
+    """The network: what is said, else what the file says, else what has these weights."""
     if arch is not None:
-        fits = [(option, *_fit(checkpoint, option)) for option in readings(arch) or (arch,)]
-        best, fit, outputs = min(fits, key=lambda item: item[1].distance)
-        if fit.distance:
-            raise _misfit(checkpoint.path, best, fit)
-        return best, outputs
+        fits = [_fit(checkpoint, option) for option in readings(arch) or (arch,)]
+        best = min(fits, key=lambda one: one.fit.distance)
+        if best.fit.distance:
+            raise _misfit(checkpoint.path, best.arch, best.fit)
+        return best
     for option in readings(checkpoint.arch, trusted=False) if checkpoint.arch else ():
-        fit, outputs = _fit(checkpoint, option)
-        if not fit.distance:
-            return option, outputs
+        found = _fit(checkpoint, option)
+        if not found.fit.distance:
+            return found
     if checkpoint.arch:
-        log.info("%s calls itself %r; taken from its weights instead", checkpoint.path, checkpoint.arch)
-    inferred = _inferred(checkpoint)
-    return inferred, _fit(checkpoint, inferred)[1]
+        said = logging.WARNING if "," in checkpoint.arch else logging.INFO
+        log.log(said, "%s calls itself %r; taken from its weights instead", checkpoint.path, checkpoint.arch)
+    return _recognised(checkpoint)
 
 
-def _inferred(checkpoint: Checkpoint) -> str:
+def _recognised(checkpoint: Checkpoint) -> Fitted:
     says = f" It calls itself {checkpoint.arch!r}." if checkpoint.arch else ""
     errors = []
     for candidate in checkpoint.unwrapped():
         try:
-            return infer_architecture(shapes_of(candidate.state))
+            return recognised(shapes_of(candidate.state))
         except ArchitectureError as error:
             errors.append(error)
     raise ArchitectureError(f"{checkpoint.path}: {errors[0]}{says}") from errors[0]
 
 
-def _fit(checkpoint: Checkpoint, arch: str) -> tuple[Fit, int | None]:
-    """How far the weights are those of `arch` with a head of the size that they have, and that size."""
-    network = outline(arch)
-    state = checkpoint.under(network.state_dict()).state
-    outputs = next((state[name].shape[0] for name in find_head(network).parameters if name in state), None)
-    return _compare(outline(arch, num_outputs=outputs), state), outputs
-
-
-def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
-    """How far the weights are the model's; of weights that are one in the model, one is enough."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    tied = {name for group in names.values() if any(name in state for name in group) for name in group}
-    wanted = shapes_of(model.state_dict())
-    return fit_of({n: s for n, s in wanted.items() if n in state or n not in tied}, shapes_of(state))
+def _fit(checkpoint: Checkpoint, arch: str) -> Fitted:
+    return fitted(arch, lambda names: shapes_of(checkpoint.under(names).state), checkpoint.settings)
 
 
 def _misfit(path: Path, what: str, fit: Fit) -> ArchitectureError:
@@ -202,7 +201,7 @@ def _load(model: nn.Module, checkpoint: Checkpoint, what: str) -> nn.Module:
     check_values(model)
     current = model.state_dict()
     state = OrderedDict(checkpoint.under(current).state)
-    fit = _compare(model, state)
+    fit = compare(model, shapes_of(state))
     if fit.distance:
         raise _misfit(checkpoint.path, what, fit)
     _check_values(model, state, checkpoint.path)
@@ -236,7 +235,7 @@ def _check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
 def _arch_in_words(checkpoint: Checkpoint, model: nn.Module) -> str:
     try:
         if checkpoint.module is None:
-            return _resolve(checkpoint, None)[0]
+            return _resolve(checkpoint, None).arch
     except (ArchitectureError, MissingExtraError):
         pass
     return f"{type(model).__module__}:{type(model).__qualname__}"

@@ -16,13 +16,14 @@ from bmft.models.blocks import blocks as blocks, components as components, upper
 from bmft.models.building import (
     build_model as build_model,
     index_entry as index_entry,
-    infer_architecture as infer_architecture,
     outline as outline,
     readings as readings,
 )
 from bmft.models.features import penultimate_features as penultimate_features
+from bmft.models.fitting import Fitted as Fitted, compare as compare, fitted as fitted
 from bmft.models.head import Head as Head, find_head as find_head, reset_head as reset_head
 from bmft.models.modes import evaluating as evaluating, trainable as trainable
+from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
 from bmft.models.turning import turn_head as turn_head, turned as turned, turned_model as turned_model
 from bmft.models.weights import (

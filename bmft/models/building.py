@@ -1,10 +1,8 @@
-"""Networks: built by name, recognised by their weights' names and shapes, and looked into (head, blocks)."""
+"""Networks built by name, with weights or as outlines that take no memory."""
 
-import ast
 import inspect
-import logging
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,99 +11,90 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bmft._common import did_you_mean
 from bmft.errors import ArchitectureError, MissingExtraError
-from bmft.models.architectures import Entry, Shapes, fit_of, index, make_entry, matches, nearest, shapes_of
-
-log = logging.getLogger(__name__)
+from bmft.models import libraries
+from bmft.models.architectures import Entry, index, make_entry, shapes_of
+from bmft.models.naming import found_function, no_network, parsed
 
 _LIBRARIES = ("torchvision", "timm")
-_FROM_CHECKPOINT = ("pretrained", "weights", "checkpoint_path", "num_classes")
-# What a checkpoint's own word may set: sizes of the input, and parts that are there or not.
-_HARMLESS = {"aux_logits", "image_size", "img_size", "in_chans", "transform_input"}
+# What a checkpoint's own word may set of torchvision's: sizes of the input, and parts that are there or not.
+_SIZES = {"aux_logits", "image_size", "transform_input"}
+# What it may not set of timm's: where else to read from.
+_HARMFUL = ("pretrained", "weights", "checkpoint", "cache_dir", "features_only", "scriptable")
+# What functions that make networks call the number of outputs.
+_OUTPUTS = ("num_classes", "num_outputs", "n_classes", "num_labels", "n_outputs", "out_channels")
 
 
-def build_model(arch: str, *, num_outputs: int | None = None) -> nn.Module:
+def build_model(arch: str, *, num_outputs: int | None = None, settings: Mapping[str, Any] | None = None) -> nn.Module:
     """A network with fresh random weights.
 
     Args:
         arch: ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, either bare (torchvision's, where both
-            have the name), or ``package.module:factory``. The library's own options may follow:
-            ``timm:vit_tiny_patch16_224,img_size=64,in_chans=1``.
+            have the name), ``monai:DenseNet121`` (of images unless ``spatial_dims`` is given),
+            ``torchxrayvision:DenseNet``, ``fastai:resnet18``, or ``package.module:factory`` or
+            ``path/to/file.py:Class`` of your own. Options may follow, as literals of Python:
+            ``timm:vit_tiny_patch16_224,img_size=64,in_chans=1``, ``net.py:Net(2, sizes=(8, 16))``.
         num_outputs: size of the head; the network's own (mostly 1000) if None. A factory gets it as
-            `num_classes` or `num_outputs` if it takes one of these, else it is called without.
+            `num_classes`, `num_outputs` or the like if it takes one of these, else it is called without.
+        settings: what a checkpoint says that its network was made with (Lightning's ``hyper_parameters``): a
+            factory gets those of them that it takes, where `arch` says nothing else.
 
     Raises:
         ArchitectureError: there is no such network, or it cannot be built so.
-        MissingExtraError: it is timm's, which is not installed.
+        MissingExtraError: its library is not installed.
 
     >>> build_model("torchvision:resnet18", num_outputs=2).fc
     Linear(in_features=512, out_features=2, bias=True)
     """
-    name, options = _parse(arch)
-    library, _, rest = name.partition(":")
+    named = parsed(arch)
+    library, _, rest = named.name.partition(":")
     if not rest:
-        if not (known := readings(name)):
-            raise ArchitectureError(_unknown(name, "torchvision or timm", [*_names("torchvision"), *_names("timm")]))
+        if not (known := readings(named.name)):
+            every = [*_names("torchvision"), *_names("timm")]
+            raise ArchitectureError(no_network(named.name, "torchvision or timm", every))
         library, rest = known[0].split(":")
     if library in _LIBRARIES:
         build = _from_torchvision if library == "torchvision" else _from_timm
-        return _called(arch, build(rest), {**options, **({} if num_outputs is None else {"num_classes": num_outputs})})
-    factory = _factory(name)
+        outputs = {} if num_outputs is None else {"num_classes": num_outputs}
+        return _called(arch, build(rest), (), {**named.options, **outputs})
+    if library in libraries.MAKERS:
+        return _called(arch, *libraries.maker(library, rest, num_outputs), named.options)
+    factory = found_function(named.name)
+    options = {**_taken(factory, settings or {}, len(named.arguments)), **named.options}
+    size = size_option(factory)
+    if size and size not in options and num_outputs is not None:
+        options[size] = num_outputs
+    return _called(arch, factory, named.arguments, options)
+
+
+def size_option(factory: Callable[..., Any]) -> str | None:
+    """What a factory calls the number of outputs, if it takes it."""
     takes = inspect.signature(factory).parameters
-    sizes = [key for key in ("num_classes", "num_outputs") if key in takes and num_outputs is not None]
-    return _called(arch, factory, {**options, **dict.fromkeys(sizes[:1], num_outputs)})
+    return next((name for name in _OUTPUTS if name in takes), None)
 
 
-def outline(arch: str, *, num_outputs: int | None = None) -> nn.Module:
+def needs_size(arch: str) -> bool:
+    """Whether the network has a head of its own only where its size is said."""
+    named = parsed(arch)
+    if named.library in ("", *_LIBRARIES, *libraries.MAKERS):
+        return True
+    factory = found_function(named.name)
+    size = size_option(factory)
+    default = inspect.signature(factory).parameters[size].default if size else None
+    return size is not None and size not in named.options and default in (None, 0, inspect.Parameter.empty)
+
+
+def outline(arch: str, *, num_outputs: int | None = None, settings: Mapping[str, Any] | None = None) -> nn.Module:
     """The same as `build_model`, but a library's network has shapes only: its weights take no memory."""
+    build = partial(build_model, arch, num_outputs=num_outputs, settings=settings)
     if ":" in arch and arch.partition(":")[0] not in _LIBRARIES:
-        return build_model(arch, num_outputs=num_outputs)
+        return build()
     try:
         with _NoMemory():
-            return build_model(arch, num_outputs=num_outputs)
+            return build()
     except ArchitectureError:
         # A few networks compute with their weights while being built; if that is not it, this raises again.
-        return build_model(arch, num_outputs=num_outputs)
-
-
-def infer_architecture(shapes: Shapes) -> str:
-    """The network that has these weights, whatever its number of outputs.
-
-    Looked up among torchvision's classification networks, then among timm's. Weights do not tell everything:
-    torchvision's pre-trained Inception and GoogLeNet also rescale their input (``transform_input=True``).
-
-    Args:
-        shapes: name -> shape of every tensor, without a prefix.
-
-    Returns:
-        A string for `build_model`.
-
-    Raises:
-        ArchitectureError: none has them (the message names the nearest), or several have.
-        MissingExtraError: it is timm's, which is not installed.
-
-    >>> infer_architecture(shapes_of(build_model("torchvision:resnet18", num_outputs=7).state_dict()))
-    'torchvision:resnet18'
-    """
-    found = matches(shapes)
-    ours = [arch for arch in found if arch.startswith("torchvision:")] or found
-    if len(ours) > 1:
-        raise ArchitectureError(
-            f"{len(ours)} networks have these weights and may compute different things: {', '.join(ours)}. "
-            "Say which with --arch."
-        )
-    if not ours:
-        raise ArchitectureError(_nearest_in_words(shapes))
-    if ours[0].startswith("timm:"):
-        _need_timm(ours[0])
-    if "inception_v3" in ours[0] or "googlenet" in ours[0]:
-        log.warning(
-            "taken as %s; if it was trained from torchvision's own weights, give --arch %s,transform_input=True",
-            ours[0],
-            ours[0],
-        )
-    return ours[0]
+        return build()
 
 
 def readings(arch: str, *, trusted: bool = True) -> tuple[str, ...]:
@@ -124,7 +113,7 @@ def readings(arch: str, *, trusted: bool = True) -> tuple[str, ...]:
     """
     if not trusted and not _harmless(arch):
         return ()
-    name, _ = _parse(arch)
+    name = parsed(arch).name
     library, _, rest = name.partition(":")
     if rest:
         return (arch,) if trusted or rest.split(".")[0] in _names(library) else ()
@@ -135,7 +124,7 @@ def readings(arch: str, *, trusted: bool = True) -> tuple[str, ...]:
 
 def index_entry(arch: str) -> Entry:
     """The network's entry for the index that `infer_architecture` looks into."""
-    return make_entry(_outline_shapes(arch, 3), _outline_shapes(arch, 5))
+    return make_entry(outline_shapes(arch, 3), outline_shapes(arch, 5))
 
 
 class _NoMemory(TorchFunctionMode):
@@ -152,28 +141,20 @@ class _NoMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _parse(arch: str) -> tuple[str, dict[str, Any]]:
-    name, *texts = arch.split(",")
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ArchitectureError(f"arch {arch!r}: expected options as in 'timm:vit_tiny_patch16_224,img_size=64'")
-        if key in _FROM_CHECKPOINT:
-            raise ArchitectureError(f"arch {arch!r}: {key!r} cannot be set, since the weights come from the checkpoint")
-        try:
-            options[key] = ast.literal_eval(value)
-        # What `literal_eval` says of text that is no Python value, or one too deep or odd to hold.
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            options[key] = value
-    return name, options
+def _taken(factory: Callable[..., Any], settings: Mapping[str, Any], already: int) -> dict[str, Any]:
+    """The settings that a factory takes by name; all of them, as Lightning does, where it takes any."""
+    takes = list(inspect.signature(factory).parameters.values())[already:]
+    kinds = {parameter.kind for parameter in takes}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return dict(settings)
+    return {parameter.name: settings[parameter.name] for parameter in takes if parameter.name in settings}
 
 
-def _called(arch: str, build: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:
+def _called(arch: str, build: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> nn.Module:
     try:
-        model = build(**options)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        model = build(*arguments, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError) as error:
+        given = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in options.items())])
         raise ArchitectureError(f"{arch} cannot be built with ({given}): {error}") from error
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
@@ -184,7 +165,7 @@ def _called(arch: str, build: Callable[..., Any], options: Mapping[str, Any]) ->
 
 def _from_torchvision(name: str) -> Callable[..., nn.Module]:
     if name not in _names("torchvision"):
-        raise ArchitectureError(_unknown(name, "torchvision", _names("torchvision")))
+        raise ArchitectureError(no_network(name, "torchvision", _names("torchvision")))
 
     def build(**options: Any) -> nn.Module:
         # These two warn unless told how to set weights that are about to be replaced.
@@ -196,12 +177,12 @@ def _from_torchvision(name: str) -> Callable[..., nn.Module]:
 
 
 def _from_timm(name: str) -> Callable[..., nn.Module]:
-    _need_timm(name)
+    need_timm(name)
     import timm
 
     # Names such as "hf-hub:user/model" would be fetched.
     if not timm.is_model(name):
-        raise ArchitectureError(_unknown(name, "timm", timm.list_models()))
+        raise ArchitectureError(no_network(name, "timm", timm.list_models()))
 
     def build(**options: Any) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
@@ -210,7 +191,8 @@ def _from_timm(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _need_timm(name: str) -> None:
+def need_timm(name: str) -> None:
+    """Raise where timm is not installed, which has this network."""
     if find_spec("timm") is None:
         raise MissingExtraError(f"{name} is a network of timm, which is not installed: pip install 'bmft[timm]'")
 
@@ -224,46 +206,20 @@ def _names(library: str) -> list[str]:
 
 def _harmless(arch: str) -> bool:
     try:
-        _, options = _parse(arch)
+        name, _, options = parsed(arch)
     except ArchitectureError:
         return False
-    return set(options) <= _HARMLESS and all(isinstance(value, int) for value in options.values())
+    if name.startswith("torchvision:") or name in _names("torchvision"):
+        return set(options) <= _SIZES and all(isinstance(value, int) for value in options.values())
+    return not any(key.startswith(_HARMFUL) for key in options) and all(_is_plain(value) for value in options.values())
 
 
-def _factory(name: str) -> Callable[..., Any]:
-    path, _, attribute = name.partition(":")
-    try:
-        module = import_module(path)
-    except ImportError as error:
-        raise ArchitectureError(
-            f"{name}: module {path!r} cannot be imported ({error}). Run from the folder that holds it, or install it."
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ArchitectureError(_unknown(attribute, path, dir(module)))
-    return factory  # type: ignore[no-any-return]
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, int | float | str | None)
 
 
-def _unknown(name: str, where: str, known: list[str]) -> str:
-    own = "A network of your own is named package.module:factory."
-    return f"{where} has no network {name!r}. {did_you_mean(name, known, own)}"
-
-
-def _nearest_in_words(shapes: Shapes) -> str:
-    usable = [arch for arch in nearest(shapes, 8) if arch.startswith("torchvision:") or find_spec("timm")]
-    fits = {arch: fit_of(_outline_shapes(arch, _outputs(arch, shapes)), shapes) for arch in usable[:5]}
-    best = sorted(fits, key=lambda arch: fits[arch].distance)[:3]
-    near = "; ".join(f"{arch} ({fits[arch].notes})" for arch in best)
-    return (
-        f"no network of torchvision{' or timm' if find_spec('timm') else ''} has these weights. "
-        f"{f'Nearest: {near}. ' if near else ''}Give the network with --arch, such as torchvision:resnet18, "
-        "timm:vit_tiny_patch16_224,img_size=64 or your own package.module:factory."
-    )
-
-
-def _outline_shapes(arch: str, num_outputs: int | None) -> dict[str, tuple[int, ...]]:
+def outline_shapes(arch: str, num_outputs: int | None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the network."""
     return shapes_of(outline(arch, num_outputs=num_outputs).state_dict())
-
-
-def _outputs(arch: str, shapes: Shapes) -> int | None:
-    return next((shapes[name][0] for name in index()[arch].head if shapes.get(name)), None)

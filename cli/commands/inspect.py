@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..console import put, table
+from ..console import put, settings, table
 from ..options import Command, argument, entry_option, import_from_here, option, talking_options
 
 
@@ -34,14 +34,15 @@ def inspect(
     Example:
       bmft inspect model.pt
     """
-    from bmft.checkpoints import build_from, describe, read_checkpoint
+    from bmft.checkpoints import assembled, describe, read_checkpoint
     from bmft.methods import settings_for
     from bmft.models import find_head, upper
     from bmft.report import to_json
 
     opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry)
     import_from_here()
-    model = build_from(opened, arch=arch, num_classes=num_classes)
+    model, assumed = assembled(opened, arch=arch, num_classes=num_classes)
+    settings().announce(assumed)
     found = describe(opened, model, arch=arch, head=head)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     movable = upper(model, find_head(model, name=head), settings_for("bmft").depth)

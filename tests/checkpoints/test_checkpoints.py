@@ -225,7 +225,7 @@ def test_a_checkpoint_cannot_have_a_module_imported(tmp_path, state, monkeypatch
 
 
 def test_an_unknown_network_names_the_file_the_nearest_and_what_it_calls_itself(tmp_path, state):
-    torch.save({"model": {**state, "conv1.0.weight": torch.ones(24, 1, 3, 3)}, "arch": "MyNet"}, tmp_path / "m.pt")
+    torch.save({"model": {**state, "conv1.0.weight": torch.ones(24, 3, 5, 5)}, "arch": "MyNet"}, tmp_path / "m.pt")
     with pytest.raises(ArchitectureError) as caught:
         load_checkpoint(tmp_path / "m.pt")
     for part in ("m.pt", "torchvision:shufflenet_v2_x0_5 (1 has another shape", "--arch", "calls itself 'MyNet'"):
@@ -319,7 +319,7 @@ def test_a_factory_builds_what_it_fits(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_code", sys.modules[__name__])
     torch.save({"model": Wrapper(2).state_dict()}, tmp_path / "m.pt")
     assert load_checkpoint(tmp_path / "m.pt", arch="my_code:Wrapper").head.out_features == 2
-    torch.save({"model": Wrapper(3).state_dict()}, tmp_path / "m.pt")
+    torch.save({"model": {**Wrapper(3).state_dict(), "extra.bias": torch.ones(1)}}, tmp_path / "m.pt")
     with pytest.raises(ArchitectureError, match="not those of my_code:Wrapper"):
         load_checkpoint(tmp_path / "m.pt", arch="my_code:Wrapper")
 

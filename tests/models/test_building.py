@@ -48,7 +48,8 @@ def shapes(arch, outputs=None):
 
 
 def without_timm(monkeypatch):
-    monkeypatch.setattr("bmft.models.building.find_spec", lambda name: None)
+    for place in ("building", "recognising"):
+        monkeypatch.setattr(f"bmft.models.{place}.find_spec", lambda name: None)
 
 
 class Small(nn.Module):
