@@ -273,7 +273,8 @@ _MODEL = [
     _model(
         "--arch",
         metavar="NAME",
-        help="torchvision:resnet18, timm:vit_tiny_patch16_224 or package.module:factory. "
+        help="torchvision:resnet18, timm:vit_tiny_patch16_224, monai:DenseNet121, package.module:factory or "
+        "file.py:Class(a=1). "
         "[default: what the checkpoint says, else inferred from its weights]",
     ),
     _model("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head."),
