@@ -12,7 +12,8 @@ from bmft.auditing.harm import (
     Limits as Limits,
     Split as Split,
     Violation as Violation,
-    fall_in_words as fall_in_words,
+    auc_splits as auc_splits,
+    changes_in_words as changes_in_words,
     split_auc as split_auc,
     violations as violations,
 )

@@ -180,20 +180,28 @@ def split_auc(scores: NDArray[Any], targets: NDArray[Any], groups: NDArray[Any])
     return Split(within, (total - won) / outside if outside else math.nan, inside / int(pairs))
 
 
-def fall_in_words(before: AuditReport, after: AuditReport, attribute: str) -> str:
-    """What the change of the ROC AUC over everybody consists of; "" without predictions, or for several columns."""
-    splits = []
-    for report in (before, after):
-        found = report.predictions
-        if found is None or found.scores.shape[1] != 1:
-            return ""
-        place = [one.name for one in found.attributes].index(attribute)
-        splits.append(split_auc(found.scores[:, 0], found.targets[:, 0], found.groups[:, place]))
-    old, new = splits
-    if not all(map(math.isfinite, (*old, *new))):
-        return ""
+def auc_splits(report: AuditReport) -> dict[str, Split]:
+    """Attribute -> the ROC AUC over everybody, split; nothing without predictions, or for several columns of scores."""
+    found = report.predictions
+    if found is None or found.scores.shape[1] != 1:
+        return {}
+    splits = {
+        attribute.name: split_auc(found.scores[:, 0], found.targets[:, 0], ids)
+        for attribute, ids in zip(found.attributes, found.groups.T, strict=True)
+    }
+    return {name: split for name, split in splits.items() if all(map(math.isfinite, split))}
+
+
+def changes_in_words(before: AuditReport, after: AuditReport) -> list[str]:
+    """Per attribute, what the change of the ROC AUC over everybody consists of."""
+    old, new = auc_splits(before), auc_splits(after)
+    return [_in_words(name, old[name], new[name]) for name in old if name in new]
+
+
+def _in_words(attribute: str, old: Split, new: Split) -> str:
+    why = ", which equal error rates take away where groups differ in their share of positives"
     return (
         f"ROC AUC over everyone {old.pooled:.3f} → {new.pooled:.3f}: pairs within a group of {attribute} "
         f"({old.share:.0%} of them) {old.within:.3f} → {new.within:.3f}, pairs between groups {old.between:.3f} → "
-        f"{new.between:.3f}, which equal error rates take away where groups differ in their share of positives."
+        f"{new.between:.3f}{why if new.between < old.between else ''}."
     )

@@ -21,7 +21,7 @@ def looks_swapped(predictions: Predictions) -> str:
     >>> from bmft.tables import Attribute
     >>> n = np.arange(40)
     >>> print(looks_swapped(Predictions(n / 40, n < 20, n % 2, (Attribute("sex", ("f", "m")),))))
-    the classes look swapped: the ROC AUC of 1 is 0.000 (95 % interval 0.000 to 0.115), wholly below 0.5
+    the classes look swapped: the ROC AUC of 1 is 0.000 (95 % interval 0.000 to 0.101), wholly below 0.5
     """
     columns = list(zip(predictions.columns, predictions.scores.T, predictions.targets.T, strict=True))
     clusters = predictions.clusters

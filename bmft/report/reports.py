@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bmft._common import put
-from bmft.auditing import AuditReport
+from bmft.auditing import AuditReport, changes_in_words
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
 from bmft.report.modelcard import front_matter
@@ -135,6 +135,7 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         *caveats(sides.after or sides.before),
         " ".join(gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]),
         auc_sentence(sides.before, sides.after),
+        *(changes_in_words(report.before, report.after) if sides.after else ()),
         *positive_sentence(sides.before),
         f"Measured on {where} ({count(report.before.n)} cases).",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bmft._common import html_table, humanise, short, with_interval
-from bmft.auditing import HEADLINE, AuditReport, Epoch
+from bmft.auditing import HEADLINE, AuditReport, Epoch, auc_splits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,25 +112,13 @@ class DebiasReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""
-        names = (
-            "method",
-            "accepted",
-            "reason",
-            "before",
-            "after",
-            "evaluated_on",
-            "config",
-            "history",
-            "mask",
-            "seconds",
-            "versions",
-            "hashes",
-            "skipped",
-        )
         top = {name: plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
         rest = {name: value for name, value in self.extra.items() if name not in top}
-        values = {name: plain(getattr(self, name)) for name in names}
-        return {"schema": SCHEMA, **values, "assumed": plain(self.before.assumed), "extra": plain(rest), **top}
+        values = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "extra"}
+        old, new = auc_splits(self.before), auc_splits(self.after)
+        split = {name: {"before": old[name]._asdict(), "after": new[name]._asdict()} for name in old if name in new}
+        more = {"auc_split": plain(split), "assumed": plain(self.before.assumed), "extra": plain(rest)}
+        return {"schema": SCHEMA, **values, **more, **top}
 
 
 Report = DebiasReport | AuditReport

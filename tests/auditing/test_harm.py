@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from bmft.auditing import Limits, Predictions, audit_predictions, split_auc, violations
+from bmft.auditing import Limits, Predictions, audit_predictions, changes_in_words, split_auc, violations
 from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))
@@ -80,3 +80,27 @@ def test_what_was_never_measured_is_not_counted_and_what_no_longer_is_is_harm():
 def test_limits_are_shares(value):
     with pytest.raises(Exception, match="max_calibration_rise"):
         Limits(max_calibration_rise=value)
+
+
+def test_the_change_of_the_pooled_auc_is_said_in_its_parts_and_only_a_fall_is_explained():
+    sex = Attribute("sex", ("female", "male"))
+    targets, groups = [1, 0, 1, 0], [0, 0, 1, 1]
+    before, after = (
+        audit_predictions(Predictions(scores, targets, groups, (sex,)), intervals=False)
+        for scores in ([0.6, 0.1, 0.9, 0.5], [0.4, 0.1, 0.9, 0.5])
+    )
+    (fell,) = changes_in_words(before, after)
+    assert "1.000 → 0.750: pairs within a group of sex (50% of them) 1.000 → 1.000, pairs between groups" in fell
+    assert "1.000 → 0.500, which equal error rates take away" in fell
+    (rose,) = changes_in_words(after, before)
+    assert rose.endswith("0.500 → 1.000.")
+
+
+def test_several_columns_of_scores_have_no_one_pooled_auc_to_split():
+    sex = Attribute("sex", ("female", "male"))
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]])
+    many = Predictions(
+        scores, [[1, 0], [0, 1], [1, 0], [0, 1]], [0, 0, 1, 1], (sex,), task="multilabel", classes=("a", "b")
+    )
+    report = audit_predictions(many, intervals=False)
+    assert changes_in_words(report, report) == []

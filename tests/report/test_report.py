@@ -148,6 +148,9 @@ def test_the_json_has_the_contract_s_keys_and_no_nan(done):
     assert found["before"]["by_group"]["sex"]["male"]["n"] == int((done.before.predictions.groups[:, 0] == 1).sum())
     assert isinstance(found["after"]["gaps"]["age"]["equalized_odds_difference"], float)
     assert found["mask"]["by_layer"]["conv1.weight"]["selected"] == 3
+    split = found["auc_split"]["sex"]["after"]
+    pooled = split["share"] * split["within"] + (1 - split["share"]) * split["between"]
+    assert pooled == pytest.approx(found["after"]["overall"]["roc_auc"])
 
 
 def test_the_json_of_an_audit_reads_back_as_the_same_audit(done):
