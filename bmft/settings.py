@@ -220,6 +220,39 @@ class Settings:
         return {k: _plain(v) for k, v in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a result may cost, compared with the original on the same rows.
+
+    Harm is what happens inside a group. The ROC AUC over everybody also counts pairs *between* groups, which equal
+    error rates have to take away where the groups' shares of positives differ (`bmft.auditing.split_auc`).
+    """
+
+    max_auc_drop: float = _setting(
+        0.01, "how far the mean of the groups' ROC AUCs, and of their balanced accuracies, may fall", low=0, high=1
+    )
+    max_group_auc_drop: float = _setting(0.02, "how far any group's ROC AUC may fall", low=0, high=1)
+    max_calibration_rise: float = _setting(0.05, "how far any group's calibration error may rise", low=0, high=1)
+    max_overall_auc_drop: float | None = _setting(
+        None, "how far the ROC AUC over everybody may fall; by default as far as equal rates need", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        for name, fact in LIMITS.items():
+            if getattr(self, name) is not None:
+                fact.check(name, getattr(self, name))
+
+    def __str__(self) -> str:
+        """In words, such as for a table of methods."""
+        overall = self.max_overall_auc_drop
+        said = (
+            f"on the mean of the groups, ROC AUC and balanced accuracy at most {self.max_auc_drop:g} lower; in any "
+            f"group, ROC AUC at most {self.max_group_auc_drop:g} lower and the calibration error at most "
+            f"{self.max_calibration_rise:g} higher"
+        )
+        return said if overall is None else f"{said}; over everybody, ROC AUC at most {overall:g} lower"
+
+
 def _with_choices(entry: "Field[Any]", kind: Any) -> Fact:
     """The field's fact, with the choices that its type names."""
     fact: Fact = entry.metadata["fact"]
@@ -229,10 +262,12 @@ def _with_choices(entry: "Field[Any]", kind: Any) -> Fact:
 
 _KINDS = get_type_hints(Settings)
 FACTS: Mapping[str, Fact] = {entry.name: _with_choices(entry, _KINDS[entry.name]) for entry in fields(Settings)}
-Settings.__doc__ = f"{Settings.__doc__}\n    Attributes:\n" + "".join(
-    f"        {name}: {fact.help}{' (' + ', '.join(fact.choices) + ')' if fact.choices else ''}.\n"
-    for name, fact in FACTS.items()
-)
+LIMITS: Mapping[str, Fact] = {entry.name: entry.metadata["fact"] for entry in fields(Limits)}
+for _class, _facts in ((Settings, FACTS), (Limits, LIMITS)):
+    _class.__doc__ = f"{_class.__doc__}\n    Attributes:\n" + "".join(
+        f"        {name}: {fact.help}{' (' + ', '.join(fact.choices) + ')' if fact.choices else ''}.\n"
+        for name, fact in _facts.items()
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bmft.settings import FACTS, Fact, Settings
+from bmft.settings import FACTS, LIMITS, Fact, Limits, Settings
 
 from .config import method_settings
 from .options import Pair, apply_options, import_from_here, option
@@ -50,7 +50,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 _method = partial(option, section="Method")
-_LIMITS = [
+_CHOICE = [
     _method("--method", default="bmft", metavar="NAME", help="bmft, swift, or a baseline such as head."),
     _method(
         "--keep",
@@ -58,35 +58,17 @@ _LIMITS = [
         default="best",
         help="best: chosen on select, do no harm; last: the final epoch, whatever it is.",
     ),
-    _method(
-        "--max-auc-drop",
-        type=click.FloatRange(0, 1),
-        default=0.01,
-        metavar="D",
-        help="How far the mean of the groups' ROC AUCs, and of their balanced accuracies, may fall on select.",
-    ),
-    _method(
-        "--max-group-auc-drop",
-        type=click.FloatRange(0, 1),
-        default=0.02,
-        metavar="D",
-        help="How far any group's ROC AUC may fall on select.",
-    ),
-    _method(
-        "--max-calibration-rise",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        metavar="D",
-        help="How far any group's calibration error may rise on select.",
-    ),
-    _method(
-        "--max-overall-auc-drop",
-        type=click.FloatRange(0, 1),
-        metavar="D",
-        help="How far ROC AUC over everybody may fall on select. [default: as far as equal rates need]",
-    ),
 ]
-_LIMIT_NAMES = ("max_auc_drop", "max_group_auc_drop", "max_calibration_rise", "max_overall_auc_drop")
+_LIMITS = [
+    _method(
+        f"--{name.replace('_', '-')}",
+        type=click.FloatRange(fact.low, fact.high),
+        default=getattr(Limits(), name),
+        metavar="D",
+        help=f"On select, {fact.help}.",
+    )
+    for name, fact in LIMITS.items()
+]
 
 
 def _option_of(name: str, kind: Any, fact: Fact) -> Any:
@@ -130,12 +112,12 @@ _MORE = [
 
 def method_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a method; it receives them as one argument, `how`."""
-    return _receiving_how(function, _LIMITS)
+    return _receiving_how(function, [*_CHOICE, *_LIMITS])
 
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same for a command that runs several methods: all but which one, and which epoch is kept."""
-    return _receiving_how(function, _LIMITS[2:])
+    return _receiving_how(function, _LIMITS)
 
 
 def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[..., Any]:
@@ -147,7 +129,7 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[
         asked = {name: value for name, value in given.items() if value not in (None, ())}
         config = method_settings() | _split(beta) | asked | more
         method, keep = values.pop("method", ""), values.pop("keep", "best")
-        conditions = {"keep": keep, **{name: values.pop(name) for name in _LIMIT_NAMES}}
+        conditions = {"keep": keep, **{name: values.pop(name) for name in LIMITS}}
         return function(how=How(method, {k: _resolved(k, v) for k, v in config.items()}, conditions), **values)
 
     return apply_options(command, [*limits, *_SETTINGS, *_MORE])

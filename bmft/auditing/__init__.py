@@ -9,7 +9,6 @@ from bmft.auditing.audit import (
 from bmft.auditing.goals import GOALS as GOALS, Epoch as Epoch, Goal as Goal
 from bmft.auditing.group_intervals import GroupStatistics as GroupStatistics, Sample as Sample, gather as gather
 from bmft.auditing.harm import (
-    Limits as Limits,
     Split as Split,
     Violation as Violation,
     auc_splits as auc_splits,
@@ -30,3 +29,4 @@ from bmft.auditing.metrics import (
 from bmft.auditing.predictions import Predictions as Predictions, pick_threshold as pick_threshold
 from bmft.auditing.predictions_file import read_predictions as read_predictions
 from bmft.auditing.swapped import SWAPPED as SWAPPED, looks_swapped as looks_swapped, refuse_swapped as refuse_swapped
+from bmft.settings import Limits as Limits

@@ -9,45 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmft.auditing.audit import CONSTANT, AuditReport
-from bmft.errors import ConfigError
+from bmft.settings import Limits
 from bmft.stats import placements
 
 Figures = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a result may cost, compared with the original on the same rows.
-
-    Harm is what happens inside a group. The ROC AUC over everybody also counts pairs *between* groups, which equal
-    error rates have to take away where the groups' shares of positives differ (`split_auc`).
-
-    Attributes:
-        max_auc_drop: of the mean of the groups' ROC AUCs, and of the mean of their balanced accuracies.
-        max_group_auc_drop: of the ROC AUC of any group.
-        max_calibration_rise: of the calibration error of any group.
-        max_overall_auc_drop: of the ROC AUC over everybody; None for no limit.
-    """
-
-    max_auc_drop: float = 0.01
-    max_group_auc_drop: float = 0.02
-    max_calibration_rise: float = 0.05
-    max_overall_auc_drop: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value}: expected a number in [0, 1]")
-
-    def __str__(self) -> str:
-        """In words, such as for a table of methods."""
-        overall = self.max_overall_auc_drop
-        said = (
-            f"on the mean of the groups, ROC AUC and balanced accuracy at most {self.max_auc_drop:g} lower; in any "
-            f"group, ROC AUC at most {self.max_group_auc_drop:g} lower and the calibration error at most "
-            f"{self.max_calibration_rise:g} higher"
-        )
-        return said if overall is None else f"{said}; over everybody, ROC AUC at most {overall:g} lower"
 
 
 @dataclass(frozen=True)
