@@ -19,6 +19,7 @@ from bmft.data import GroupedData, apart, load_manifest, shared_with, split_name
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head, read_as, settle
+from bmft.tables import ROLES, no_split, splits_by_role
 from bmft.training import Conditions
 
 from .console import settings
@@ -56,11 +57,20 @@ class Job:
     @cached_property
     def data(self) -> GroupedData:
         """What audit and gate measure: the test split where there is a split column, else every row."""
-        if self.common.split_column:
+        if self.splits:
             return self._part("test")
         data = self._load(None)
         every = f"every row is measured, {len(data):,}"
-        return _told(data, Assumption("splits", every, "there is no --split-column", "--split-column"))
+        return _told(data, Assumption("splits", every, self._without_splits, "--split-column"))
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[str, ...]] | None:
+        """Fit, select and test -> the splits that they are; None where no column says, or all of it is empty."""
+        common = self.common
+        if not common.split_column:
+            return None
+        names, asked = split_names(common.data, common.split_column), {role: getattr(common, role) for role in ROLES}
+        return splits_by_role(names, asked) if names or any(asked.values()) else None
 
     @property
     def fit(self) -> GroupedData:
@@ -90,7 +100,7 @@ class Job:
             return 0.5 if common.threshold is None else common.threshold
         if common.threshold is not None:
             raise ConfigError("--threshold and --threshold-from both say where to cut: give one of them")
-        if common.split_column:
+        if self.splits:
             apart({"select": self._chooses, "test": self.data}, allow=common.allow_shared_rows)
         return pick_threshold(predict(self.model, self._chooses, **self.measuring))
 
@@ -116,43 +126,58 @@ class Job:
     def _sets(self) -> dict[str, GroupedData]:
         """Fit, select and test, none of whose rows is in two of them."""
         common = self.common
-        if not common.split_column:
+        if not self.splits:
             return apart({"fit": self._cut[0], "select": self._cut[1]})
-        for one, other in itertools.combinations(("fit", "select", "test"), 2):
-            twice = set(getattr(common, one)) & set(getattr(common, other))
+        for one, other in itertools.combinations(ROLES, 2):
+            twice = set(self.splits[one]) & set(self.splits[other])
             if twice and not common.allow_shared_rows:
                 raise DataError(
                     f"--{one} and --{other} both name the split {min(twice)!r}: what is measured on one leaks from the "
                     "other. Name different splits, or give --allow-shared-rows."
                 )
-        parts = {"fit": self._part("fit"), "select": self._chooses}
-        if set(common.test) & set(split_names(common.data, common.split_column)):
+        parts = {"fit": self._part("fit") if self.splits["select"] else self._cut[0], "select": self._chooses}
+        if self.splits["test"]:
             parts["test"] = self.data
         return apart(parts, allow=common.allow_shared_rows)
 
     @cached_property
     def _chooses(self) -> GroupedData:
-        return self._part("select") if self.common.split_column else self._cut[1]
+        return self._part("select") if self.splits and self.splits["select"] else self._cut[1]
 
     @cached_property
     def _cut(self) -> tuple[GroupedData, ...]:
+        """Fit and select where no split is for choosing: halves of the fit split, or of every row."""
         common = self.common
-        parts = self._load(None).split(*CUT, seed=common.seed)
-        whole = f"every {common.cluster} in one of them" if common.cluster else "a patient may be in both"
+        whole = self._part("fit") if self.splits else self._load(None)
+        parts = whole.split(*CUT, seed=common.seed)
+        people = f"every {common.cluster} in one of them" if common.cluster else "a patient may be in both"
         sizes = " and ".join(f"{len(part):,}" for part in parts)
-        value = f"half of the rows are fit and half select, {sizes}, cut by seed {common.seed}, {whole}"
-        option = "--split-column" if common.cluster else "--split-column, --cluster"
-        cut = Assumption("splits", value, "there is no --split-column", option, guess=common.cluster is None)
+        what = "the fit split's rows" if self.splits else "the rows"
+        value = f"half of {what} are fit and half select, {sizes}, cut by seed {common.seed}, {people}"
+        why = f"no split of {common.split_column!r} is for choosing" if self.splits else self._without_splits
+        option = ", ".join(
+            ["--select" if self.splits else "--split-column", *([] if common.cluster else ["--cluster"])]
+        )
+        cut = Assumption("splits", value, why, option, guess=common.cluster is None)
         return tuple(_told(part, cut) for part in parts)
 
     def _part(self, role: str) -> GroupedData:
         """The rows of the splits that ``--fit``, ``--select`` or ``--test`` names."""
-        names = getattr(self.common, role)
+        common, names = self.common, (self.splits or {}).get(role)
+        if not names:
+            column = str(common.split_column)
+            raise no_split(role, column, split_names(common.data, column))
         data = self._load(names)
-        if names != (role,):
+        if getattr(common, role):
             return data
-        named = Assumption("splits", f"{role} is {len(data):,} rows", "the splits' names", "--fit, --select, --test")
-        return _told(data, named)
+        called = "" if names == (role,) else f", split {names[0]!r}"
+        value = f"{role} is {len(data):,} rows{called}"
+        return _told(data, Assumption("splits", value, "the splits' names", "--fit, --select, --test"))
+
+    @property
+    def _without_splits(self) -> str:
+        column = self.common.split_column
+        return f"the split column {column!r} is empty" if column else "there is no --split-column"
 
     def site(self, path: str) -> GroupedData:
         """Every row of another manifest, read with the same options; image paths are relative to that manifest.
@@ -186,7 +211,7 @@ class Job:
             positive=common.positive,
             image=common.path_column,
             images=common.images,
-            split_column=common.split_column,
+            split_column=common.split_column if self.splits else None,
             split=split,
             allow_shared_rows=common.allow_shared_rows,
             cluster=common.cluster,

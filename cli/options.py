@@ -218,11 +218,11 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
         data("--path-column", default="path", metavar="COL", help="Column of image paths."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
         *(
-            data(f"--{name}", multiple=True, default=(name,), metavar="NAME", help=f"Split that {what}. Repeatable.")
-            for name, what in (
-                ("fit", "weights are moved on"),
-                ("select", "the result is chosen on"),
-                ("test", "is only measured on"),
+            data(f"--{name}", multiple=True, metavar="NAME", help=f"Split that {what}. Repeatable. [default: {names}]")
+            for name, what, names in (
+                ("fit", "weights are moved on", "fit, train or training"),
+                ("select", "the result is chosen on", "select, val, valid, validation or dev; else cut from fit"),
+                ("test", "is only measured on", "test or testing"),
             )
         ),
         data(

@@ -49,16 +49,33 @@ def check_one_source(checkpoint: str | None, predictions: str | None, common: Co
             raise click.UsageError(f"Missing option '--{name}'.")
 
 
+def test_rows(common: Common, path: str) -> dict[str, Any]:
+    """Where the rows to measure are said: the split column and its test splits; nothing where every row is measured.
+
+    Raises:
+        DataError: no split is for measuring.
+    """
+    if not common.split_column:
+        return {}
+    from bmft.tables import no_split, split_names, splits_by_role
+
+    names = split_names(path, common.split_column)
+    if not names and not common.test:
+        return {}
+    test = splits_by_role(names, {"test": common.test})["test"]
+    if not test:
+        raise no_split("test", common.split_column, names)
+    return {"split_column": common.split_column, "split": test}
+
+
 def audits_of_tables(common: Common, *paths: str, intervals: bool) -> list[AuditReport]:
     """Audit the predictions in tables as the options say: of the test split where there is a split column."""
     from bmft.auditing import audit_predictions, read_predictions
 
     if common.threshold_from is not None:
         raise click.UsageError("--threshold-from needs a CHECKPOINT; with --predictions give --threshold.")
-    split = common.test if common.split_column else None
-    columns: dict[str, Any] = {"cluster": common.cluster, "split_column": common.split_column, "split": split}
-    columns |= {"classes": common.classes, "positive": common.positive}
-    found = [read_predictions(path, sensitive=common.sensitive, **columns) for path in paths]
+    columns: dict[str, Any] = {"cluster": common.cluster, "classes": common.classes, "positive": common.positive}
+    found = [read_predictions(path, sensitive=common.sensitive, **columns, **test_rows(common, path)) for path in paths]
     settings().announce(one for predictions in found for one in predictions.assumed)
     measuring = {"threshold": 0.5 if common.threshold is None else common.threshold, "seed": common.seed}
     return [audit_predictions(predictions, intervals=intervals, **measuring) for predictions in found]

@@ -29,7 +29,7 @@ from bmft.data.manifest import image_paths, open_npz, readable, table_beside
 from bmft.data.sampling import Balance, batch_rows
 from bmft.data.sources import ArraySource, Source, images_from_array, load_images
 from bmft.errors import ConfigError, DataError
-from bmft.tables import Attribute, ClassNames, column, read_manifest, read_table
+from bmft.tables import Attribute, ClassNames, read_manifest, split_names as names_in_table
 
 
 def from_arrays(
@@ -264,8 +264,7 @@ def split_names(path: str | Path, split_column: str) -> tuple[str, ...]:
         DataError: the table cannot be read, or has no such column.
     """
     path = Path(path)
-    table = read_table(table_beside(path) if path.suffix.lower() == ".npz" else path)
-    return tuple(sorted(set(column(table, split_column, role="split")) - {""}))
+    return names_in_table(table_beside(path) if path.suffix.lower() == ".npz" else path, split_column)
 
 
 def stratified_batches(

@@ -10,3 +10,9 @@ from bmft.tables.rows import (
     read_manifest as read_manifest,
     rows_of_splits as rows_of_splits,
 )
+from bmft.tables.splits import (
+    ROLES as ROLES,
+    no_split as no_split,
+    split_names as split_names,
+    splits_by_role as splits_by_role,
+)

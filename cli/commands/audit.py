@@ -9,7 +9,7 @@ import click
 from ..console import put, settings
 from ..distributed import part_company
 from ..options import Command, Common, argument, common_options, option
-from ..predictions import audits_of_tables, check_one_source
+from ..predictions import audits_of_tables, check_one_source, test_rows
 from ..tables import audit_table
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def audit(
     check_one_source(checkpoint, predictions, common)
     if checkpoint is None:
         what, measured = "", audits_of_tables(common, str(predictions), intervals=True)[0]
+        splits = test_rows(common, str(predictions)).get("split")
     else:
-        what, measured = f"{checkpoint}, ", _of_model(checkpoint, common)
+        what, (measured, splits) = f"{checkpoint}, ", _of_model(checkpoint, common)
     part_company()
-    where = f"{', '.join(map(repr, common.test))} split" if common.split_column else "every row"
+    where = f"{', '.join(map(repr, splits))} split" if splits else "every row"
     # Standard output belongs to the JSON when it is asked for there.
     click.echo(f"{what}{where} of {predictions or common.data}: n = {measured.n:,}", err=json_file == "-")
     click.echo(audit_table({"": measured}), err=json_file == "-")
@@ -57,11 +58,12 @@ def audit(
         click.echo(write_report(measured, report), err=json_file == "-")
 
 
-def _of_model(checkpoint: str, common: Common) -> AuditReport:
+def _of_model(checkpoint: str, common: Common) -> tuple[AuditReport, tuple[str, ...]]:
     from bmft.inference import audit as measure
 
     from ..job import load_job
 
     job = load_job(common, checkpoint)
     settings().announce(job.data.assumed)
-    return measure(job.model, job.data, threshold=job.threshold, seed=common.seed, **job.measuring)
+    report = measure(job.model, job.data, threshold=job.threshold, seed=common.seed, **job.measuring)
+    return report, job.splits["test"] if job.splits else ()

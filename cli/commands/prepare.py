@@ -51,8 +51,20 @@ def prepare(dataset: str, root: str | None, out: str | None) -> None:
     manifest = write_manifest(dataset, root, table)
     click.echo(_contents(table))
     folder = "" if manifest.suffix == ".npz" else f" --images {root}"
-    settings().say(f"next: bmft audit CHECKPOINT --data {manifest}{folder} --label label --sensitive sex")
+    settings().say(f"next: bmft debias CHECKPOINT --data {manifest}{folder} --label label{_options(table)}")
     click.echo(manifest)
+
+
+def _options(path: Path) -> str:
+    """The options that name what the manifest has: an attribute, the patients, the splits."""
+    from bmft.tables import read_table
+
+    table = read_table(path)
+    known = [name for name in table.columns if (table[name] != "").any()]
+    grouped = [name for name in ("sex", "skin_type", "race") if name in known and len(set(table[name]) - {""}) > 1]
+    attribute = [*grouped, *(["age:60"] if "age" in known else []), "COLUMN"][0]
+    rest = {"patient_id": "--cluster patient_id", "split": "--split-column split"}
+    return " ".join([f" --sensitive {attribute}", *(option for name, option in rest.items() if name in known)])
 
 
 def _contents(path: Path) -> str:

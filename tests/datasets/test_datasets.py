@@ -1,12 +1,15 @@
 """Each reader on a small made-up folder in the layout of the official release."""
 
 import gzip
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from bmft import datasets
@@ -538,3 +541,69 @@ def test_readers_are_loaded_only_when_asked_for():
     code = "import sys, bmft.datasets; print([m for m in sys.modules if m.startswith('bmft.datasets.')])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+NETWORK = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+"""
+
+
+@pytest.fixture
+def grown(bmft, tmp_path, monkeypatch):
+    """Prepare a made-up folder, then write a manifest of the same splits with enough rows, people and pictures."""
+
+    def grow(name):
+        root = tmp_path / "release"
+        root.mkdir()
+        FOLDERS[name](root)
+        assert bmft("prepare", name, root, "--out", "first.csv") == 0
+        table = pd.read_csv("first.csv", dtype=str, keep_default_na=False)
+        table = pd.concat([table] * (120 // len(table)), ignore_index=True).sort_values("split", kind="stable")
+        rng = np.random.default_rng(0)
+        for i in range(len(table)):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        turns = np.arange(len(table))
+        table["path"] = [f"{i}.png" for i in turns]
+        table["label"], table["sex"] = turns % 2, np.where(turns // 2 % 2, "female", "male")
+        table["patient_id"] = [f"p{i // 4}-{part}" for i, part in zip(turns, table["split"], strict=True)]
+        table.to_csv("all.csv", index=False)
+        (tmp_path / "net.py").write_text(NETWORK)
+        monkeypatch.delitem(sys.modules, "net", raising=False)
+        names: dict[str, object] = {}
+        exec(NETWORK, names)
+        torch.manual_seed(0)
+        torch.save(names["build"]().state_dict(), "model.pt")
+        return table
+
+    return grow
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_prepare_writes_is_debiased_by_its_split_column(name, grown, bmft, capsys):
+    table = grown(name)
+    command = "debias model.pt --arch net:build --data all.csv --label label --sensitive sex --epochs 1,1 --keep last"
+    code = bmft(*command.split(), "--cluster", "patient_id", "--split-column", "split", "--report", "report")
+    said = capsys.readouterr().err
+    assert code == 0, said
+    report = json.loads(Path("report/report.json").read_text())
+    sizes = table["split"].value_counts()
+    there = [split for split in ("validation", "valid", "validate") if split in sizes]
+    assert report["evaluated_on"] == ("test" if "test" in sizes else "select")
+    if "test" in sizes:
+        assert report["before"]["n"] == sizes["test"]
+    else:
+        chosen = sizes[there[0]] if there else sizes.get("train", len(table)) / 2
+        assert report["before"]["n"] == pytest.approx(chosen, abs=4)
+    assert there or "half of" in said
+
+
+def test_a_set_without_an_official_split_is_measured_on_every_row(grown, bmft, capsys):
+    grown("papila")
+    command = "audit model.pt --arch net:build --data all.csv --label label --sensitive sex --split-column split"
+    assert bmft(*command.split()) == 0
+    out, said = capsys.readouterr()
+    assert "every row of all.csv: n = 120" in out
+    assert "the split column 'split' is empty" in said
