@@ -10,7 +10,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -49,6 +49,13 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+# Records of an archive that torch.export writes, today's and older.
+_EXPORTED = {"serialized_exported_program.json", "models/model.json", "archive_format"}
+_FOREIGN: Mapping[str, Callable[[bytes, Path], bool]] = {
+    "an ONNX model": lambda start, path: start[:1] == b"\x08" and (path.suffix == ".onnx" or b"pytorch" in start),
+    "a Keras or HDF5 file": lambda start, _: start.startswith(b"\x89HDF"),
+    "a TensorFlow Lite model": lambda start, _: start[4:8] == b"TFL3",
+}
 # What a pickle of plain tensors names.
 _PLAIN = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.storage\.\w+Storage|"
@@ -173,6 +180,12 @@ def _kind(file: BufferedReader, path: Path) -> str:
         return SAFETENSORS
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
         return PICKLE
+    for kind, is_it in _FOREIGN.items():
+        if is_it(start, path):
+            raise CheckpointError(
+                f"{path} is {kind}, which holds no weights of PyTorch. Give the checkpoint that it was made from; its "
+                "predictions alone are measured by bmft audit --predictions."
+            )
     raise CheckpointError(
         f"{path} is no file of weights (it begins with {start[:8]!r}), or it is cut short: "
         "expected what torch.save or safetensors writes"
@@ -188,6 +201,11 @@ def _check_zip(file: BufferedReader, path: Path) -> None:
             raise CheckpointError(
                 f"{path} is a TorchScript archive, whose layers cannot be taken apart. Save its weights: "
                 "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+            )
+        if names & _EXPORTED or any(name.startswith("data/aotinductor/") for name in names):
+            raise CheckpointError(
+                f"{path} is a program of torch.export (pt2), whose layers cannot be taken apart. Save its weights, and "
+                "name the network with --arch: torch.save(torch.export.load(path).state_dict, 'weights.pt')"
             )
         if "data.pkl" not in names:
             raise CheckpointError(f"{path} is a zip file but not one that torch.save writes: it has no data.pkl")

@@ -23,6 +23,7 @@ from bmft.models import (
     components,
     find_head,
     fitted,
+    purpose_of,
     readings,
     recognised,
     shapes_of,
@@ -182,6 +183,11 @@ def _recognised(checkpoint: Checkpoint) -> Fitted:
             return recognised(shapes_of(candidate.state))
         except ArchitectureError as error:
             errors.append(error)
+    if (does := purpose_of(shapes_of(checkpoint.chosen.tensors))) is not None:
+        raise ArchitectureError(
+            f"{checkpoint.path} holds a network that {does}, by its weights' names: expected a classifier of images. "
+            "If it is one after all, name it with --arch."
+        )
     raise ArchitectureError(f"{checkpoint.path}: {errors[0]}{says}") from errors[0]
 
 

@@ -23,6 +23,7 @@ from bmft.models.features import penultimate_features as penultimate_features
 from bmft.models.fitting import Fitted as Fitted, compare as compare, fitted as fitted
 from bmft.models.head import Head as Head, find_head as find_head, reset_head as reset_head
 from bmft.models.modes import evaluating as evaluating, trainable as trainable
+from bmft.models.purpose import answer_to_an_image as answer_to_an_image, purpose_of as purpose_of
 from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
 from bmft.models.turning import turn_head as turn_head, turned as turned, turned_model as turned_model

@@ -36,16 +36,18 @@ def inspect(
     """
     from bmft.checkpoints import assembled, describe, read_checkpoint
     from bmft.methods import settings_for
-    from bmft.models import find_head, upper
+    from bmft.models import answer_to_an_image, find_head, upper
     from bmft.report import to_json
 
     opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry)
     import_from_here()
     model, assumed = assembled(opened, arch=arch, num_classes=num_classes)
     settings().announce(assumed)
+    answers = answer_to_an_image(model)
     found = describe(opened, model, arch=arch, head=head)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     movable = upper(model, find_head(model, name=head), settings_for("bmft").depth)
+    found["answers"] = answers
     found["upper"] = sum(sizes[name] for name in movable)
     click.echo(_text(found), err=json_file == "-")
     if json_file:
@@ -59,6 +61,7 @@ def _text(found: dict[str, Any]) -> str:
         "architecture": found["arch"],
         "weights": f"{found['parameters']:,} in {found['tensors']} tensors, {', '.join(found['dtypes'])}",
         "head": f"{head['name']}: {head['num_outputs']} outputs, {head['parameters']:,} weights",
+        "answer": found["answers"],
         "beside it": ", ".join(f"{key} = {value}" for key, value in found["beside"].items()) or "nothing",
         "SHA-256": found["content_hash"],
     }

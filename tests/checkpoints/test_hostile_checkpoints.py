@@ -543,3 +543,19 @@ plain = st.recursive(
 def test_any_content_is_survived(tmp_path, content):
     torch.save(content, tmp_path / "z")
     assert "\n" not in survives(tmp_path / "m", (tmp_path / "z").read_bytes())
+
+
+def test_programs_and_models_of_other_kinds_are_named_with_the_way_out(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    program = torch.export.export(model, (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "a.pt2")
+    assert "torch.export.load(path).state_dict" in refuse(tmp_path / "a.pt2")
+    for name, start in (
+        ("b.onnx", b"\x08\x07\x12\x07pytorch"),
+        ("c.h5", b"\x89HDF\r\n\x1a\n"),
+        ("d.tflite", b"\x1c\0\0\0TFL3"),
+    ):
+        (tmp_path / name).write_bytes(start + bytes(64))
+        message = refuse(tmp_path / name)
+        assert any(kind in message for kind in ("ONNX", "Keras", "TensorFlow Lite"))
+        assert "bmft audit --predictions" in message
