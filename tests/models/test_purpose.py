@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from bmft.errors import ArchitectureError
-from bmft.models import answer_to_an_image, purpose_of, shapes_of
+from bmft.models import answer_to_an_image, outline, purpose_of, shapes_of
 
 NONE = {"weights": None, "weights_backbone": None}
 
@@ -32,9 +32,7 @@ def test_weights_of_other_kinds_are_told_by_their_names(make, does):
 
 @pytest.mark.parametrize("name", sorted(torchvision.models.list_models(module=torchvision.models)))
 def test_no_classifier_of_torchvision_is_taken_for_something_else(name):
-    assert (
-        purpose_of(shapes_of(outlined(lambda: torchvision.models.get_model(name, weights=None)).state_dict())) is None
-    )
+    assert purpose_of(shapes_of(outline(f"torchvision:{name}").state_dict())) is None
 
 
 class Two(nn.Module):
