@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from bmft.errors import BmftError as BmftError
     from bmft.fairtune import search as search  # type: ignore[no-redef]
-    from bmft.gate import check as check, load_policy as load_policy
+    from bmft.gate import load_policy as load_policy
     from bmft.inference import audit as audit, predict as predict
     from bmft.masks import (
         Importance as Importance,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bmft.report import write_report as write_report
     from bmft.settings import Settings as Settings
     from bmft.tables import Attribute as Attribute
-    from bmft.testing import assert_fair as assert_fair
+    from bmft.testing import assert_fair as assert_fair, check as check
     from bmft.training import Conditions as Conditions, Limits as Limits, masked as masked
 
 __version__ = "0.1.0"
@@ -49,7 +49,7 @@ _PLACES = {
     "data": ("GroupBatch", "GroupedData", "from_arrays", "load_manifest"),
     "errors": ("BmftError",),
     "fairtune": ("search",),
-    "gate": ("check", "load_policy"),
+    "gate": ("load_policy",),
     "inference": ("audit", "predict"),
     "masks": ("Importance", "WeightMask", "relative", "weight_importance", "weight_importances"),
     "methods": ("METHODS", "Outcome", "Progress", "debias"),
@@ -57,7 +57,7 @@ _PLACES = {
     "report": ("write_report",),
     "settings": ("Settings",),
     "tables": ("Attribute",),
-    "testing": ("assert_fair",),
+    "testing": ("assert_fair", "check"),
     "training": ("Conditions", "Limits", "masked"),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}

@@ -5,7 +5,8 @@ A rate is a mean of predictions over a cell (a group, or a group and a label), s
 
 - `scores` are ``(n,)`` or ``(n, K)`` probabilities or 0/1 decisions; K columns are classes (one against the
   rest) or labels,
-- `targets` have the shape of `scores` and hold 0 and 1 (see `one_vs_rest`),
+- `targets` have the shape of `scores` and hold 0 and 1 (see `one_vs_rest`); of several labels -1 is one that is not
+  known, and left out of that label's figures,
 - `groups` are ``(n,)`` ids from 0; -1 is unknown and left out,
 - a cell without samples is skipped, never counted as rate 0, and what cannot be computed is NaN.
 """
@@ -63,7 +64,8 @@ def one_vs_rest(targets: Tensor, num_columns: int) -> Tensor:
     """Targets as ``(n, K)`` zeros and ones, one column per class or label.
 
     Args:
-        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is.
+        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is, -1 where a
+            label is not known.
         num_columns: K, the columns of the scores.
 
     Raises:
@@ -84,7 +86,7 @@ def one_vs_rest(targets: Tensor, num_columns: int) -> Tensor:
     columns = targets[:, None] if targets.ndim == 1 else targets
     if columns.ndim != 2 or columns.shape[1] != num_columns:
         raise DataError(f"targets have the shape {tuple(targets.shape)}: expected {num_columns} columns")
-    if bool(((columns != 0) & (columns != 1)).any()):
+    if bool(((columns != 0) & (columns != 1) & ((columns != -1) | (targets.ndim == 1))).any()):
         raise DataError("targets hold a value other than 0 and 1: classes need one score each")
     return columns.to(torch.get_default_dtype())
 
@@ -182,7 +184,7 @@ def demographic_parity_gap(
     tensor(0.4000)
     """
     scores, targets = _columns(scores, targets, groups)
-    return _over_columns(_gap(scores, _everyone(scores), groups, pairs), columns).number()
+    return _over_columns(_gap(scores, targets >= 0, groups, pairs), columns).number()
 
 
 def false_positive_rate_gap(
@@ -227,7 +229,7 @@ def accuracy_gap(
     """
     scores, targets = _columns(scores, targets, groups)
     right = torch.where(targets == 1, scores, 1 - scores)
-    return _over_columns(_gap(right, _everyone(scores), groups, pairs), columns).number()
+    return _over_columns(_gap(right, targets >= 0, groups, pairs), columns).number()
 
 
 def worst_group_loss(
@@ -244,7 +246,7 @@ def worst_group_loss(
     """
     _check_option("pairs", pairs, ("all", "overall"))
     scores, targets = _columns(scores, targets, groups)
-    losses = _rates(_log_loss(scores, targets), _everyone(scores), groups, _num_groups(groups))  # (groups, K)
+    losses = _rates(_log_loss(scores, targets), targets >= 0, groups, _num_groups(groups))  # (groups, K)
     return _max(_over_columns(losses, columns)).number()
 
 
@@ -365,10 +367,6 @@ def _over_columns(figures: _Figures, columns: Columns) -> _Figures:
     _check_option("columns", columns, ("mean", "worst"))
     columns_first = _Figures(figures.values.movedim(-1, 0), figures.defined.movedim(-1, 0))
     return _mean(columns_first) if columns == "mean" else _max(columns_first)
-
-
-def _everyone(scores: Tensor) -> Tensor:
-    return torch.ones_like(scores, dtype=torch.bool)
 
 
 def _log_loss(scores: Tensor, targets: Tensor) -> Tensor:

@@ -1,17 +1,78 @@
-"""A fairness gate as a test: `assert_fair`, in pytest or any other runner."""
+"""A fairness gate in Python: `check` decides, `assert_fair` is a test, in pytest or any other runner."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from bmft import gate
 from bmft.auditing import AuditReport, Predictions
-from bmft.gate import Policy, Verdict, check, load_policy
-from bmft.inference import audit
+from bmft.errors import ConfigError
+from bmft.gate import Policy, Verdict, load_policy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check(
+    given: AuditReport | Predictions | nn.Module,
+    policy: Policy | str | Path,
+    baseline: AuditReport | Predictions | nn.Module | None = None,
+    *,
+    data: Any = None,
+    debiased_on: Collection[str] = (),
+    **options: Any,
+) -> Verdict:
+    """Decide by a policy whether a model passes.
+
+    Args:
+        given: an audit with its predictions, predictions (cut at the policy's threshold, else at 0.5), or a model.
+        policy: what the model has to show, or the path of it.
+        baseline: the same of the baseline on the same rows, for the policy's ``[[non_inferiority]]``.
+        data: what a model is measured on, as for `bmft.audit`.
+        debiased_on: content hashes of the sets the model was fitted to; a gate on one of them is refused.
+        **options: for `bmft.predict`, with a model: `batch_size`, `device`, `batch_fn`, `multi_label`.
+
+    Raises:
+        PolicyError: the policy names attributes, classes, checks or groups that the data do not have.
+        ConfigError: none of these, a model without data, or data without a model; no baseline, or one on other rows;
+            a gate set the model was fitted to.
+
+    >>> import torch
+    >>> from bmft.data import from_arrays
+    >>> from bmft.gate import parse_policy
+    >>> policy = parse_policy('check = [{metric = "roc_auc", sensitive = ["sex"], max_difference = 0.1}]')
+    >>> x = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    >>> data = from_arrays(x, x[:, 0] > 0, torch.arange(400) % 2, attributes={"sex": ("f", "m")})
+    >>> model = torch.nn.Linear(1, 1)
+    >>> _ = model.load_state_dict({"weight": torch.ones(1, 1), "bias": torch.zeros(1)})
+    >>> check(model, policy, data=data).decision
+    'pass'
+    """
+    if not isinstance(policy, Policy | str | Path):
+        raise ConfigError(f"a {type(policy).__name__} was given as the policy: expected one, or the path of one")
+    rules = policy if isinstance(policy, Policy) else load_policy(policy)
+    models = [one for one in (given, baseline) if not isinstance(one, AuditReport | Predictions | None)]
+    if given is not None and not models and (data is not None or options):
+        raise ConfigError("what was measured already was given: data and the options of predict go with a model")
+    own, other = (_measured(one, data, rules, options) for one in (given, baseline))
+    return gate.check(own, rules, other, debiased_on=debiased_on)
+
+
+def _measured(given: Any, data: Any, policy: Policy, options: Mapping[str, Any]) -> Any:
+    if data is None or given is None or isinstance(given, AuditReport | Predictions):
+        return given
+    # Imported for a model only: what was measured already costs no torch.
+    from torch import nn
+
+    from bmft.inference import audit
+
+    if not isinstance(given, nn.Module):
+        return given
+    threshold = 0.5 if policy.threshold is None else policy.threshold
+    return audit(given, data, threshold=threshold, intervals=False, **options)
 
 
 def assert_fair(
@@ -47,18 +108,9 @@ def assert_fair(
     >>> assert_fair(predictions, None, policy).decision
     'pass'
     """
-    rules = policy if isinstance(policy, Policy) else load_policy(policy)
-    other = None if baseline is None else _audited(baseline, data, rules, options)
-    verdict = check(_audited(model_or_predictions, data, rules, options), rules, other)
+    verdict = check(model_or_predictions, policy, baseline, data=data, **options)
     if verdict.exit_code:
         raise AssertionError(f"fairness gate: {verdict.to_text()}")
     if verdict.decision == "inconclusive" and verdict.on_inconclusive == "warn":
         warnings.warn(f"fairness gate: {verdict.to_text()}", stacklevel=2)
     return verdict
-
-
-def _audited(given: nn.Module | Predictions, data: Any, policy: Policy, options: Mapping[str, Any]) -> AuditReport:
-    threshold = 0.5 if policy.threshold is None else policy.threshold
-    if isinstance(given, Predictions):
-        return audit(given, threshold=threshold, intervals=False)
-    return audit(given, data, threshold=threshold, intervals=False, **options)

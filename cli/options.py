@@ -35,6 +35,10 @@ class Common:
     test: tuple[str, ...]
     allow_shared_rows: bool
     cluster: str | None
+    unknown: tuple[str, ...]
+    uncertain: Literal["unknown", "positive", "negative"] | None
+    blank: Literal["unknown", "negative"] | None
+    suffix: str
     on_bad_image: str
     entry: str | None
     arch: str | None
@@ -214,8 +218,22 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             metavar="COL",
             help="Attribute: sex, age:40,60 (cut into groups), sex*age:60 (intersection). Repeatable.",
         ),
+        data(
+            "--unknown",
+            multiple=True,
+            metavar="[COL=]CODE",
+            help="Further code for not known; COL= alone: no code but an empty value is. Repeatable. "
+            "[default: -1, unknown, NA, ?, ... as in docs/assumptions.md]",
+        ),
+        data(
+            "--uncertain",
+            type=click.Choice(["unknown", "positive", "negative"]),
+            help="What labels of -1 are. [default: unknown]",
+        ),
+        data("--blank", type=click.Choice(["unknown", "negative"]), help="What empty labels are. [default: unknown]"),
         data("--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"),
         data("--path-column", default="path", metavar="COL", help="Column of image paths."),
+        data("--suffix", default="", metavar=".EXT", help="What image paths lack, such as .jpg where they are ids."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
         *(
             data(f"--{name}", multiple=True, metavar="NAME", help=f"Split that {what}. Repeatable. [default: {names}]")

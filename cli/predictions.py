@@ -18,6 +18,7 @@ _WITH_A_MODEL = (
     "data",
     "label",
     "images",
+    "suffix",
     "image_size",
     "normalize",
     "arch",
@@ -74,7 +75,8 @@ def audits_of_tables(common: Common, *paths: str, intervals: bool) -> list[Audit
 
     if common.threshold_from is not None:
         raise click.UsageError("--threshold-from needs a CHECKPOINT; with --predictions give --threshold.")
-    columns: dict[str, Any] = {"cluster": common.cluster, "classes": common.classes, "positive": common.positive}
+    names = ("cluster", "classes", "positive", "unknown", "uncertain", "blank")
+    columns: dict[str, Any] = {name: getattr(common, name) for name in names}
     found = [read_predictions(path, sensitive=common.sensitive, **columns, **test_rows(common, path)) for path in paths]
     settings().announce(one for predictions in found for one in predictions.assumed)
     measuring = {"threshold": 0.5 if common.threshold is None else common.threshold, "seed": common.seed}

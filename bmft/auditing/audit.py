@@ -277,7 +277,12 @@ class _Audit:
     @staticmethod
     def of(predictions: Predictions, threshold: float, precision: tuple[float, int, int] | None) -> "_Audit":
         called, positive = predictions.decisions(threshold) == 1, predictions.targets == 1
-        columns = [Column(*parts) for parts in zip(predictions.scores.T, called.T, positive.T, strict=True)]
+        columns = [
+            Column(scores, decisions, targets, None if known.all() else known)
+            for scores, decisions, targets, known in zip(
+                predictions.scores.T, called.T, positive.T, (predictions.targets >= 0).T, strict=True
+            )
+        ]
         right = (called & positive).any(1) if predictions.task == "multiclass" else None
         return _Audit(columns, predictions.columns, right, predictions.clusters, precision)
 
@@ -342,7 +347,7 @@ def _flags(predictions: Predictions, columns: Sequence[Column], figures: Figures
     found += [f"{name}: every decision is the same" for name, one in zip(predictions.columns, same, strict=True) if one]
     for attribute, ids in zip(predictions.attributes, predictions.groups.T, strict=True):
         for g, group in enumerate(attribute.groups):
-            own = [Column(*(part[ids == g] for part in column)) for column in columns]
+            own = [column.where(column.among(ids) == g) for column in columns]
             # With one label only, equal decisions may all be right.
             mixed = any(len(np.unique(column.targets)) > 1 for column in own)
             if mixed and all(_constant(column) for column in own):

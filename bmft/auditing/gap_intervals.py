@@ -167,7 +167,10 @@ def _several(
 def _mean_metrics(
     metrics: Summary, evidence: Sequence[GroupStatistics], together: GroupStatistics | None, level: float
 ) -> dict[str, Interval]:
-    units, found = evidence[0].units["samples"], {}
+    sizes = np.stack([one.units["samples"] for one in evidence])
+    # Labels may be known of different samples: the fewest that a label of the group has.
+    units, found = np.where(sizes > 0, sizes, np.inf).min(0), {}
+    units = np.where(np.isinf(units), 0, units)
     for name in DIRECTION:
         if name == "expected_calibration_error":
             found[name] = _mean_of([one.at(level)[name] for one in evidence])

@@ -63,10 +63,10 @@ def _largest_group_loss(report: AuditReport) -> float:
         return math.nan
     scores, targets = np.clip(found.scores, 1e-7, 1 - 1e-7), found.targets
     if found.task == "multiclass":
-        losses = -np.log(scores[np.arange(len(targets)), targets])
+        losses = -np.log(scores[targets == 1])
     else:
-        positive = targets.reshape(len(targets), -1)
-        losses = -(positive * np.log(scores) + (1 - positive) * np.log(1 - scores)).mean(1)
+        known = targets >= 0
+        losses = -np.where(targets == 1, np.log(scores), np.where(known, np.log(1 - scores), 0)).sum(1) / known.sum(1)
     means = [losses[column == g].mean() for column in found.groups.T for g in np.unique(column) if g >= 0]
     return float(worst(np.array(means or [math.nan]), -1))
 

@@ -51,7 +51,8 @@ class Sample(NamedTuple):
             "negatives": ~column.targets,
             "called": column.targets | column.decisions,
         }
-        found = {name: self.units_among(among) for name, among in rows.items()}
+        known = column.among(self.groups) >= 0
+        found = {name: self.units_among(among & known) for name, among in rows.items()}
         return {**found, SCARCER: np.minimum(found["positives"], found["negatives"])}
 
 
@@ -158,14 +159,21 @@ def gather(
 
 def _in_order(columns: Sequence[Column], sample: Sample) -> tuple[list[Column], Sample]:
     """The rows of known group in an order of their own, lest the order given choose the resamples."""
-    keys = [part for column in columns for part in (column.scores, column.targets)]
+    keys = [part for column in columns for part in _told(column)]
     clusters = sample.clusters
     ids = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
     order = np.lexsort([*keys, *([] if ids is None else [ids]), sample.groups])
     order = order[sample.groups[order] >= 0]
     ids = None if ids is None else ids[order]
     sample = sample._replace(groups=sample.groups[order], clusters=ids)
-    return [Column(c.scores[order], c.decisions[order], c.targets[order]) for c in columns], sample
+    return [column.where(order) for column in columns], sample
+
+
+def _told(column: Column) -> tuple[NDArray[Any], ...]:
+    """What is known of each row; what a model says where the target is not counts for nothing."""
+    if column.known is None:
+        return column.scores, column.targets
+    return np.where(column.known, column.scores, 0), column.targets, column.known
 
 
 def _evidence(
@@ -177,7 +185,7 @@ def _evidence(
     trials = {**counts.among, "called": counts.called, SCARCER: counts.n}
     worth = {name: trials[among] for name, among in RATES.items()}
     if sample.clusters is None:
-        own = [sample.groups == g for g in range(sample.num_groups)]
+        own = [column.among(sample.groups) == g for g in range(sample.num_groups)]
         areas = [intervals.delong(column.scores[g], column.targets[g]) for g in own]
         variance = np.array([area.variance for area in areas])
     else:
@@ -229,7 +237,8 @@ _NO_CLOSED_FORM = {"surplus", "brier_score", "average_precision"}
 
 
 def _statistics(column: Column, where: Sequence[Bools], units: Units, needed: Collection[str]) -> dict[str, Statistic]:
-    scores, called, positive = column
+    scores, called, positive, known = column
+    where = where if known is None else [cell & known for cell in where]
     place, off = bins(scores), scores - positive
     mean = partial(bootstrap.mean, where=where, units=units)
     makers: dict[str, Callable[[], Statistic]] = {
@@ -282,7 +291,9 @@ def on_logit_scale(
     p = np.where(inside, values, 0.5)
     reach = intervals.quantile(level) * np.sqrt(variance) / (p * (1 - p))
     logit = np.log(p / (1 - p))
-    low, high = 1 / (1 + np.exp(reach - logit)), 1 / (1 + np.exp(-reach - logit))
+    # As in `bmft.stats.intervals.auc_interval`.
+    with np.errstate(over="ignore"):
+        low, high = 1 / (1 + np.exp(reach - logit)), 1 / (1 + np.exp(-reach - logit))
     unseen = np.array([intervals.never_seen(n, level) for n in units])
     edge = np.where(np.isnan(values), np.nan, unseen)
     low = np.where(inside, low, np.where(values == 1, 1 - edge, edge * 0))

@@ -103,11 +103,21 @@ TOGETHER = ("accuracy", "balanced_accuracy")  # of several classes: of all toget
 
 
 class Column(NamedTuple):
-    """One binary question, a label or one class against the rest: each ``(n,)``."""
+    """One binary question, a label or one class against the rest: each ``(n,)``; `known` is None where all are."""
 
     scores: Floats
     decisions: Bools
     targets: Bools
+    known: Bools | None = None
+
+    def among(self, groups: Ints) -> Ints:
+        """The groups ``(n,)``, with -1 for the samples whose target is not known."""
+        return groups if self.known is None else np.where(self.known, groups, -1)
+
+    def where(self, rows: Any) -> "Column":
+        """The column of those samples, in the order of `rows`: numbers or a boolean mask."""
+        known = None if self.known is None else self.known[rows]
+        return Column(self.scores[rows], self.decisions[rows], self.targets[rows], known)
 
 
 class Summary(NamedTuple):
@@ -162,6 +172,7 @@ class Counts(NamedTuple):
 
 def count(column: Column, groups: Ints, num_groups: int) -> Counts:
     """Count samples, positives, true and false positives per group; group -1 is left out."""
+    groups = column.among(groups)
     cell = (groups * 4 + column.targets * 2 + column.decisions)[groups >= 0]  # (n,)
     table = np.bincount(cell, minlength=4 * num_groups).reshape(num_groups, 2, 2).astype(np.float64)
     return Counts(table.sum((1, 2)), table[:, 1].sum(1), table[:, 1, 1], table[:, 0, 1])
@@ -184,6 +195,7 @@ def group_metrics(column: Column, groups: Ints, num_groups: int) -> dict[str, Fl
     >>> found["true_positive_rate"], found["false_positive_rate"]
     (array([0.5, nan]), array([nan, 0.5]))
     """
+    groups = column.among(groups)
     counts, known = count(column, groups, num_groups), groups >= 0
     scores, targets = column.scores[known], column.targets[known]
     found = {name: _share(x, n) for name, (x, n) in counts.rates.items()}
@@ -315,6 +327,7 @@ def calibration_surplus(column: Column, groups: Ints, num_groups: int) -> tuple[
     """Sum of score - target in each calibration bin over the group's size, ``(num_groups, BINS)``, and the
     standard error it would have were every score the true probability.
     """
+    groups = column.among(groups)
     known = groups >= 0
     cell, scores = (groups * BINS + bins(column.scores))[known], column.scores[known]
     sizes = np.maximum(np.bincount(groups[known], minlength=num_groups), 1)[:, None]

@@ -24,7 +24,8 @@ class Predictions:
 
     Attributes:
         scores: ``(n, K)`` float64 probabilities; K is 1 for a binary label, else classes or labels.
-        targets: ``(n, K)`` 0/1, one class against the rest; class numbers ``(n,)`` are taken too.
+        targets: ``(n, K)`` 0/1, one class against the rest; class numbers ``(n,)`` are taken too. Of several labels
+            -1 is one that is not known, and left out of that label's figures.
         groups: ``(n, attributes)`` ids; -1 is unknown.
         attributes: name and group names of each column of `groups`.
         task: ``binary``, ``multiclass`` or ``multilabel``.
@@ -144,9 +145,9 @@ class Predictions:
         return np.asarray(np.eye(self.scores.shape[1], dtype=np.int64)[self.scores.argmax(1)])
 
     def cases(self, attribute: int, column: int) -> Iterator[tuple[str, Floats, Ints]]:
-        """Each group of an attribute: its name, and the scores and targets of its members in one column."""
+        """Each group of an attribute: its name, and scores and targets of its members where the column is known."""
         for group, name in enumerate(self.attributes[attribute].groups):
-            members = self.groups[:, attribute] == group
+            members = (self.groups[:, attribute] == group) & (self.targets[:, column] >= 0)
             yield name, self.scores[members, column], self.targets[members, column]
 
     def _check(self) -> None:
@@ -159,6 +160,9 @@ class Predictions:
             raise DataError(f"{self.scores.shape[1]} columns of scores for the classes {self.classes}")
         if not ((self.scores >= 0) & (self.scores <= 1)).all():
             raise DataError("a score is not in [0, 1]: expected probabilities, not logits")
+        if self.task != "multilabel" and (self.targets < 0).any():
+            rows = ", ".join(map(str, self.rows[(self.targets < 0).any(axis=1)][:5]))
+            raise DataError(f"targets of -1 (first: rows {rows}): leave out the rows without a label")
         if width != len(self.attributes):
             raise DataError(f"{width} columns of groups for {len(self.attributes)} attributes")
         for attribute, ids in zip(self.attributes, self.groups.T, strict=True):
@@ -184,7 +188,7 @@ def pick_threshold(predictions: Predictions) -> float:
     cuts = np.unique(predictions.scores)
     cuts = (cuts[1:] + cuts[:-1]) / 2 if len(cuts) > 1 else np.array([0.5])
     curves = [
-        _balanced_accuracy(scores, targets == 1, cuts)
+        _balanced_accuracy(scores[targets >= 0], targets[targets >= 0] == 1, cuts)
         for scores, targets in zip(predictions.scores.T, predictions.targets.T, strict=True)
     ]
     mean = np.mean(curves, axis=0)
@@ -204,7 +208,8 @@ def one_vs_rest(targets: NDArray[Any], num_columns: int) -> Ints:
     """Targets as ``(n, K)`` zeros and ones, one column per class or label; `bmft.fairness` has it for tensors.
 
     Args:
-        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is.
+        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is, -1 where a
+            label is not known.
         num_columns: K, the columns of the scores.
 
     Raises:
@@ -220,6 +225,6 @@ def one_vs_rest(targets: NDArray[Any], num_columns: int) -> Ints:
     columns = targets[:, None] if targets.ndim == 1 else targets
     if columns.ndim != 2 or columns.shape[1] != num_columns:
         raise DataError(f"targets have the shape {tuple(targets.shape)}: expected {num_columns} columns")
-    if ((columns != 0) & (columns != 1)).any():
+    if ((columns != 0) & (columns != 1) & ((columns != -1) | (targets.ndim == 1))).any():
         raise DataError("targets hold a value other than 0 and 1: classes need one score each")
     return np.asarray(columns, np.int64)

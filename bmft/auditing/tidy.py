@@ -54,7 +54,7 @@ def _rows(whose: tuple[str, str], figures: Figures, spans: Figures, n: int) -> I
         for metric, value in values.items():
             if not isinstance(value, Mapping) and metric != "n":
                 low, high = ends.get(metric) or (math.nan, math.nan)
-                yield Row(*whose, output, metric, float(value), float(low), float(high), n)
+                yield Row(*whose, output, metric, float(value), float(low), float(high), int(values.get("n", n)))
 
 
 def forest_rows(before: list[Row], after: list[Row], attributes: list[str], metric: str) -> list[ForestRow]:

@@ -86,6 +86,22 @@ def whole_numbers(values: npt.ArrayLike | Tensor, name: str) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
+def known_targets(targets: npt.ArrayLike | Tensor) -> Tensor:
+    """``(n,)`` or ``(n, labels)`` class numbers or 0/1 as int64, with -1 where one is -1 or NaN: not known.
+
+    Raises:
+        DataError: fractions or text; or -1 and 1 and no 0, where -1 may be the negative class.
+    """
+    array = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
+    if array.dtype.kind == "f":
+        array = np.where(np.isnan(array), -1, array)
+    found = whole_numbers(array, "targets")
+    for column in found.T if found.ndim == 2 else (found,):
+        if set(column.unique().tolist()) == {-1, 1}:
+            raise DataError("targets are -1 and 1: give 0 for the negative class, as -1 is a label that is not known.")
+    return found
+
+
 def class_names(y: Tensor, classes: Sequence[str] | None, task: str | None) -> tuple[str, tuple[str, ...]]:
     """The task that targets ``(n,)`` or ``(n, labels)`` make, and a name per class or label.
 
@@ -95,7 +111,8 @@ def class_names(y: Tensor, classes: Sequence[str] | None, task: str | None) -> t
     several, low, high = y.ndim == 2, int(y.min()), int(y.max())
     number = y.shape[1] if several else max(high + 1, 2)
     names = tuple(classes) if classes is not None else tuple(str(i) for i in range(number))
-    if low < 0 or (several and high > 1) or len(names) < number or (several and len(names) > number):
+    fits = low >= -1 and high <= 1 and len(names) == number if several else low >= 0 and number <= len(names)
+    if not fits:
         expected = f"0/1 for {number} labels" if several else f"class numbers from 0 to {len(names) - 1}"
         raise DataError(f"targets run from {low} to {high} with classes {names}; expected {expected}.")
     found = "multilabel" if several else "binary" if len(names) == 2 else "multiclass"

@@ -33,7 +33,7 @@ class GroupBatch(NamedTuple):
     inputs: Inputs
     """``(n, ...)``, or a dict or tuple of such tensors."""
     targets: Tensor
-    """``(n,)`` int64 0/1 or class number; ``(n, labels)`` 0/1 for several labels."""
+    """``(n,)`` int64 0/1 or class number; ``(n, labels)`` 0/1 for several labels, -1 where one is not known."""
     groups: Tensor
     """``(n, attributes)`` int64 group ids; -1 is unknown."""
 
@@ -50,7 +50,7 @@ class GroupedData(Dataset[GroupBatch]):
 
     Attributes:
         task: ``binary``, ``multiclass`` or ``multilabel``.
-        targets: ``(n,)`` int64 0/1 or class number; ``(n, labels)`` 0/1 for several labels.
+        targets: ``(n,)`` int64 0/1 or class number; ``(n, labels)`` 0/1 for several labels, -1 where one is not known.
         groups: ``(n, attributes)`` int64 group ids; -1 is unknown.
         attributes: name and group names of each column of `groups`.
         classes: class names in the order of their numbers; label names for several labels.
@@ -283,7 +283,9 @@ class GroupedData(Dataset[GroupBatch]):
     def _class_names(self, target: int | list[int]) -> str | list[str]:
         if isinstance(target, int):
             return self.classes[target]
-        return [name for name, present in zip(self.classes, target, strict=True) if present]
+        marks = {0: None, 1: "{}", -1: "{}?"}
+        named = zip(self.classes, target, strict=True)
+        return [mark.format(name) for name, value in named if (mark := marks[value]) is not None]
 
     def _group_names(self, ids: list[int]) -> list[tuple[str, str]]:
         pairs = zip(self.attributes, ids, strict=True)

@@ -20,6 +20,7 @@ from bmft.data.arrays import (
     class_names,
     concatenate,
     is_first,
+    known_targets,
     leaves,
     name_attributes,
     whole_numbers,
@@ -29,7 +30,7 @@ from bmft.data.manifest import image_paths, open_npz, readable, table_beside
 from bmft.data.sampling import Balance, batch_rows
 from bmft.data.sources import ArraySource, Source, images_from_array, load_images
 from bmft.errors import ConfigError, DataError
-from bmft.tables import Attribute, ClassNames, read_manifest, split_names as names_in_table
+from bmft.tables import Attribute, ClassNames, Unknown, read_manifest, split_names as names_in_table
 
 
 def from_arrays(
@@ -44,11 +45,11 @@ def from_arrays(
     positive: str | None = None,
     normalize: str | None = None,
 ) -> GroupedData:
-    """Data of any modality from tensors or arrays in memory.
+    """Data of any modality from tensors or arrays in memory. Samples without any label are left out and counted.
 
     Args:
         inputs: ``(n, ...)``, or a dict or tuple of such; used as they are (float64 becomes float32).
-        targets: ``(n,)`` 0/1 or class numbers, or ``(n, labels)`` 0/1.
+        targets: ``(n,)`` 0/1 or class numbers, or ``(n, labels)`` 0/1; -1 or NaN: not known.
         groups: ``(n,)`` or ``(n, attributes)`` group ids from 0; -1 is unknown.
         attributes: `Attribute` objects, names, or name -> group names; default ``group``, ``group1``, ...
         clusters: ``(n,)`` patient ids.
@@ -65,13 +66,18 @@ def from_arrays(
     >>> from_arrays(torch.zeros(4, 2), [0, 1, 1, 0], [0, 0, 1, -1], attributes={"sex": ("f", "m")})
     GroupedData(n=4, task='binary', classes=('0', '1'), attributes=(sex))
     """
-    tensors, y, ids = as_inputs(inputs), whole_numbers(targets, "targets"), whole_numbers(groups, "groups")
+    tensors, y, ids = as_inputs(inputs), known_targets(targets), whole_numbers(groups, "groups")
     patients, own = (None, None) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)
     lengths = [len(y), len(ids), *map(len, leaves(tensors)), *([] if own is None else [len(own)])]
     if len(set(lengths)) > 1 or not len(y):
         raise DataError(f"targets, groups, inputs (and clusters) have {lengths} rows; expected as many of each.")
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     ids = ids[:, None] if ids.ndim == 1 else ids
+    rows = torch.nonzero(y != -1 if y.ndim == 1 else (y != -1).any(1))[:, 0]
+    if not len(rows):
+        raise DataError(f"none of the {len(y)} targets is known.")
+    assumed = _unlabelled(y, len(y) - len(rows))
+    y, ids, own = y[rows], ids[rows], None if own is None else own[rows.numpy()]
     found, names = class_names(y, classes, task)
     if reverse := is_first(names, positive):
         y, names = 1 - y, names[::-1]
@@ -79,7 +85,6 @@ def from_arrays(
     if normalize is not None:
         channels = tensors.shape[3] if tensors.ndim == 4 else 1
         source = images_from_array(tensors.numpy(), size=None, channels=channels, normalize=normalize)
-    rows = torch.arange(len(y))
     return GroupedData(
         cast(Task, found),
         y,
@@ -91,9 +96,19 @@ def from_arrays(
         0,
         source,
         rows,
+        assumed=assumed,
         _patients=None if patients is None else patients.astype(str).astype(object),
         outputs_reversed=reverse,
     )
+
+
+def _unlabelled(targets: Tensor, left_out: int) -> tuple[Assumption, ...]:
+    """What is said of targets that are not known."""
+    several = targets.ndim == 2 and targets.shape[1] > 1
+    said = [f"{left_out:,} samples without a label are left out"] if left_out else []
+    if several and (missing := int((targets < 0).sum()) - left_out * targets.shape[1]):
+        said.append(f"{missing:,} labels of other samples are not known")
+    return tuple(Assumption("unknown", one, "targets of -1 or NaN", "targets") for one in said)
 
 
 def as_grouped(
@@ -131,7 +146,8 @@ def as_grouped(
     attributes, classes = (names, None) if like is None else (like.attributes, like.classes)
     grouped = from_arrays(inputs, targets, groups, attributes=attributes, classes=classes)
     if like is not None:
-        grouped = replace(grouped, assumed=like.assumed, outputs_reversed=like.outputs_reversed)
+        assumed = tuple(dict.fromkeys((*like.assumed, *grouped.assumed)))
+        grouped = replace(grouped, assumed=assumed, outputs_reversed=like.outputs_reversed)
     return grouped if like is None or names is None else grouped.with_attributes(*names)
 
 
@@ -164,14 +180,19 @@ def load_manifest(
     bits: int | None = None,
     classes: Sequence[str] | ClassNames | None = None,
     positive: str | None = None,
+    unknown: str | Sequence[str] = (),
+    uncertain: Literal["unknown", "positive", "negative"] | None = None,
+    blank: Literal["unknown", "negative"] | None = None,
+    suffix: str = "",
 ) -> GroupedData:
     """Read a labelled image set: a CSV, TSV or Parquet file with one row per image, or an npz beside one.
 
     Args:
         path: the manifest; for an ``.npz`` with ``images`` the table of the same name beside it.
         target: label column: 0/1, class numbers, or names in the order of `classes`; several columns are labels
-            of 0/1 each.
-        sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. An empty value is unknown.
+            of 0/1 each. Rows without any label are left out.
+        sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. Empty values, and the codes of
+            `bmft.tables.UNKNOWN`, are of no group.
         image: column of image paths.
         images: folder the paths are relative to (default: the manifest's own), or an ``.npz`` in row order.
         split_column: column that names each row's split.
@@ -188,6 +209,8 @@ def load_manifest(
         classes: class names in the order of the model's outputs; what `bmft.checkpoints.class_names` finds is left
             aside where the labels are others.
         positive: the positive one of two classes; see `bmft.tables.encode_labels`.
+        unknown, uncertain, blank: what is read as not known beside that; see `bmft.tables.Unknown`.
+        suffix: what image paths lack, such as ``.jpg`` where the column holds ids.
 
     Raises:
         DataError: the table, a label or an image cannot be used; every such row is named.
@@ -209,17 +232,19 @@ def load_manifest(
         split=split,
         image=image,
         allow_shared_rows=allow_shared_rows,
+        unknown=Unknown(unknown, uncertain, blank),
     )
     pixels: dict[str, Any] = {"size": image_size, "channels": channels, "normalize": normalize}
     source: Source
+    assumed: tuple[Assumption, ...] = ()
     if folder is not None and folder.suffix.lower() == ".npz":
         source, index = open_npz(folder, len(manifest.table), **pixels), manifest.rows
         rows = index
     else:
-        files = image_paths(manifest, image, folder)
+        files = image_paths(manifest, image, folder, suffix)
         source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, bits=bits, **pixels)
         index = readable(manifest, files, bad, on_bad_image)
-        rows = manifest.rows[index]
+        rows, assumed = manifest.rows[index], files.assumed
     return GroupedData(
         task=cast(Task, manifest.labels.task),
         targets=torch.from_numpy(manifest.labels.targets[rows]),
@@ -233,7 +258,7 @@ def load_manifest(
         _index=torch.from_numpy(index),
         _table=manifest.table,
         _patients=manifest.patients,
-        assumed=manifest.assumed,
+        assumed=(*manifest.assumed, *assumed),
         outputs_reversed=manifest.labels.outputs_reversed,
     )
 

@@ -6,21 +6,22 @@ import itertools
 import logging
 import lzma
 import math
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import overload
 
 import numpy as np
 
-from bmft._common import did_you_mean, listed, short
+from bmft._common import MOST, Assumption, did_you_mean, listed, short
 from bmft.data.images import LARGEST_IMAGE
 from bmft.data.sources import BadImage, DecodedImages, images_from_array
 from bmft.errors import DataError
-from bmft.tables import Ints, Manifest
+from bmft.tables import Ints, Manifest, column
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class ImagePaths(Sequence[Path]):
 
     base: Path
     names: Sequence[str]
+    assumed: tuple[Assumption, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,15 +45,16 @@ class ImagePaths(Sequence[Path]):
 
     def __getitem__(self, place: int | slice) -> Path | ImagePaths:
         if isinstance(place, slice):
-            return ImagePaths(self.base, self.names[place])
+            return replace(self, names=self.names[place])
         return self.base / self.names[place]
 
 
-def image_paths(manifest: Manifest, image: str, folder: Path | None) -> ImagePaths:
+def image_paths(manifest: Manifest, image: str, folder: Path | None, suffix: str = "") -> ImagePaths:
     """The image file of each of the manifest's rows.
 
     A relative path starts at `folder`, else at the manifest's own folder, and may not climb out of it with
-    ``..``; an absolute one is taken only where no folder is given.
+    ``..``; an absolute one is taken only where no folder is given. Names that do not end in `suffix` get it.
+    Backslashes are separators where there is no file whose name holds them.
 
     Raises:
         DataError: no such column or folder, or paths that are refused, each named with its row.
@@ -63,6 +66,11 @@ def image_paths(manifest: Manifest, image: str, folder: Path | None) -> ImagePat
         raise DataError(f"{manifest.path}: no image path column {image!r}. {hint} Images may also be an npz.")
     base = manifest.path.parent if folder is None else folder
     names = [str(name).strip() for name in manifest.table[image].to_numpy()[manifest.rows]]
+    if suffix:
+        # An id from a column of floats is a whole number all the same.
+        ids = column(manifest.table, image, role="image")[manifest.rows]
+        end = f".{suffix.lstrip('.')}"
+        names = [one if not one or one.lower().endswith(end.lower()) else f"{one}{end}" for one in ids]
     problem = _path_problem(folder is not None)
     refused = [
         f"row {row}: {short(name)!r}: {problem(name)}"
@@ -74,7 +82,17 @@ def image_paths(manifest: Manifest, image: str, folder: Path | None) -> ImagePat
             f"{manifest.path}: {len(refused)} image paths are refused. Paths are relative to {base} and stay "
             f"inside it; absolute ones are taken only without an images folder:\n{listed(refused)}"
         )
-    return ImagePaths(base, names)
+    windows = {name: _with_slashes(base, name) for name in names if "\\" in name}
+    turned = [name for name in names if windows.get(name, name) != name]
+    value = f"backslashes separate folders in {len(turned):,} of {len(names):,} image paths"
+    said = Assumption("paths", value, "the files that are there", "--path-column")
+    return ImagePaths(base, [windows.get(name, name) for name in names], (said,) if turned else ())
+
+
+def _with_slashes(base: Path, name: str) -> str:
+    """A path of Windows as it is written here, if only so it leads to a file."""
+    other = name.replace("\\", "/")
+    return other if not os.path.isfile(base / name) and os.path.isfile(base / other) else name
 
 
 def _path_problem(folder_given: bool) -> Callable[[str], str]:
@@ -117,6 +135,19 @@ def open_npz(path: Path, rows: int, *, size: int | None, channels: int, normaliz
         raise DataError(f"{path}: no such file.") from error
     except (*_NPZ, DataError) as error:
         raise DataError(f"{path}: expected an npz with an array `images`: {short(error).rstrip('.')}.") from error
+
+
+def _with_an_ending(missing: Sequence[Path]) -> str:
+    """The hint for paths that are no files, where there are files of that name with an ending."""
+    for written in missing:
+        path = Path(str(written).replace("\\", "/"))
+        if os.path.exists(path) or not os.path.isdir(path.parent):
+            continue
+        there = sorted(one.name for one in path.parent.iterdir() if one.name.startswith(f"{path.name}."))
+        if there:
+            names = " and ".join(map(short, there[:3]))
+            return f"\nFor {short(path.name)} there is {names}: say --suffix {Path(there[0]).suffix} (suffix=...)."
+    return ""
 
 
 # What zipfile and numpy raise on damaged files; a RuntimeError is a password or an unknown way of packing.
@@ -164,6 +195,7 @@ def readable(manifest: Manifest, files: Sequence[Path], bad: Sequence[BadImage],
     lines = [f"row {manifest.rows[one.position]}: {short(files[one.position])}: {short(one.reason)}" for one in bad]
     if bad:
         message = f"{manifest.path}: {len(bad)} of {len(files)} images cannot be read:\n{listed(lines)}"
+        message += _with_an_ending([files[one.position] for one in bad[:MOST]])
         if on_bad_image == "fail" or len(bad) == len(files):
             raise DataError(message)
         log.warning("left out: %s", message)

@@ -27,6 +27,7 @@ def label_strata(targets: Tensor) -> Tensor:
     """
     if targets.ndim == 1:
         return targets
+    targets = targets.clamp(min=0)  # a label that is not known makes no stratum
     by_rarity = targets.sum(0).argsort(stable=True)
     ranked = targets[:, by_rarity]
     last = torch.ones(len(targets), 1, dtype=ranked.dtype)

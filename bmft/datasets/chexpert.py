@@ -5,7 +5,9 @@ Frontal/Lateral, AP/PA and the 14 findings), in ``CheXpert-v1.0`` or ``CheXpert-
 with the name of that folder. Race comes from the separate ``CHEXPERT DEMO.xlsx`` (PATIENT, PRIMARY_RACE,
 ETHNICITY), where it lies beside them; reading it needs openpyxl (the ``medical`` extra).
 
-- The 14 findings: 1 is 1; 0, blank and uncertain (-1) are 0 ("U-Zeros" of the paper).
+- The 14 findings as released: 1, 0, -1 where the report is uncertain, empty where it does not mention one. By default
+  the last two are labels that are not known; ``--uncertain negative --blank negative`` is "U-Zeros" of the paper,
+  ``--uncertain positive --blank negative`` its "U-Ones".
 - ``label``: 0 where "No Finding" is 1, else 1.
 - ``sex``: male, female. ``age``: years; 0 is the release's mark for unknown. ``race``: asian, black, white
   or other; empty where not stated. ``patient_id``: patient00001. ``view``: frontal, lateral. ``split``:
@@ -45,12 +47,12 @@ def prepare(root: Path) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     inside = train.parent.relative_to(root)
     patient = table["Path"].str.extract(r"/(patient\d+)/")[0].fillna("")
-    findings = certain(table)
+    found = findings(table)
     age = official.numbers(table["Age"])
     table = table.assign(
-        **findings,
+        **found,
         path=table["Path"].map(lambda path: (inside / Path(path).relative_to(Path(path).parts[0])).as_posix()),
-        label=1 - findings["No Finding"],
+        label=(found["No Finding"] != "1").astype(int),
         sex=official.coded(table["Sex"], official.SEX),
         age=age.where(age != "0", ""),
         race=official.looked_up(patient, _races(root, train.parent)),
@@ -60,9 +62,9 @@ def prepare(root: Path) -> pd.DataFrame:
     return official.manifest(root, table, what="CheXpert", extra=(*FINDINGS, "view"))
 
 
-def certain(table: pd.DataFrame) -> pd.DataFrame:
-    """The findings as 0 and 1: blank and uncertain ones (-1) are 0."""
-    return table[list(FINDINGS)].apply(lambda column: (official.numbers(column) == "1").astype(int))
+def findings(table: pd.DataFrame) -> pd.DataFrame:
+    """The findings as 1, 0, -1 and empty."""
+    return table[list(FINDINGS)].apply(official.numbers)
 
 
 def _races(root: Path, folder: Path) -> dict[str, str]:

@@ -8,7 +8,8 @@ and race are in MIMIC-IV, and read from its ``patients.csv[.gz]`` (subject_id, g
 ``admissions.csv[.gz]`` (subject_id, race; ``ethnicity`` before version 2) where they lie in `root` or in
 ``hosp/`` or ``core/`` under it; else they are unknown.
 
-- The 14 findings: 1 is 1; 0, blank and uncertain (-1) are 0. ``label``: 0 where "No Finding" is 1, else 1.
+- The 14 findings as released: 1, 0, -1 (uncertain) and empty (not mentioned); see `chexpert` for ``--uncertain`` and
+  ``--blank``. ``label``: 0 where "No Finding" is 1, else 1.
 - ``sex``: male (M), female (F). ``age``: anchor_age (the patient's age in an anchor year, not at the
   image). ``race``: asian, black, hispanic, white or other of the first admission that states one.
   ``patient_id``: subject_id.
@@ -35,7 +36,7 @@ def prepare(root: Path) -> pd.DataFrame:
     splits = _read(root, "split", ("dicom_id", "split"))
     table = views[["dicom_id", *KEYS, "ViewPosition"]].merge(splits[["dicom_id", "split"]], on="dicom_id")
     table = table.merge(labels, on=KEYS)
-    findings = chexpert.certain(table)
+    findings = chexpert.findings(table)
     person = table["subject_id"]
     table = table.assign(
         **findings,
@@ -43,7 +44,7 @@ def prepare(root: Path) -> pd.DataFrame:
             f"files/p{subject[:2]}/p{subject}/s{study}/{image}.jpg"
             for subject, study, image in zip(person, table["study_id"], table["dicom_id"], strict=True)
         ],
-        label=1 - findings["No Finding"],
+        label=(findings["No Finding"] != "1").astype(int),
         patient_id=person,
         view=table["ViewPosition"],
         **_people(root, person),

@@ -97,8 +97,9 @@ class Case:
         if key not in self._sides:
             (attribute, ids), policy = self.attributes[task.attribute], self.policy
             wanted = {m for one in self.tasks if (one.attribute, one.column) == key for m in one.metrics}
-            sample = Sample(ids, len(attribute.groups), self.predictions.clusters, policy.resamples, policy.seed)
             column = self.column(self.predictions, task.column)
+            ids = ids if task.column < 0 else np.where(self.predictions.targets[:, task.column] < 0, -1, ids)
+            sample = Sample(ids, len(attribute.groups), self.predictions.clusters, policy.resamples, policy.seed)
             self._sides[key] = Side(attribute.groups, column, sample, policy.min_positives, frozenset(wanted))
         return self._sides[key]
 

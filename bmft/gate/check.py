@@ -77,8 +77,8 @@ def _predictions(report: AuditReport | Predictions) -> Predictions:
         return report
     if not isinstance(report, AuditReport):
         raise ConfigError(
-            f"a {type(report).__name__} was given to check: expected an audit or predictions; of a model "
-            "bmft.audit(model, data) makes one"
+            f"a {type(report).__name__} was given to check: expected an audit, predictions, or a model with data "
+            "(bmft.check(model, policy, data=...))"
         )
     if report.predictions is None:
         raise ConfigError("the audit has no predictions (it was read from a file): audit the model again")

@@ -110,7 +110,7 @@ class Side:
 
     def hits(self, metric: str) -> NDArray[np.bool_]:
         """The rows that count for a rate, ``(n,)``."""
-        _, called, positive = self.column
+        _, called, positive, _ = self.column
         hits: dict[str, NDArray[np.bool_]] = {
             "accuracy": called == positive,
             "true_positive_rate": called & positive,

@@ -33,7 +33,7 @@ class ChangedCase:
         column: the column of scores that changed most.
         num_columns: how many there are.
         label: the name of that column's class or label.
-        target: 0 or 1.
+        target: 0 or 1, or -1 where the label is not known.
         score_before: its probability by the model before.
         score_after: and by the model after.
     """
@@ -60,7 +60,8 @@ class Explanation:
     @property
     def text(self) -> str:
         """The case in one sentence."""
-        case, said = self.case, "labelled" if self.case.target else "not labelled"
+        case = self.case
+        said = {1: "labelled", 0: "not labelled"}.get(case.target, "not known to be labelled")
         return (
             f"{case.attribute} = {case.group}, row {case.row}, {said} {case.label}: "
             f"score {case.score_before:.2f} before, {case.score_after:.2f} after."

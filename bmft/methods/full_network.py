@@ -10,7 +10,7 @@ from bmft.masks import WeightMask
 from bmft.methods.losses import extractor_loss, whole_step
 from bmft.methods.run import Run
 from bmft.tables import Attribute
-from bmft.training import Loss
+from bmft.training import Loss, mean_of_known
 
 DRO_RATE = 0.1  # of the group weights; published 0.01 is for runs of many thousand steps
 
@@ -67,7 +67,8 @@ class _RobustLoss:
         self.weights = torch.ones(0)
 
     def __call__(self, scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
-        losses = nn.functional.binary_cross_entropy(scores, targets, reduction="none").mean(1)
+        losses = nn.functional.binary_cross_entropy(scores, targets.clamp(min=0), reduction="none")
+        losses = mean_of_known(losses, targets)
         known = groups >= 0
         cells = self._cells(targets, groups)[known]
         size = max(int(cells.max()) + 1 if len(cells) else 0, len(self.weights))

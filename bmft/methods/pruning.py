@@ -7,6 +7,7 @@ from bmft import fairness
 from bmft.errors import GroupError
 from bmft.masks import WeightMask, weight_importances
 from bmft.methods.run import Run
+from bmft.training import mean_of_known
 
 PRUNED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35)  # fractions that select is offered
 
@@ -45,7 +46,8 @@ def _worse_and_better(run: Run) -> tuple[Tensor, Tensor]:
     """Rows of the fit set: the group with the largest mean loss, and everybody else of that attribute."""
     scores = run.predict(run.model, run.fit).scores
     targets = fairness.one_vs_rest(run.fit.targets, scores.shape[1]).double()
-    loss = nn.functional.binary_cross_entropy(torch.from_numpy(scores), targets, reduction="none").mean(1)
+    losses = nn.functional.binary_cross_entropy(torch.from_numpy(scores), targets.clamp(min=0), reduction="none")
+    loss = mean_of_known(losses, targets)
     found: list[tuple[float, Tensor, Tensor]] = []
     for column in run.fit.groups.T:
         for group in torch.unique(column[column >= 0]):

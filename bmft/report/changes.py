@@ -43,7 +43,7 @@ def _cells(predictions: Predictions) -> Iterator[tuple[str, str, Bools]]:
 def _condition(key: str, targets: NDArray[np.int64]) -> Bools:
     """The rows a rate is a share of."""
     if key == "selection_rate":
-        return np.ones(len(targets), dtype=bool)
+        return np.asarray(targets >= 0)
     return np.asarray(targets == (key == "true_positive_rate"))
 
 
@@ -94,13 +94,14 @@ def _rate(moved: Floats, counted: Bools) -> tuple[float, Floats]:
 
 
 def _area(old: Floats, new: Floats, targets: NDArray[np.int64]) -> tuple[float, Floats]:
-    positive, influence = targets == 1, np.zeros(len(targets))
-    if min(positive.sum(), (~positive).sum()) < 2:
+    positive, negative, influence = targets == 1, targets == 0, np.zeros(len(targets))
+    if min(positive.sum(), negative.sum()) < 2:
         return np.nan, influence
-    (hits, alarms), (old_hits, old_alarms) = placements(new, targets), placements(old, targets)
+    known = positive | negative
+    (hits, alarms), (old_hits, old_alarms) = (placements(scores[known], positive[known]) for scores in (new, old))
     value = float((hits - old_hits).mean())
     influence[positive] = (hits - old_hits - value) / positive.sum()
-    influence[~positive] = (alarms - old_alarms - value) / (~positive).sum()
+    influence[negative] = (alarms - old_alarms - value) / negative.sum()
     return value, influence
 
 

@@ -208,7 +208,9 @@ def auc_interval(value: float, variance: float, n_pos: float, n_neg: float, leve
         return _newcombe_auc(value, n_pos, n_neg, z)
     logit = np.log(value / (1 - value))
     reach = z * np.sqrt(variance) / (value * (1 - value))
-    low, high = 1 / (1 + np.exp(-(logit + np.array([-reach, reach]))))
+    # Of two or three cases the reach may be beyond what exp can hold: then the end is 0 or 1, as it should.
+    with np.errstate(over="ignore"):
+        low, high = 1 / (1 + np.exp(-(logit + np.array([-reach, reach]))))
     return Interval(float(low), float(high))
 
 

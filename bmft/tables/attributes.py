@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bmft._common import listed, short
+from bmft._common import Assumption, listed, short
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables.reading import Ints, Texts, as_number, column
+from bmft.tables.unknown import BY_DEFAULT, DOUBTFUL, UNKNOWN, Unknown, folded, reasons, said_of_groups
 
 MAX_PLAIN_NUMBERS = 12  # more distinct numbers than this are a measurement to cut, not a list of groups
 
@@ -32,21 +35,49 @@ class Attribute:
     groups: tuple[str, ...]
 
 
-def encode_attribute(table: pd.DataFrame, spec: str) -> tuple[Attribute, Ints]:
+class Groups(NamedTuple):
+    """Several attributes of the same rows: names and groups, ids ``(n, attributes)``, and what was assumed of them."""
+
+    attributes: tuple[Attribute, ...]
+    ids: Ints
+    assumed: tuple[Assumption, ...]
+
+
+def encode_attribute(table: pd.DataFrame, spec: str, unknown: Unknown = BY_DEFAULT) -> tuple[Attribute, Ints]:
     """Groups of one attribute: ``"sex"``, ``"age:40,60"`` (half-open cuts) or a product ``"sex*age:60"``.
 
-    Returns the attribute and ``(n,)`` group ids; -1 where the value, or a factor of a product, is empty.
+    Returns the attribute and ``(n,)`` group ids; -1 where the value, or a factor of a product, is not known: it is
+    empty, one of the codes of `unknown`, or a negative number (unless one of the cuts is at 0 or below).
 
-    >>> table = pd.DataFrame({"sex": ["f", "m", ""], "age": ["39.5", "60", "7"]})
+    >>> table = pd.DataFrame({"sex": ["f", "m", "N/A"], "age": ["39.5", "60", "7"]})
     >>> encode_attribute(table, "sex*age:40,60")
     (Attribute(name='sex*age', groups=('f*<40', 'f*40-60', 'f*60+', 'm*<40', 'm*40-60', 'm*60+')),
      array([ 0,  5, -1]))
     """
-    factors = [spec] if spec in table.columns else spec.split("*")
-    encoded = [_encode_factor(table, factor.strip()) for factor in factors]
-    if len(encoded) == 1:
-        return encoded[0]
-    return product([attribute for attribute, _ in encoded], [ids for _, ids in encoded])
+    return _together([_factor(table, name, unknown) for name in _factors(table, spec)])
+
+
+def encode_attributes(
+    table: pd.DataFrame, specs: str | Sequence[str], unknown: Unknown, rows: Ints, where: str = ""
+) -> Groups:
+    """Several attributes by `encode_attribute`, and what was assumed of those `rows`, which lie `where`.
+
+    Raises:
+        ConfigError: none is named, or one twice.
+    """
+    named = [_factors(table, spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    factors = {name: _factor(table, name, unknown) for name in dict.fromkeys(itertools.chain(*named))}
+    encoded = [_together([factors[name] for name in names]) for names in named]
+    names = [attribute.name for attribute, _ in encoded]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"sensitive attributes {names}: name at least one, each once.")
+    said = [said_of_groups(one.attribute.name, one.why, one.doubtful, rows, where) for one in factors.values()]
+    ids = np.stack([ids for _, ids in encoded], axis=1)
+    return Groups(tuple(a for a, _ in encoded), ids, tuple(dict.fromkeys(itertools.chain(*said))))
+
+
+def _factors(table: pd.DataFrame, spec: str) -> list[str]:
+    return [spec] if spec in table.columns else [factor.strip() for factor in spec.split("*")]
 
 
 def product(attributes: Sequence[Attribute], ids: Sequence[Ints]) -> tuple[Attribute, Ints]:
@@ -66,11 +97,50 @@ def product(attributes: Sequence[Attribute], ids: Sequence[Ints]) -> tuple[Attri
     return Attribute(name, groups), np.where(unknown, -1, codes)
 
 
-def _encode_factor(table: pd.DataFrame, factor: str) -> tuple[Attribute, Ints]:
+class _Factor(NamedTuple):
+    attribute: Attribute
+    ids: Ints
+    why: Texts  # the code of what is not known, else ""
+    doubtful: Texts  # the code of what may not be known, else ""
+
+
+def _together(factors: Sequence[_Factor]) -> tuple[Attribute, Ints]:
+    if len(factors) == 1:
+        return factors[0].attribute, factors[0].ids
+    return product([one.attribute for one in factors], [one.ids for one in factors])
+
+
+def _factor(table: pd.DataFrame, factor: str, unknown: Unknown) -> _Factor:
     name, _, cuts = (factor, "", "") if factor in table.columns else factor.partition(":")
     text = column(table, name, role="sensitive")
-    if cuts:
-        return _cut(name, text, _parse_cuts(factor, cuts))
+    said, default = unknown.codes_of(table, name)
+    edges = _parse_cuts(factor, cuts) if cuts else []
+    # Where a cut is at 0 or below, what is measured can be negative.
+    below = bool(edges) and edges[0] <= 0
+    ages = bool(edges) and edges[-1] < _OLDEST and "age" in re.split(r"[^a-z]+", name.casefold())
+
+    def is_unknown(value: str) -> bool:
+        number = as_number(value)
+        if folded(value) in said or not default or number is None:
+            return folded(value) in said or (default and folded(value) in UNKNOWN)
+        return (number < 0 and not below) or (ages and number in _NO_AGE)
+
+    def is_doubtful(value: str) -> bool:
+        number = as_number(value)
+        odd = folded(value) in DOUBTFUL if not edges else ages and number is not None and number > _OLDEST
+        return default and odd and not is_unknown(value)
+
+    why, doubtful = reasons(text, is_unknown), reasons(text, is_doubtful)
+    known = np.where(why == "", text, "")
+    attribute, ids = _cut(name, known, edges) if edges else _named(name, known)
+    return _Factor(attribute, ids, why, np.where(text == "", "", doubtful))
+
+
+_OLDEST = 120  # years
+_NO_AGE = (999, 9999)
+
+
+def _named(name: str, text: Texts) -> tuple[Attribute, Ints]:
     distinct = set(text) - {""}
     numbers = {value: as_number(value) for value in distinct}
     if None not in numbers.values():

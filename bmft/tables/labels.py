@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from bmft._common import Assumption, did_you_mean, listed, short
 from bmft.errors import ConfigError, DataError
 from bmft.tables.reading import Ints, Texts, as_number, column
+from bmft.tables.unknown import BLANK, BY_DEFAULT, Unknown, counted, folded, is_code, reasons, unsure
 
 # The pairs of words that say by themselves which one is positive, in lower case, the positive one last.
 WORDS = (("0", "1"), ("false", "true"), ("no", "yes"), ("negative", "positive"), ("neg", "pos"))
@@ -28,12 +30,13 @@ class Labels(NamedTuple):
     """Label columns as numbers.
 
     Attributes:
-        targets: ``(n,)`` class numbers, or ``(n, labels)`` 0/1; -1 where the label is empty. Of two classes 1 is the
-            positive one.
+        targets: ``(n,)`` class numbers, or ``(n, labels)`` 0/1; -1 where the label is not known. Of two classes 1 is
+            the positive one.
         classes: their names in the order of the numbers.
         task: ``binary``, ``multiclass`` or ``multilabel``.
         outputs_reversed: of two classes the model's outputs have the positive one first.
         assumed: which class is which, and where that came from.
+        why: label column -> ``(n,)`` the code that its label is not known by, or "".
     """
 
     targets: Ints
@@ -41,6 +44,7 @@ class Labels(NamedTuple):
     task: str
     outputs_reversed: bool
     assumed: tuple[Assumption, ...]
+    why: Mapping[str, Texts] = MappingProxyType({})
 
 
 def encode_labels(
@@ -48,12 +52,14 @@ def encode_labels(
     target: str | Sequence[str],
     classes: Sequence[str] | ClassNames | None = None,
     positive: str | None = None,
+    unknown: Unknown = BY_DEFAULT,
 ) -> Labels:
     """Labels as class numbers or 0/1, with the names of the classes and what was assumed about them.
 
     One column of 0/1 is binary, as are other words that say which one is positive (`WORDS`); other whole numbers are
     class numbers from 0. Names need an order: `classes`, or for two of them `positive`. Several columns are labels of
-    0/1 each.
+    0/1 each. Empty values and codes for what is not known (`bmft.tables.UNKNOWN`) are no label, unless a class is
+    called so.
 
     Args:
         table: from `read_table`.
@@ -61,9 +67,11 @@ def encode_labels(
         classes: every class in the order of the model's outputs. `ClassNames` that a checkpoint says are left aside
             where the labels are others.
         positive: the positive one of two classes; by default the word that says so, else the last of `classes`.
+        unknown: what is read as not known, and what -1 and empty values are.
 
     Raises:
-        ConfigError: nothing says which name is which class, or `positive` is none of two classes.
+        ConfigError: nothing says which name is which class, or `positive` is none of two classes, or every label is
+            the same and nothing says what the rows without one are.
         DataError: a value is none of the classes.
 
     >>> labels = encode_labels(pd.DataFrame({"dx": ["nevus", "melanoma"]}), "dx", positive="melanoma")
@@ -72,15 +80,54 @@ def encode_labels(
     """
     names = (target,) if isinstance(target, str) else tuple(target)
     if len(names) == 1:
-        return _one_column(names[0], column(table, names[0], role="label"), classes, positive)
+        own = () if classes is None else classes.names if isinstance(classes, ClassNames) else _checked(classes)
+        text, codes = _known(table, names[0], (*own, positive or ""), unknown)
+        labels = _one_column(names[0], text, classes, positive)
+        targets = _filled(names[0], labels.targets, codes, unknown, labels.task)
+        return labels._replace(targets=targets, why={names[0]: codes})
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"label columns {list(names)!r}: name each of them once.")
     if positive is not None:
         raise ConfigError("positive: in several label columns 1 is positive; leave it out.")
     if classes is not None and not isinstance(classes, ClassNames) and tuple(classes) != names:
         raise ConfigError("classes: for several label columns their names are the classes; leave it out.")
-    columns = [_numbers(name, column(table, name, role="label"), ("0", "1")) for name in names]
-    return Labels(np.stack(columns, axis=1), names, "multilabel", False, ())
+    known = {name: _known(table, name, (), unknown) for name in names}
+    columns = [
+        _filled(name, _numbers(name, text, ("0", "1")), why, unknown, "multilabel")
+        for name, (text, why) in known.items()
+    ]
+    why = {name: why for name, (_, why) in known.items()}
+    return Labels(np.stack(columns, axis=1), names, "multilabel", False, (), why)
+
+
+def _known(table: pd.DataFrame, name: str, classes: Sequence[str], unknown: Unknown) -> tuple[Texts, Texts]:
+    """A column's labels, "" for those that are not known, and why these are not."""
+    text, own = column(table, name, role="label"), {_folded(one) for one in classes}
+    said, default = unknown.codes_of(table, name, label=True)
+    why = reasons(
+        text, lambda value: folded(value) in said or (default and is_code(value) and _folded(value) not in own)
+    )
+    return np.where(why == "", text, ""), why
+
+
+def _filled(name: str, targets: Ints, why: Texts, unknown: Unknown, task: str) -> Ints:
+    """The targets, with a 0 or 1 for what is not known where somebody said that it is one."""
+    said = {"uncertain": unsure(why), "blank": why == BLANK}
+    if task == "multiclass":
+        if any(getattr(unknown, one) in ("positive", "negative") for one in said):
+            raise ConfigError(f"--uncertain and --blank are for yes or no; label column {name!r} has several classes.")
+        return targets
+    known = np.unique(targets[targets >= 0])
+    for option, rows in said.items():
+        meaning = getattr(unknown, option)
+        if rows.any() and meaning is None and len(known) == 1:
+            raise ConfigError(
+                f"label column {name!r} is {known[0]} wherever it is known, and {counted(why[rows])} in the other "
+                f"rows: say what that means (--{option} negative), or --{option} unknown to leave these rows out."
+            )
+        if meaning in ("positive", "negative"):
+            targets = np.where(rows, int(meaning == "positive"), targets)
+    return targets
 
 
 class _Order(NamedTuple):

@@ -13,9 +13,10 @@ import pandas as pd
 
 from bmft._common import Assumption, did_you_mean, listed, short
 from bmft.errors import ConfigError, DataError, GroupError
-from bmft.tables.attributes import Attribute, encode_attribute
+from bmft.tables.attributes import Attribute, encode_attributes
 from bmft.tables.labels import ClassNames, Labels, encode_labels
 from bmft.tables.reading import Ints, Texts, column, read_table
+from bmft.tables.unknown import BY_DEFAULT, Unknown, said_of_groups, said_of_label
 
 log = logging.getLogger(__name__)
 ALONE = "\0"
@@ -48,35 +49,47 @@ def read_manifest(
     split: str | Sequence[str] | None = None,
     image: str | None = None,
     allow_shared_rows: bool = False,
+    unknown: Unknown = BY_DEFAULT,
 ) -> Manifest:
     """Read and check a table; the arguments are `data.load_manifest`'s.
 
-    Classes, groups and clusters are numbered over the whole table, so that its splits agree.
+    Classes, groups and clusters are numbered over the whole table, so that its splits agree. Rows without any label
+    are left out and counted.
     """
     table = read_table(path)
     try:
-        labels = encode_labels(table, target, classes, positive)
-        specs = [sensitive] if isinstance(sensitive, str) else list(sensitive)
-        encoded = [encode_attribute(table, spec) for spec in specs]
+        labels = encode_labels(table, target, classes, positive, unknown)
         rows = rows_of_splits(table, split_column, split)
         if split_column is not None and not allow_shared_rows:
-            _check_leaks(table, split_column, [name for name in (cluster, image) if name and name in table.columns])
-        _check_labels(labels.targets[rows], rows)
-        _check_groups([(attribute, ids[rows]) for attribute, ids in encoded])
-        patients, clusters = (
-            (None, None) if cluster is None else np.unique(cluster_names(table, cluster), return_inverse=True)
-        )
+            _check_leaks(
+                table, split_column, [name for name in (cluster, image) if name and name in table.columns], unknown
+            )
+        rows, said = labelled(labels, rows, where := in_splits(split), unknown)
+        groups = encode_attributes(table, sensitive, unknown, rows, where)
+        _check_groups(groups.attributes, groups.ids[rows])
+        patients, clusters = None, None
+        if cluster is not None:
+            patients, clusters = np.unique(cluster_names(table, cluster, unknown), return_inverse=True)
+            said += said_of_clusters(table, cluster, unknown, rows, where)
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error
-    groups = np.stack([ids for _, ids in encoded], axis=1)
-    attributes = tuple(attribute for attribute, _ in encoded)
-    return Manifest(path, table, labels, attributes, groups, clusters, rows, patients, labels.assumed)
+    assumed = (*labels.assumed, *said, *groups.assumed)
+    return Manifest(path, table, labels, groups.attributes, groups.ids, clusters, rows, patients, assumed)
 
 
-def cluster_names(table: pd.DataFrame, name: str) -> Texts:
-    """``(rows,)`` the patient; a row without an id is a patient of its own, whose name begins with `ALONE`."""
+def cluster_names(table: pd.DataFrame, name: str, unknown: Unknown = BY_DEFAULT) -> Texts:
+    """``(rows,)`` the patient; a row whose id is not known is a patient of its own, whose name begins with `ALONE`."""
     text = column(table, name, role="cluster")
-    return np.array([f"{ALONE}{row}" if value == "" else value for row, value in enumerate(text)], dtype=object)
+    alone = [f"{ALONE}{row}" for row in range(len(text))]
+    return np.where(unknown.why_not(table, name, text) == "", text, np.array(alone, dtype=object))
+
+
+def said_of_clusters(
+    table: pd.DataFrame, name: str, unknown: Unknown, rows: Ints, where: str
+) -> tuple[Assumption, ...]:
+    """What is said of the patients who are not known, in these rows."""
+    why = unknown.why_not(table, name, column(table, name, role="cluster"))
+    return tuple(said_of_groups(name, why, np.full_like(why, ""), rows, f", each a patient of its own{where}"))
 
 
 def rows_of_splits(table: pd.DataFrame, name: str | None, split: str | Sequence[str] | None) -> Ints:
@@ -100,11 +113,12 @@ def rows_of_splits(table: pd.DataFrame, name: str | None, split: str | Sequence[
     return np.flatnonzero(np.isin(text, list(wanted)))
 
 
-def _check_leaks(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
+def _check_leaks(table: pd.DataFrame, name: str, columns: Sequence[str], unknown: Unknown) -> None:
     """Refuse a patient or an image path that is in several splits."""
     split = column(table, name, role="split")
     for shared in columns:
-        text = [value.replace("\\", "/").removeprefix("./") for value in column(table, shared, role="cluster")]
+        names = [name.replace("\\", "/").removeprefix("./") for name in cluster_names(table, shared, unknown)]
+        text = ["" if name.startswith(ALONE) else name for name in names]
         places = pd.DataFrame({"value": text, "split": split}).drop_duplicates()
         places = places[(places["value"] != "") & (places["split"] != "")]
         leaks = places[places["value"].duplicated(keep=False)].groupby("value", sort=False)
@@ -120,18 +134,33 @@ def _check_leaks(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None
             )
 
 
-def _check_labels(targets: Ints, rows: Ints) -> None:
-    empty = rows[(targets if targets.ndim == 1 else targets.min(axis=1)) < 0]
-    if len(empty):
-        where = ", ".join(map(str, empty[:20])) + (f" and {len(empty) - 20} more" if len(empty) > 20 else "")
-        raise DataError(f"{len(empty)} of {len(rows)} rows have no label: rows {where}. Fill or remove them.")
+def in_splits(split: str | Sequence[str] | None) -> str:
+    """Where rows lie, for what is said of them: `` in test``, or nothing for all rows.
+
+    >>> in_splits(["valid", "test"])
+    ' in valid, test'
+    """
+    names = [split] if isinstance(split, str) else split
+    return "" if names is None else f" in {', '.join(short(name, 40) for name in names)}"
 
 
-def _check_groups(encoded: Sequence[tuple[Attribute, Ints]]) -> None:
-    names = [attribute.name for attribute, _ in encoded]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"sensitive attributes {names}: name at least one, each once.")
-    for attribute, ids in encoded:
+def labelled(labels: Labels, rows: Ints, where: str, unknown: Unknown) -> tuple[Ints, tuple[Assumption, ...]]:
+    """Those of the `rows` that have a label, and what is said of the labels that are not known.
+
+    Raises:
+        DataError: no row has one.
+    """
+    targets = labels.targets[rows]
+    kept = rows[(targets if targets.ndim == 1 else targets.max(axis=1)) >= 0]
+    if not len(kept):
+        names = ", ".join(short(name, 40) for name in labels.why)
+        raise DataError(f"none of the {len(rows)} rows{where} has a label in {names}.")
+    said = [one for name, why in labels.why.items() for one in said_of_label(name, why, rows, where, unknown)]
+    return kept, tuple(said)
+
+
+def _check_groups(attributes: Sequence[Attribute], groups: Ints) -> None:
+    for attribute, ids in zip(attributes, groups.T, strict=True):
         counts = np.bincount(ids[ids >= 0], minlength=len(attribute.groups))
         found = [group for group, count in zip(attribute.groups, counts, strict=True) if count]
         if len(found) < 2:

@@ -3,7 +3,7 @@
 from bmft.auditing import Limits as Limits
 from bmft.training.conditions import Conditions as Conditions
 from bmft.training.loop import tune as tune
-from bmft.training.loss import Loss as Loss, PooledLoss as PooledLoss
+from bmft.training.loss import Loss as Loss, PooledLoss as PooledLoss, mean_of_known as mean_of_known
 from bmft.training.masked_step import SelectedWeights as SelectedWeights, masked as masked
 from bmft.training.resume import Journal as Journal
 from bmft.training.selection import Selection as Selection, gap_of as gap_of

@@ -117,11 +117,24 @@ def reordering(moved: Tensor, groups: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over labels."""
+    """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over the known labels."""
     if multi_label or logits.shape[1] == 1:
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
-        return losses.mean(1)
+        targets = targets.to(logits.dtype)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
+        return mean_of_known(losses, targets)
     return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def mean_of_known(losses: Tensor, targets: Tensor) -> Tensor:
+    """The mean of each row ``(n,)`` of `losses` over the labels that are known, of which each row has one or more.
+
+    >>> mean_of_known(torch.tensor([[1.0, 5.0], [2.0, 4.0]]), torch.tensor([[1, -1], [0, 1]]))
+    tensor([1., 3.])
+    """
+    known = targets >= 0
+    if bool(known.all()):
+        return losses.mean(1)
+    return torch.where(known, losses, 0).sum(1) / known.sum(1)
 
 
 def _sample_weights(data: GroupedData, balance: str) -> Tensor:

@@ -303,8 +303,8 @@ def chexpert(root):
     return {
         "path": [f"{base.name}/{name}" for name in (one, two, three)],
         "label": [0, 1, 1],
-        "Cardiomegaly": [0, 0, 1],
-        "Pleural Effusion": [0, 1, 0],
+        "Cardiomegaly": ["", "-1", "1"],
+        "Pleural Effusion": ["", "1", "0"],
         "sex": ["female", "male", "male"],
         "age": ["68", "", "73"],
         "race": ["white", "", ""],
@@ -354,9 +354,9 @@ def mimic_cxr_jpg(root):
     return {
         "path": [f"files/{one}", f"files/{two}"],
         "label": [0, 1],
-        "No Finding": [1, 0],
-        "Cardiomegaly": [0, 1],
-        "Consolidation": [0, 0],
+        "No Finding": ["1", ""],
+        "Cardiomegaly": ["", "1"],
+        "Consolidation": ["", "-1"],
         "sex": ["female", ""],
         "age": ["52", ""],
         "race": ["black", ""],

@@ -11,12 +11,13 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
+import bmft
 from bmft.auditing import DIRECTION, AuditReport, Column, Predictions, Sample, gather, group_metrics
 from bmft.data import from_arrays
 from bmft.errors import ConfigError, PolicyError
 from bmft.gate import Verdict, check, parse_policy, plan, starting_policy
 from bmft.gate.sample_size import pass_probability
-from bmft.inference import audit
+from bmft.inference import audit, predict
 from bmft.stats import intervals
 from bmft.tables import Attribute
 from bmft.testing import assert_fair
@@ -610,6 +611,37 @@ def test_assert_fair_warns_if_the_policy_only_wants_a_warning():
         assert_fair(predictions, None, policy(check_))
     with pytest.warns(UserWarning, match="INCONCLUSIVE"):
         assert_fair(predictions, None, policy(check_, gate='on_inconclusive = "warn"'))
+
+
+def test_a_check_takes_predictions_an_audit_or_a_model_with_data(tmp_path):
+    rules = policy(("roc_auc", "max_difference", 0.3))
+    (tmp_path / "p.toml").write_text(LIKE_IT.format("roc_auc", 0.02))
+    rng = np.random.default_rng(0)
+    inputs = torch.from_numpy(rng.normal(size=(400, 3))).float()
+    data = from_arrays(inputs, (inputs[:, 0] > 0).long(), rng.integers(0, 2, 400), attributes={"sex": ("f", "m")})
+    model = nn.Linear(3, 1)
+    predictions, report = predict(model, data), audit(model, data, intervals=False)
+    first, *others = (
+        bmft.check(given, rules, **options).to_dict()
+        for given, options in ((predictions, {}), (report, {}), (model, {"data": data}), (model, {"data": data}))
+    )
+    assert all(other == first for other in others)
+    twin = bmft.check(model, tmp_path / "p.toml", model, data=data)
+    assert twin.to_dict() == bmft.check(predictions, tmp_path / "p.toml", report).to_dict()
+
+
+@pytest.mark.parametrize("given", ["model.pt", None, 7])
+def test_a_check_of_something_else_says_what_it_takes(given):
+    for data in (None, [1]):
+        with pytest.raises(ConfigError, match="expected an audit, predictions, or a model with data"):
+            bmft.check(given, policy(("roc_auc", "max_difference", 0.3)), data=data)
+
+
+def test_a_check_of_predictions_takes_no_data_and_its_policy_is_one():
+    with pytest.raises(ConfigError, match="go with a model"):
+        bmft.check(random_predictions(), policy(("roc_auc", "max_difference", 0.3)), data=[1])
+    with pytest.raises(ConfigError, match="Predictions was given as the policy"):
+        bmft.check(policy(("roc_auc", "max_difference", 0.3)), random_predictions())
 
 
 def test_assert_fair_takes_a_model_its_baseline_and_a_policy_file(tmp_path):

@@ -431,3 +431,8 @@ def test_a_cell_without_positives_has_no_area():
         warnings.simplefilter("error")
         assert np.isnan(bootstrap.bootstrap({"a": area}, units, resamples=5)["a"]).all()
         assert np.isnan(bootstrap.point(area, units)).all()
+
+
+def test_the_area_of_two_cases_has_an_interval_and_no_warning():
+    low, high = intervals.auc_interval(0.5, 1e6, 1, 1, 0.95)
+    assert (low, high) == (0.0, 1.0)
