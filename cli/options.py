@@ -286,6 +286,9 @@ entry_option = _model(
     metavar="NAME",
     help="Which set of weights in the file, as bmft inspect lists them. [default: what libraries open by default]",
 )
+trust_option = _model(
+    "--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."
+)
 _MODEL = [
     entry_option,
     _model(
@@ -320,7 +323,7 @@ _MODEL = [
         metavar="select",
         help="Pick the threshold of best balanced accuracy on the select split.",
     ),
-    _model("--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."),
+    trust_option,
 ]
 
 

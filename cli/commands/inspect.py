@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..console import put, settings, table
-from ..options import Command, argument, entry_option, import_from_here, option, talking_options
+from ..options import Command, argument, entry_option, import_from_here, option, talking_options, trust_option
 
 
 @click.command(cls=Command)
@@ -17,7 +17,7 @@ from ..options import Command, argument, entry_option, import_from_here, option,
 @option("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
 @option("--head", metavar="NAME", help="Module that makes the logits. [default: found]")
 @option("--json", "json_file", metavar="FILE", help="Write all of it here; - is standard output.")
-@option("--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust.")
+@trust_option
 @talking_options
 def inspect(
     checkpoint: str,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..console import settings, table, visible
-from ..options import argument, entry_option, talking_options
+from ..options import Decorator, apply_options, argument, entry_option, talking_options, trust_option
 
-_TRUST = click.option(
-    "--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."
-)
+
+def _changing(metavar: str, result: str) -> Decorator:
+    """The options of a command that takes a checkpoint and PATCH, and writes another checkpoint."""
+    options = [
+        argument("checkpoint", metavar=metavar),
+        argument("patch_file", metavar="PATCH"),
+        click.option("--out", required=True, metavar="FILE", help=f"Where to write the {result} checkpoint."),
+        entry_option,
+        trust_option,
+        talking_options,
+    ]
+    return lambda function: apply_options(function, options)
 
 
 @click.group()
@@ -55,45 +66,35 @@ def _row(name: str, entry: dict[str, float], total: float) -> list[str]:
 
 
 @patch.command()
-@argument("original")
-@argument("patch_file", metavar="PATCH")
-@click.option("--out", required=True, metavar="FILE", help="Where to write the debiased checkpoint.")
-@entry_option
-@_TRUST
-@talking_options
-def apply(original: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool) -> None:
+@_changing("ORIGINAL", "debiased")
+def apply(**options: Any) -> None:
     """Apply PATCH to the ORIGINAL checkpoint it was made for; the result is the debiased one, bit for bit.
 
     \b
     Example:
       bmft patch apply model.pt fair.patch.safetensors --out fair.pt
     """
-    _move(original, patch_file, out, entry, trust_pickle, forward=True)
+    _move(forward=True, **options)
 
 
 @patch.command()
-@argument("debiased")
-@argument("patch_file", metavar="PATCH")
-@click.option("--out", required=True, metavar="FILE", help="Where to write the original checkpoint.")
-@entry_option
-@_TRUST
-@talking_options
-def revert(debiased: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool) -> None:
+@_changing("DEBIASED", "original")
+def revert(**options: Any) -> None:
     """Take PATCH back from the DEBIASED checkpoint; the result is the original, bit for bit.
 
     \b
     Example:
       bmft patch revert fair.pt fair.patch.safetensors --out model.pt
     """
-    _move(debiased, patch_file, out, entry, trust_pickle, forward=False)
+    _move(forward=False, **options)
 
 
-def _move(path: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool, *, forward: bool) -> None:
+def _move(checkpoint: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool, *, forward: bool) -> None:
     from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
 
     change = WeightPatch.load(patch_file)
-    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry).under(change.changes)
-    settings().announce(checkpoint.assumed)
-    state = change.apply(checkpoint.state) if forward else change.revert(checkpoint.state)
-    write_checkpoint(checkpoint, state, out)
+    opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry).under(change.changes)
+    settings().announce(opened.assumed)
+    state = change.apply(opened.state) if forward else change.revert(opened.state)
+    write_checkpoint(opened, state, out)
     click.echo(out)
