@@ -14,7 +14,7 @@ import click
 from bmft.settings import FACTS, LIMITS, Fact, Limits, Settings
 
 from .config import method_settings
-from .options import Pair, apply_options, import_from_here, option
+from .options import Assigned, Pair, apply_options, import_from_here, option
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,13 @@ class How:
     conditions: Mapping[str, Any]
 
 
-class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``NAME=VALUE``, the value as in TOML; what is no TOML value is a text."""
-
-    name = "NAME=VALUE"
-    takes_list = True
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The name and the value."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = (part.strip() for part in str(value).partition("="))
-        if not equals or not name:
-            self.fail(f"{value!r} is not NAME=VALUE, such as patience=3.", param, ctx)
-        try:
-            return name.replace("-", "_"), tomllib.loads(f"value = {text}")["value"]
-        # A ValueError that is no TOMLDecodeError is a number of thousands of digits.
-        except (ValueError, RecursionError):
-            return name.replace("-", "_"), text
+def _toml(text: str) -> Any:
+    """The value as in TOML; what is no TOML value is a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    # A ValueError that is no TOMLDecodeError is a number of thousands of digits.
+    except (ValueError, RecursionError):
+        return text
 
 
 _method = partial(option, section="Method")
@@ -102,7 +91,7 @@ _MORE = [
     _method(
         "--set",
         "more",
-        type=Setting(),
+        type=Assigned("NAME=VALUE", "patience=3", _toml),
         multiple=True,
         metavar="NAME=VALUE",
         help="Any other setting of the method. Repeatable.",
@@ -125,7 +114,8 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[
     @wraps(function)
     def command(**values: Any) -> Any:
         given = {name: values.pop(name) for name in _NAMES} | _batch(values["common"].batch_size)
-        beta, more = values.pop("beta"), dict(values.pop("more"))
+        beta = values.pop("beta")
+        more = {name.replace("-", "_"): value for name, value in values.pop("more")}
         asked = {name: value for name, value in given.items() if value not in (None, ())}
         config = method_settings() | _split(beta) | asked | more
         method, keep = values.pop("method", ""), values.pop("keep", "best")

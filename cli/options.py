@@ -154,6 +154,24 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return names
 
 
+class Assigned(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A name and what it stands for, with ``=`` between them; the value as `parse` gives it."""
+
+    takes_list = True
+
+    def __init__(self, name: str, example: str, parse: Callable[[str], Any] = str) -> None:
+        self.name, self.example, self.parse = name, example, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name and the value."""
+        if isinstance(value, tuple):
+            return value
+        name, _, text = (part.strip() for part in str(value).partition("="))
+        if not name or not text:
+            self.fail(f"{value!r} is not {self.name}, such as {self.example}.", param, ctx)
+        return name, self.parse(text)
+
+
 def common_options(*, sensitive_required: bool = True, data_required: bool = True) -> Decorator:
     """Give a command the common options; it receives them as one argument, `common`."""
 

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import option
+from .options import Assigned, option
 from .tables import audit_table
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
 
 Sites = tuple[tuple[str, str], ...]
-
-
-class Site(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``NAME=CSV``: what a site is called in the reports, and its manifest."""
-
-    name = "NAME=CSV"
-    takes_list = True
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The name and the manifest's path."""
-        if isinstance(value, tuple):
-            return value
-        name, _, path = (part.strip() for part in str(value).partition("="))
-        if not name or not path:
-            self.fail(f"{value!r} is not NAME=CSV, such as clinic=clinic.csv.", param, ctx)
-        return name, path
 
 
 def _once(ctx: click.Context, param: click.Parameter, value: Sites) -> Sites:
@@ -42,7 +26,7 @@ def _once(ctx: click.Context, param: click.Parameter, value: Sites) -> Sites:
 sites_option = option(
     "--eval",
     "sites",
-    type=Site(),
+    type=Assigned("NAME=CSV", "clinic=clinic.csv"),
     multiple=True,
     metavar="NAME=CSV",
     callback=_once,
