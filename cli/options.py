@@ -209,7 +209,7 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             "--data",
             required=data_required,
             metavar="FILE",
-            help="Manifest: CSV, TSV, Parquet, or an npz of images with a CSV beside it.",
+            help="Manifest: CSV, TSV, Parquet, xlsx, JSON lines, or an npz of images with such a table beside it.",
         ),
         data(
             "--label",
@@ -250,7 +250,12 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
         ),
         data("--blank", type=click.Choice(["unknown", "negative"]), help="What empty labels are. [default: unknown]"),
         data("--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"),
-        data("--path-column", default="path", metavar="COL", help="Column of image paths."),
+        data(
+            "--path-column",
+            default="path",
+            metavar="COL",
+            help="Column of image paths; file_name, image and their like are found.",
+        ),
         data("--suffix", default="", metavar=".EXT", help="What image paths lack, such as .jpg where they are ids."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
         *(

@@ -185,7 +185,7 @@ def load_manifest(
     blank: Literal["unknown", "negative"] | None = None,
     suffix: str = "",
 ) -> GroupedData:
-    """Read a labelled image set: a CSV, TSV or Parquet file with one row per image, or an npz beside one.
+    """Read a labelled image set: one row per image in a CSV, TSV, Parquet, xlsx or JSON lines, or an npz beside one.
 
     Args:
         path: the manifest; for an ``.npz`` with ``images`` the table of the same name beside it.
@@ -193,7 +193,8 @@ def load_manifest(
             of 0/1 each. Rows without any label are left out.
         sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. Empty values, and the codes of
             `bmft.tables.UNKNOWN`, are of no group.
-        image: column of image paths.
+        image: column of image paths; where there is no ``path``, the only one of ``file_name``, ``image``,
+            ``image_path``, ``filepath``, ``filename`` and ``img``.
         images: folder the paths are relative to (default: the manifest's own), or an ``.npz`` in row order.
         split_column: column that names each row's split.
         split: load only the rows of this split, or of several.
@@ -230,7 +231,7 @@ def load_manifest(
         cluster=cluster,
         split_column=split_column,
         split=split,
-        image=image,
+        image=None if folder is not None and folder.suffix.lower() == ".npz" else image,
         allow_shared_rows=allow_shared_rows,
         unknown=Unknown(unknown, uncertain, blank),
     )
@@ -241,7 +242,7 @@ def load_manifest(
         source, index = open_npz(folder, len(manifest.table), **pixels), manifest.rows
         rows = index
     else:
-        files = image_paths(manifest, image, folder, suffix)
+        files = image_paths(manifest, folder, suffix)
         source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, bits=bits, **pixels)
         index = readable(manifest, files, bad, on_bad_image)
         rows, assumed = manifest.rows[index], files.assumed

@@ -49,7 +49,7 @@ class ImagePaths(Sequence[Path]):
         return self.base / self.names[place]
 
 
-def image_paths(manifest: Manifest, image: str, folder: Path | None, suffix: str = "") -> ImagePaths:
+def image_paths(manifest: Manifest, folder: Path | None, suffix: str = "") -> ImagePaths:
     """The image file of each of the manifest's rows.
 
     A relative path starts at `folder`, else at the manifest's own folder, and may not climb out of it with
@@ -61,6 +61,7 @@ def image_paths(manifest: Manifest, image: str, folder: Path | None, suffix: str
     """
     if folder is not None and not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images.")
+    image = str(manifest.image)
     if image not in manifest.table.columns:
         hint = did_you_mean(image, map(str, manifest.table.columns))
         raise DataError(f"{manifest.path}: no image path column {image!r}. {hint} Images may also be an npz.")
@@ -113,7 +114,7 @@ def table_beside(npz: Path) -> Path:
     Raises:
         DataError: there is none.
     """
-    for suffix in (".csv", ".tsv", ".parquet"):
+    for suffix in (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl"):
         if npz.with_suffix(suffix).is_file():
             return npz.with_suffix(suffix)
     raise DataError(f"{npz}: expected {npz.with_suffix('.csv').name} beside it, one row per image in order.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bmft._common import did_you_mean, short
-from bmft.errors import DataError, MissingExtraError
-from bmft.tables import read_table
+from bmft._common import did_you_mean
+from bmft.errors import DataError
+from bmft.tables import read_excel as read_excel, read_table
 
 log = logging.getLogger(__name__)
 LEADING = ("path", "label")
@@ -68,22 +66,6 @@ def read(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         DataError: the table cannot be read or lacks one of `columns`.
     """
     return check_columns(read_table(path), path, columns)
-
-
-def read_excel(path: Path, **options: Any) -> pd.DataFrame:
-    """An Excel sheet as text; ``""`` is missing.
-
-    Raises:
-        MissingExtraError: openpyxl is not installed.
-        DataError: the file is no Excel sheet.
-    """
-    if importlib.util.find_spec("openpyxl") is None:
-        raise MissingExtraError(f"{path}: Excel files need openpyxl: pip install 'bmft[medical]'")
-    try:
-        table: pd.DataFrame = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl", **options)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable Excel file: {short(error)}.") from error
-    return pd.DataFrame(table.fillna(""))
 
 
 def check_columns(table: pd.DataFrame, path: Path, columns: Iterable[str]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from bmft.tables.rows import (
     rows_of_splits as rows_of_splits,
     said_of_clusters as said_of_clusters,
 )
+from bmft.tables.sheets import read_excel as read_excel
 from bmft.tables.splits import (
     ROLES as ROLES,
     no_split as no_split,

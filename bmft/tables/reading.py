@@ -1,8 +1,9 @@
-"""A manifest's table (CSV, TSV or Parquet) as text columns, and those columns as labels and groups."""
+"""A manifest's table (CSV, TSV, Parquet, Excel or JSON lines) as text columns."""
 
 from __future__ import annotations
 
 import gzip
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy.typing as npt
 import pandas as pd
 from pyarrow import ArrowException
 
-from bmft._common import did_you_mean, short
+from bmft._common import Assumption, did_you_mean, short
 from bmft.errors import DataError
+from bmft.tables.sheets import read_excel, read_json_lines
 
+log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.object_]
 
@@ -28,15 +31,19 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Give a CSV, TSV, Parquet or npz manifest.")
+        raise DataError(f"{path}: no such file. Give a CSV, TSV, Parquet, xlsx, jsonl or npz manifest.")
     suffix = path.suffix.lower()
     if suffix in {".parquet", ".pq"}:
         table = _read_parquet(path)
     elif suffix in {".csv", ".tsv", ".tab", ".txt", ".gz", ""}:
         tabs = path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab"))
         table = _read_csv(path, "\t" if tabs else ",")
+    elif suffix == ".xlsx":
+        table = read_excel(path)
+    elif suffix in {".jsonl", ".ndjson"}:
+        table = read_json_lines(path)
     else:
-        raise DataError(f"{path}: a manifest ends in .csv, .tsv, .parquet or .npz, not {path.suffix!r}.")
+        raise DataError(f"{path}: a manifest ends in .csv, .tsv, .parquet, .xlsx, .jsonl or .npz, not {path.suffix!r}.")
     if table.empty:
         raise DataError(f"{path}: the manifest has no rows.")
     return table
@@ -56,7 +63,10 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
             # pandas drops surplus fields with no more than this warning
             warnings.simplefilter("error", pd.errors.ParserWarning)
             _check_size(path)
-            header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].astype(str).str.strip()
+            header = _header(path, options)
+            if separator == "," and len(header) == 1 and ";" in header.iloc[0]:
+                options["sep"] = ";"
+                header = _header(path, options)
             repeated = header[header.duplicated() & (header != "")]
             if len(repeated):
                 raise DataError(f"{path}: column {short(repeated.iloc[0])!r} appears twice; rename one.")
@@ -68,7 +78,23 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a readable CSV, or a row does not fit the header: {short(error)}") from error
     table.columns = pd.Index([str(name).strip() for name in table.columns])
-    return pd.DataFrame(table.fillna(""))
+    table = pd.DataFrame(table.fillna(""))
+    return _with_points(table, path) if options["sep"] == ";" else table
+
+
+def _header(path: Path, options: dict[str, Any]) -> pd.Series[str]:
+    first = pd.read_csv(path, header=None, nrows=1, **options).iloc[0]
+    return pd.Series(first.astype(str).str.strip())
+
+
+def _with_points(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Where semicolons separate the fields, commas are decimal: columns of such numbers get points."""
+    for name in table.columns:
+        text = table[name].str.strip()
+        if text.str.fullmatch(r"([+-]?\d+(,\d+)?)?").all() and text.str.contains(",").any():
+            log.warning("%s: column %r has decimal commas, read as points", path, short(name))
+            table[name] = text.str.replace(",", ".")
+    return table
 
 
 def _check_size(path: Path) -> None:
@@ -117,10 +143,32 @@ def column(table: pd.DataFrame, name: str, *, role: str) -> Texts:
     """
     if name not in table.columns:
         hint = did_you_mean(name, map(str, table.columns))
-        if len(table.columns) == 1 and ";" in str(table.columns[0]):
-            hint = "The header has one column with ';' in it: separate the fields with commas."
         raise DataError(f"the manifest has no {role} column {short(name)!r}. {hint}")
     return np.array([_clean(text) for text in table[name]], dtype=object)
+
+
+def path_column(table: pd.DataFrame, name: str) -> tuple[str, Assumption | None]:
+    """The column of image paths: `name`, or the only one with a name in use where that is the usual ``path``.
+
+    Raises:
+        DataError: several columns have such a name.
+
+    >>> path_column(pd.DataFrame({"file_name": ["a.png"], "sex": ["f"]}), "path")[0]
+    'file_name'
+    """
+    if name != PATH or name in table.columns:
+        return name, None
+    found = [str(one) for one in table.columns if str(one).strip().lower() in PATH_NAMES]
+    if len(found) > 1:
+        raise DataError(f"the image paths could be in {' or '.join(map(repr, found))}: say --path-column NAME.")
+    if not found:
+        return name, None
+    said = Assumption("images", f"paths are in column {found[0]!r}", "its name, the only such one", "--path-column")
+    return found[0], said
+
+
+PATH = "path"
+PATH_NAMES = ("file_name", "image", "image_path", "filepath", "filename", "img")
 
 
 def _clean(value: Any) -> str:

@@ -15,7 +15,7 @@ from bmft._common import Assumption, did_you_mean, listed, short
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables.attributes import Attribute, encode_attributes
 from bmft.tables.labels import ClassNames, Labels, encode_labels
-from bmft.tables.reading import Ints, Texts, column, read_table
+from bmft.tables.reading import Ints, Texts, column, path_column, read_table
 from bmft.tables.unknown import BY_DEFAULT, Unknown, said_of_groups, said_of_label
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Manifest:
     rows: Ints
     patients: Texts | None  # the name behind each cluster
     assumed: tuple[Assumption, ...]
+    image: str | None = None  # the column of image paths
 
 
 def read_manifest(
@@ -60,6 +61,7 @@ def read_manifest(
     try:
         labels = encode_labels(table, target, classes, positive, unknown)
         rows = rows_of_splits(table, split_column, split)
+        image, guessed = (None, None) if image is None else path_column(table, image)
         if split_column is not None and not allow_shared_rows:
             _check_leaks(
                 table, split_column, [name for name in (cluster, image) if name and name in table.columns], unknown
@@ -73,8 +75,8 @@ def read_manifest(
             said += said_of_clusters(table, cluster, unknown, rows, where)
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error
-    assumed = (*labels.assumed, *said, *groups.assumed)
-    return Manifest(path, table, labels, groups.attributes, groups.ids, clusters, rows, patients, assumed)
+    assumed = (*labels.assumed, *said, *groups.assumed, *([guessed] if guessed else []))
+    return Manifest(path, table, labels, groups.attributes, groups.ids, clusters, rows, patients, assumed, image)
 
 
 def cluster_names(table: pd.DataFrame, name: str, unknown: Unknown = BY_DEFAULT) -> Texts:
