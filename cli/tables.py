@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bmft._common import with_interval
 
-from .console import table
+from .console import settings, table
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -25,6 +25,13 @@ def audit_table(reports: Mapping[str, AuditReport]) -> str:
     first = next(iter(reports.values()))
     parts = [_attribute(reports, attribute) for attribute in first.by_group]
     return "\n\n".join(parts) + _positive(first)
+
+
+def warn_of(report: AuditReport) -> None:
+    """Say what makes the figures mean little, and what helps."""
+    for flag in report.flags:
+        help = f" at threshold {report.threshold:g}: another one (--threshold, --threshold-from select) may tell more"
+        settings().say(f"warning: {flag}{help if flag == 'constant predictor' else ''}")
 
 
 def _positive(report: AuditReport) -> str:

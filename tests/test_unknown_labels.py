@@ -158,7 +158,7 @@ def test_a_table_of_predictions_may_lack_labels(tmp_path):
     assert np.array_equal(read.targets, predictions.targets)
     ours, theirs = (audit_predictions(one, intervals=False) for one in (read, predictions))
     assert ours.by_group == theirs.by_group
-    assert [one.value.split(":")[0] for one in read.assumed] == [f"label y_true_{name}" for name in LABELS]
+    assert [one.value.split(":")[0] for one in read.assumed] == [f"y_true_{name}" for name in LABELS]
 
 
 def test_binary_predictions_without_a_label_are_left_out_and_counted(tmp_path):
@@ -167,7 +167,7 @@ def test_binary_predictions_without_a_label_are_left_out_and_counted(tmp_path):
     read = read_predictions(tmp_path / "p.csv", sensitive="sex")
     assert read.rows.tolist() == [0, 1, 4, 5]
     assert [one.value for one in read.assumed if one.subject == "unknown"] == [
-        "label y_true: 2 rows without a label (-1: 1, blank: 1)"
+        "y_true: 2 rows without a label (-1: 1, blank: 1)"
     ]
     positive = read_predictions(tmp_path / "p.csv", sensitive="sex", uncertain="positive", blank="negative")
     assert positive.targets[:, 0].tolist() == [0, 1, 1, 0, 1, 0]

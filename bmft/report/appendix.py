@@ -35,6 +35,21 @@ def _labels(group: Json) -> tuple[int, ...]:
     return group["n"], group["n_positive"], group["n"] - group["n_positive"]
 
 
+def assumed_section(audit: Json) -> Section | None:
+    """What was inferred about the model, its classes, its pixels and its rows, and how to say otherwise."""
+    rows = tuple(
+        (subject, one["value"], f"{'a guess: ' if one['guess'] else ''}{one['from']}", one["option"])
+        for subject, choices in (audit.get("assumed") or {}).items()
+        for one in choices
+    )
+    header = ("About", "Taken", "From", "Say otherwise by")
+    return (
+        Section("assumed", "What was assumed", (Table("Nobody said this", header, rows, text_columns=4),))
+        if rows
+        else None
+    )
+
+
 def run_section(facts: Mapping[str, Mapping[str, Any]]) -> Section:
     """What was run: one table per topic; nested settings are written with dots."""
     cards = [

@@ -65,6 +65,7 @@ def _audit_page(report: AuditReport, date: str) -> Page:
         sections.groups_section(sides),
         sections.curves_section(sides),
         appendix.counts_section(sides.before, sides.before.get("skipped")),
+        appendix.assumed_section(sides.before),
         appendix.run_section({"Audit": run, "Versions": versions()}),
         appendix.limits_section(sides.before, evaluated_on=""),
     ]
@@ -83,6 +84,7 @@ def _debias_page(report: DebiasReport, date: str) -> Page:
         extras.epochs_section(plain(report.history)),
         *_optional_sections(report),
         appendix.counts_section(sides.before, report.skipped),
+        appendix.assumed_section(sides.before),
         appendix.run_section(_facts(report)),
         appendix.limits_section(sides.before, evaluated_on=report.evaluated_on),
     ]

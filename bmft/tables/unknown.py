@@ -148,11 +148,11 @@ def said_of_label(name: str, why: Texts, rows: Ints, where: str, unknown: Unknow
     uncertain, blank = unsure(here), here == BLANK
     for which, option, meaning in ((uncertain, "--uncertain", unknown.uncertain), (blank, "--blank", unknown.blank)):
         if which.any() and meaning in ("positive", "negative"):
-            value = f"label {name}: {_rows(which.sum())} ({counted(here[which])}) read as {meaning}{where}"
+            value = f"{name}: {_rows(which.sum())} ({counted(here[which])}) read as {meaning}{where}"
             found.append(Assumption("unknown", value, option, option))
             here = np.where(which, "", here)
     if (here != "").any():
-        value = f"label {name}: {_rows((here != '').sum())} without a label ({counted(here)}){where}"
+        value = f"{name}: {_rows((here != '').sum())} without a label ({counted(here)}){where}"
         found.append(Assumption("unknown", value, "the codes for unknown", "--uncertain, --blank, --unknown"))
     return found
 

@@ -10,7 +10,7 @@ from ..console import put, settings
 from ..distributed import part_company
 from ..options import Command, Common, argument, common_options, option
 from ..predictions import audits_of_tables, check_one_source, test_rows
-from ..tables import audit_table
+from ..tables import audit_table, warn_of
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -46,8 +46,7 @@ def audit(
     # Standard output belongs to the JSON when it is asked for there.
     click.echo(f"{what}{where} of {predictions or common.data}: n = {measured.n:,}", err=json_file == "-")
     click.echo(audit_table({"": measured}), err=json_file == "-")
-    for flag in measured.flags:
-        settings().say(f"warning: {flag}")
+    warn_of(measured)
     if json_file:
         from bmft.report import to_json
 

@@ -14,6 +14,7 @@ from ..console import put, settings
 from ..distributed import part_company
 from ..options import Command, Common, argument, common_options, option
 from ..predictions import audits_of_tables, check_one_source
+from ..tables import warn_of
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -85,8 +86,7 @@ def gate(
     rules = load_policy(policy)
     found = _gather(checkpoint, predictions, baseline, patch, _agreed(common, rules))
     for audited in filter(None, (found.report, found.baseline)):
-        for flag in audited.flags:
-            settings().say(f"warning: {flag}")
+        warn_of(audited)
     part_company()
     verdict = check(found.report, rules, found.baseline, debiased_on=found.debiased_on)
     _tell(verdict, Outputs(**outputs), {"policy": policy, **found.files})

@@ -144,3 +144,17 @@ def test_the_set_of_weights_that_is_measured_is_said_and_can_be_picked(bmft, stu
         assert ("weights: state_dict_ema, beside state_dict" in said) == (not options)
         assert ("weights" in found["assumed"]) == (not options)
     assert rates[0] == 1 > rates[1]
+
+
+@pytest.mark.parametrize("command", ["audit", "gate"])
+def test_a_model_that_decides_the_same_for_everybody_is_told_of_other_thresholds(
+    bmft, study, data_options, tmp_path, command, capsys
+):
+    state = torch.load(study / "model.pt")
+    state["fc.bias"] -= 50
+    torch.save(state, tmp_path / "never.pt")
+    (tmp_path / "p.toml").write_text('check = [{metric = "roc_auc", sensitive = ["sex"], max_difference = 0.9}]')
+    more = ["--policy", "p.toml"] if command == "gate" else []
+    assert bmft(command, "never.pt", *data_options, *more) in (0, 3)
+    said = capsys.readouterr().err
+    assert "constant predictor at threshold 0.5: another one (--threshold, --threshold-from select)" in said

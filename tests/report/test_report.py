@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from bmft._common import Assumption
 from bmft.auditing import AuditReport, Predictions
 from bmft.inference import audit
 from bmft.report import DebiasReport, changes as changes_module, to_html, to_json, to_markdown, versions, write_report
@@ -283,6 +284,18 @@ def test_an_audit_has_the_same_page_without_the_after_column(done):
     assert headers.isdisjoint({"Before", "After", "Change"})
     assert read.headings[0].startswith("Error rates differ by up to 0.")
     assert "Group by group" in read.headings
+
+
+def test_what_was_assumed_is_listed_with_where_it_came_from_and_how_to_say_otherwise():
+    rows = Assumption("unknown", "sex: 12 rows unknown (-1: 9, unknown: 3)", "the codes for unknown", "--unknown")
+    pixels = Assumption("pixels", "ImageNet's mean", "nothing says so", "--normalize", guess=True)
+    before = audit(predictions(0.5, assumed=(rows, pixels)), resamples=20)
+    tables = Reader(to_html(before)).tables
+    (found,) = [table for table in tables if table[0] == ["About", "Taken", "From", "Say otherwise by"]]
+    assert found[1] == ["unknown", rows.value, rows.source, rows.option]
+    assert found[2] == ["pixels", pixels.value, "a guess: nothing says so", pixels.option]
+    assert rows.value in to_markdown(before)
+    assert "What was assumed" not in to_html(audit(predictions(0.5), resamples=20))
 
 
 def test_measuring_on_the_selection_data_is_said(done):

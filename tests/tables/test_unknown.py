@@ -191,7 +191,7 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
     frame.to_csv(tmp_path / "m.csv")
     read = read_manifest(tmp_path / "m.csv", "y", "sex", split_column="split", split="b")
     assert read.rows.tolist() == [4, 5]
-    assert said(read.assumed) == ["label y: 1 row without a label (blank: 1) in b"]
+    assert said(read.assumed) == ["y: 1 row without a label (blank: 1) in b"]
     assert read_manifest(tmp_path / "m.csv", "y", "sex").rows.tolist() == [0, 1, 4, 5]
 
 
@@ -202,9 +202,9 @@ def test_a_row_with_one_of_several_labels_is_kept(tmp_path):
     assert read.rows.tolist() == [0, 1, 2]
     assert read.labels.targets[:3].tolist() == [[0, -1, 1], [1, 0, 0], [-1, 1, 0]]
     assert said(read.assumed) == [
-        "label y: 2 rows without a label (-1: 1, blank: 1)",
-        "label z: 2 rows without a label (-1: 1, blank: 1)",
-        "label w: 1 row without a label (blank: 1)",
+        "y: 2 rows without a label (-1: 1, blank: 1)",
+        "z: 2 rows without a label (-1: 1, blank: 1)",
+        "w: 1 row without a label (blank: 1)",
     ]
 
 
