@@ -26,7 +26,7 @@ COMMANDS = {
     "plan": "Say how many samples a gate needs.",
     "patch": "Show, apply or revert what a debiasing changed.",
     "inspect": "Say what a checkpoint holds and what would be tuned.",
-    "prepare": "Turn a public dataset's official folder into a manifest.",
+    "prepare": "Turn a public dataset's folder, or a form such as DICOM or Parquet, into a manifest.",
     "demo": "Run the main job on generated data.",
 }
 

@@ -107,7 +107,7 @@ def test_the_measuring_half_runs_where_torch_cannot_be_imported(half):
         ("captum", {"attribution.py", "importance.py", "pixels.py"}),
         ("optuna", {"search.py", "study.py", "search_speed.py"}),
         ("click", {path.name for path in COMMANDS}),
-        ("pydicom", {"images.py"}),
+        ("pydicom", {"dicom.py", "images.py"}),
         ("timm", {"building.py", "forms.py", "make_architecture_index.py", "precision.py", "vit_search.py"}),
         ("jinja2", {"page.py"}),
         ("matplotlib", {"charts.py", "figures.py"}),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bmft._common import did_you_mean, replacing
+from bmft.datasets.joining import join
 from bmft.errors import ConfigError, DataError
 
 DATASETS = {
@@ -29,6 +30,15 @@ DATASETS = {
     "harvard-gf3300": "bmft.datasets.harvard_gf3300",
 }
 """Name -> the module whose docstring says which files it reads and how labels and groups are coded."""
+
+FORMS = {
+    "folder": "bmft.datasets.folder",
+    "medmnist": "bmft.datasets.medmnist",
+    "huggingface": "bmft.datasets.huggingface",
+    "dicom": "bmft.datasets.dicom",
+    "webdataset": "bmft.datasets.webdataset",
+}
+"""The same for forms that many sets come in."""
 
 _DEMO = ("build_model", "demo_table", "make_demo", "train_demo_model", "write_demo")
 
@@ -54,17 +64,46 @@ def prepare(name: str, root: str | Path) -> pd.DataFrame:
         ConfigError: no such dataset; the message names the nearest.
         DataError: the folder is not what the release looks like; the message says what was expected.
     """
-    module = importlib.import_module(DATASETS[canonical(name)])
+    known = canonical(name)
+    if known in FORMS:
+        raise ConfigError(f"{known} is a form, not a data set: write_manifest reads it")
+    module = importlib.import_module(DATASETS[known])
     table: pd.DataFrame = module.prepare(Path(root))
     return table
 
 
-def write_manifest(name: str, root: str | Path, out: str | Path) -> Path:
-    """Prepare a dataset and write its manifest as CSV, with ``.npz`` beside it where images are no files.
+def write_manifest(
+    name: str, root: str | Path, out: str | Path, *, demographics: str | Path | None = None, by: str | None = None
+) -> Path:
+    """Prepare a dataset, or one of the `FORMS`, and write its manifest as CSV.
 
-    Returns the file to give to ``--data``.
+    Images that are no files of their own are written beside it: into ``.npz`` (arrays), or into a folder (bytes).
+
+    Args:
+        name: one of `DATASETS` or `FORMS`.
+        root: the folder or file.
+        out: the manifest.
+        demographics: a table whose columns are joined to the images, for a form.
+        by: its column that names the images; default: the one that matches most.
+
+    Returns:
+        The file to give to ``--data``.
+
+    Raises:
+        ConfigError: no such dataset or form, or demographics for a data set that has its own.
+        DataError: the folder is not what it should look like; the message says what was expected.
     """
-    table, out = prepare(name, root), Path(out)
+    name, out = canonical(name), Path(out)
+    if name in FORMS:
+        table = importlib.import_module(FORMS[name]).prepare(
+            Path(root), out.with_suffix("").with_name(f"{out.stem}_images")
+        )
+        if demographics is not None:
+            table = join(table, Path(demographics), by, table.attrs.get("keys", ()))
+    elif demographics is not None:
+        raise ConfigError(f"{name} has its own demographics; --demographics is for {', '.join(FORMS)}.")
+    else:
+        table = prepare(name, root)
     images = table.attrs.pop("images", None)
     try:
         with replacing(out) as file:
@@ -79,7 +118,7 @@ def write_manifest(name: str, root: str | Path, out: str | Path) -> Path:
 
 
 def canonical(name: str) -> str:
-    """The name as `DATASETS` has it.
+    """The name as `DATASETS` or `FORMS` has it.
 
     Raises:
         ConfigError: no such dataset; the message names the nearest.
@@ -87,8 +126,8 @@ def canonical(name: str) -> str:
     >>> canonical("PAD_UFES_20")
     'pad-ufes-20'
     """
-    plain = {re.sub(r"[^a-z0-9]", "", known): known for known in DATASETS}
+    plain = {re.sub(r"[^a-z0-9]", "", known): known for known in (*DATASETS, *FORMS)}
     short = re.sub(r"[^a-z0-9]", "", name.lower())
     if short not in plain:
-        raise ConfigError(f"no dataset {name!r}. {did_you_mean(name.lower(), DATASETS)}")
+        raise ConfigError(f"no dataset {name!r}. {did_you_mean(name.lower(), [*DATASETS, *FORMS])}")
     return plain[short]

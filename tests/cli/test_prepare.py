@@ -1,6 +1,6 @@
 import csv
 
-from bmft.datasets import DATASETS
+from bmft.datasets import DATASETS, FORMS
 
 
 def ham(folder):
@@ -34,7 +34,7 @@ def test_without_a_folder_it_tells_what_is_expected(bmft, capsys):
 
 def test_the_datasets_can_be_listed(bmft, capsys):
     assert bmft("prepare", "--list") == 0
-    assert capsys.readouterr().out.split() == list(DATASETS)
+    assert capsys.readouterr().out.split() == [*DATASETS, *FORMS]
 
 
 def test_an_unknown_dataset_and_a_wrong_folder_are_told(bmft, tmp_path, capsys):
