@@ -115,7 +115,16 @@ def test_an_audit_does_not_look_at_the_scores_of_labels_that_are_not_known():
     assert first == second
 
 
+def test_nan_is_a_label_that_is_not_known_too():
+    known = spoken()
+    targets = np.where(known.targets < 0, np.nan, known.targets)
+    same = Predictions(known.scores, targets, known.groups, (SEX,), "multilabel", LABELS)
+    assert np.array_equal(same.targets, known.targets)
+
+
 def test_only_several_labels_may_be_partly_known():
+    with pytest.raises(DataError, match="other than 0 and 1"):
+        Predictions([0.1, 0.2], [0, np.nan], [0, 1], (SEX,))
     with pytest.raises(DataError, match=r"-1 \(first: rows 1\)|other than 0 and 1"):
         Predictions([0.1, 0.2], [0, -1], [0, 1], (SEX,))
     with pytest.raises(DataError, match="first: rows 1"):

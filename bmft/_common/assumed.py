@@ -9,8 +9,8 @@ class Assumption:
     """One choice, where it came from, and how to say otherwise.
 
     Attributes:
-        subject: what it is about: ``classes``, ``output``, ``answer``, ``pixels``, ``weights``, ``unknown`` or
-            ``splits``.
+        subject: what it is about: ``classes``, ``output``, ``answer``, ``pixels``, ``weights``, ``unknown``, ``paths``
+            or ``splits``.
         value: what is taken, in a few words.
         source: where that came from, such as ``the checkpoint's class_to_idx``.
         option: the option that says otherwise, such as ``--positive``.

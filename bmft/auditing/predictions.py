@@ -208,8 +208,8 @@ def one_vs_rest(targets: NDArray[Any], num_columns: int) -> Ints:
     """Targets as ``(n, K)`` zeros and ones, one column per class or label; `bmft.fairness` has it for tensors.
 
     Args:
-        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is, -1 where a
-            label is not known.
+        targets: ``(n,)`` 0/1 where `num_columns` is 1, else class indices; or ``(n, K)`` 0/1, kept as is, -1 or NaN
+            where a label is not known.
         num_columns: K, the columns of the scores.
 
     Raises:
@@ -218,6 +218,8 @@ def one_vs_rest(targets: NDArray[Any], num_columns: int) -> Ints:
     >>> one_vs_rest(np.array([0, 2]), 3).tolist()
     [[1, 0, 0], [0, 0, 1]]
     """
+    if targets.dtype.kind == "f":
+        targets = np.where(np.isnan(targets), -1, targets)
     if targets.ndim == 1 and num_columns > 1:
         if ((targets < 0) | (targets >= num_columns)).any():
             raise DataError(f"targets hold a class outside 0..{num_columns - 1}, the scores' columns")

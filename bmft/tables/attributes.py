@@ -72,6 +72,7 @@ def encode_attributes(
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"sensitive attributes {names}: name at least one, each once.")
     said = [said_of_groups(one.attribute.name, one.why, one.doubtful, rows, where) for one in factors.values()]
+    said.append(unknown.unmet(table, dict.fromkeys(one.attribute.name for one in factors.values())))
     ids = np.stack([ids for _, ids in encoded], axis=1)
     return Groups(tuple(a for a, _ in encoded), ids, tuple(dict.fromkeys(itertools.chain(*said))))
 

@@ -82,8 +82,9 @@ def read_manifest(
 def cluster_names(table: pd.DataFrame, name: str, unknown: Unknown = BY_DEFAULT) -> Texts:
     """``(rows,)`` the patient; a row whose id is not known is a patient of its own, whose name begins with `ALONE`."""
     text = column(table, name, role="cluster")
-    alone = [f"{ALONE}{row}" for row in range(len(text))]
-    return np.where(unknown.why_not(table, name, text) == "", text, np.array(alone, dtype=object))
+    for row in np.flatnonzero(unknown.why_not(table, name, text) != ""):
+        text[row] = f"{ALONE}{row}"
+    return text
 
 
 def said_of_clusters(

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bmft._common import Assumption, did_you_mean, short
 from bmft.errors import ConfigError
-from bmft.tables.reading import Ints, Texts, as_number
+from bmft.tables.reading import Ints, Texts, as_number, column
 
 _CODES = (
     "? | . | - | -- | -1 | na | n/a | #n/a | <na> | nan | nat | null | unk | unknown | missing | unspecified | "
@@ -68,12 +68,24 @@ class Unknown:
         """
         found, default = set[str](), True
         for said in [self.codes] if isinstance(self.codes, str) else self.codes:
-            column, code = _split(str(said), [str(one) for one in table.columns])
-            if column == name and not code:
+            own, code = _split(str(said), [str(one) for one in table.columns])
+            if own == name and not code:
                 default = False
-            elif column == name or (column is None and not label):
+            elif own == name or (own is None and not label):
                 found.add(folded(code))
         return frozenset(found), default
+
+    def unmet(self, table: pd.DataFrame, names: Iterable[str]) -> list[Assumption]:
+        """What is said of codes that no row holds: in their column, or in any of those of these `names`."""
+        columns, found = [str(one) for one in table.columns], []
+        for said in [self.codes] if isinstance(self.codes, str) else self.codes:
+            own, code = _split(str(said), columns)
+            looked = names if own is None else (own,)
+            held = {folded(value) for name in looked for value in set(column(table, name, role="sensitive"))}
+            if code and folded(code) not in held:
+                value = f"no row holds the code {short(code, 40)!r}{f' in {own}' if own else ''}"
+                found.append(Assumption("unknown", value, "the rows", f"--unknown {short(said, 40)}", guess=True))
+        return found
 
     def why_not(self, table: pd.DataFrame, name: str, text: Texts) -> Texts:
         """``(n,)`` the code by which each id of a column is not known, `BLANK` of an empty one, else ""."""

@@ -93,6 +93,15 @@ def test_a_code_of_a_column_that_is_not_there_is_refused():
         encode_attribute(table(sex=["f", "m"]), "sex", Unknown("sx=9"))
 
 
+def test_a_code_that_no_row_holds_is_a_remark():
+    frame = table(sex=["f", "m", "m"], race=["a", "9", "b"])
+    found = encode_attributes(frame, ["sex"], Unknown(["sex=U", "M", "9", "race=9"]), np.arange(3)).assumed
+    assert [one.value for one in found if one.guess] == [
+        "no row holds the code 'U' in sex",
+        "no row holds the code '9'",
+    ]
+
+
 def test_the_codes_are_counted_and_named():
     frame = table(sex=["f", *["-1"] * 9, *["unknown"] * 3, "m", ""], age=[30] * 15)
     groups = encode_attributes(frame, ["sex", "sex*age:60"], Unknown(), np.arange(14))
