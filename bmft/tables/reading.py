@@ -144,7 +144,9 @@ def column(table: pd.DataFrame, name: str, *, role: str) -> Texts:
     if name not in table.columns:
         hint = did_you_mean(name, map(str, table.columns))
         raise DataError(f"the manifest has no {role} column {short(name)!r}. {hint}")
-    return np.array([_clean(text) for text in table[name]], dtype=object)
+    values = table[name].to_numpy(dtype=object).tolist()
+    clean = {value: _clean(value) for value in set(values)}
+    return np.array([clean[value] for value in values], dtype=object)
 
 
 def path_column(table: pd.DataFrame, name: str) -> tuple[str, Assumption | None]:

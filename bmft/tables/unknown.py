@@ -119,7 +119,10 @@ def folded(text: str) -> str:
     number = as_number(text)
     if number is not None and abs(number) < 2**53:
         return f"{number:.15g}"
-    return " ".join(re.sub(r"(?<=[a-z])[-_](?=[a-z])", " ", text.casefold()).split())
+    return " ".join(_JOINED.sub(" ", text.casefold()).split())
+
+
+_JOINED = re.compile(r"(?<=[a-z])[-_](?=[a-z])")
 
 
 def is_code(text: str) -> bool:
