@@ -45,28 +45,29 @@ SHOWN = {"roc_auc": "ROC AUC", "true_positive_rate": "TPR", "false_positive_rate
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditReport:
-    """What an audit found. NaN stands for what cannot be measured on these samples.
+    """The result of an audit: figures of everybody and of every group, and the gaps between the groups.
 
-    For several classes or labels each figure is the mean over them; beside it stand ``by_class``, with the figures of
-    each class or label, and ``worst_class``, with the worst of them.
+    A figure that cannot be measured on these samples is NaN. For several classes or labels each figure is the mean over
+    them; beside it stand ``by_class``, with the figures of each class or label, and ``worst_class``, with the worst.
 
     Attributes:
-        n: samples.
-        unknown: attribute -> samples whose group is unknown; they count in `overall` only.
-        overall: metric -> value over everybody.
-        by_group: attribute -> group -> metric -> value; ``n`` and ``n_positive`` (of the rarest class) first.
-        gaps: attribute -> gap -> value.
-        intervals: ``overall``, ``by_group`` and ``gaps`` with ``[low, high]``, if they were asked for.
-        threshold: scores from here on are positive; for several classes the largest score decides.
-        level: two-sided level of the intervals.
+        n: The number of samples.
+        unknown: For each attribute, the number of samples whose group is unknown. They count in `overall` only.
+        overall: The metrics over everybody, by name.
+        by_group: attribute -> group -> metric -> value. Each group also has ``n``, its number of samples, and
+            ``n_positive``, how many of them are positive (of several classes, those of the rarest).
+        gaps: attribute -> gap -> value: how far apart the groups are.
+        intervals: The same three, with ``[low, high]`` in place of each value; empty if they were not asked for.
+        threshold: Scores of at least this are positive decisions; for several classes the largest score decides.
+        level: The two-sided level of the intervals, such as 0.95.
         task: ``binary``, ``multiclass`` or ``multilabel``.
-        classes: their names.
-        clusters: how many patients, where they are known.
-        flags: what makes figures mean little; ``"constant predictor"`` where every answer is the same.
-        content_hash: of the data.
-        skipped: unreadable images that were left out.
-        assumed: subject -> what was inferred about it, and from where.
-        predictions: what was audited; not part of the file.
+        classes: The names of the classes or labels.
+        clusters: The number of patients, or None where patients are not known.
+        flags: Warnings that make the figures mean little, such as ``"constant predictor"`` where all answers are equal.
+        content_hash: SHA-256 of the data, or None where it is not known.
+        skipped: The number of unreadable images that were left out.
+        assumed: What was inferred about the model and the data, by subject, and from where.
+        predictions: What was audited; it is not written to the file.
     """
 
     n: int

@@ -28,7 +28,7 @@ Task = Literal["binary", "multiclass", "multilabel"]
 
 
 class GroupBatch(NamedTuple):
-    """Some samples: what the model sees, what it should say, and whom they are of."""
+    """A batch of n samples: the inputs of the model, the labels, and the groups the samples belong to."""
 
     inputs: Inputs
     """``(n, ...)``, or a dict or tuple of such tensors."""

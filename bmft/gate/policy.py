@@ -92,6 +92,13 @@ def load_policy(path: str | Path) -> Policy:
 
     Raises:
         PolicyError: it is no file, no TOML, or says something that is not allowed; all problems are listed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "fairness.toml")
+    ...     _ = path.write_text('check = [{metric = "roc_auc", sensitive = ["sex"], max_difference = 0.1}]')
+    ...     load_policy(path).checks[0].id
+    'roc_auc/sex'
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")

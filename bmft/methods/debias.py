@@ -53,13 +53,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """What `debias` gives back.
+    """The result of `debias`.
 
     Attributes:
-        model: a new model of the class that came in; the original's weights where nothing was accepted.
-        mask: the weights the method was allowed to move.
-        patch: from the original's state dict to this model's.
-        report: all there is to say about it, for `bmft.report.write_report`.
+        model: A new model of the same class as the original; it has the original's weights where no epoch was accepted.
+        mask: The weights that the method was allowed to move.
+        patch: The difference between the original's state dict and this model's.
+        report: Audits, settings and history of the run; `bmft.write_report` writes it to a folder.
     """
 
     model: nn.Module
@@ -128,6 +128,7 @@ def debias(
     `test` if given, else on the select set.
 
     Args:
+        model: a classifier that gives logits; what else it gives is said by `bmft.read_as`.
         fit, select, test: each a `GroupedData`, or anything that yields ``(inputs, targets, groups)`` batches
             (through `batch_fn` if they look otherwise), which is then read once into memory.
         method: a name in `METHODS`.
@@ -138,6 +139,7 @@ def debias(
         activations: kept from other runs of the same weights and sets, see `bmft.models.Activations`.
         journal: a folder, made when it is needed, in which the run keeps how far it got. It is yours to remove.
         resume: go on with what the journal holds, to the same bytes; it must be of the same run.
+        progress: is called after every epoch.
 
     Raises:
         ConfigError: a method, setting or condition is not known or not possible.
@@ -146,6 +148,16 @@ def debias(
         ConstantPredictorError: the model decides the same for everybody.
         DataError: the classes look swapped: the ROC AUC on select lies wholly below one half.
         NonFiniteError: a logit or a loss is not finite.
+
+    >>> from bmft.data import from_arrays
+    >>> labels = torch.arange(200) % 2
+    >>> inputs = torch.linspace(-1, 1, 200)[:, None] * torch.tensor([1.0, -0.5]) + labels[:, None] - 0.5
+    >>> fit, select = from_arrays(inputs, labels, torch.arange(200) // 2 % 2).split(0.5, 0.5)
+    >>> network = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(network.weight, 0.5)
+    >>> outcome = debias(network, fit, select, method="head", config={"epochs": (0, 2)})
+    >>> outcome.report.evaluated_on, len(outcome.report.history) > 2
+    ('select', True)
     """
     start = time.perf_counter()
     settings, conditions = settings_for(method, config), (conditions or Conditions()).but(**but)

@@ -35,9 +35,15 @@ from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeight
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `done` of `total` epochs, in `phase`, with the latest figures.
+    """How far a run has come, as `debias` reports it after every epoch.
 
-    `kept` is the select audit of the epoch that would be kept if this were the last.
+    Attributes:
+        phase: ``"step 1"``, ``"step 2"``, or ``"candidates"`` for methods without epochs.
+        done: The number of epochs (or candidates) of this phase that are finished.
+        total: The number of epochs (or candidates) that this phase has at most.
+        figures: What the select set showed of the latest one.
+        kept: The audit on the select set of the epoch that would be kept if this were the last; None where an earlier
+            process chose it.
     """
 
     phase: str
