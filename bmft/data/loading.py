@@ -184,13 +184,14 @@ def load_manifest(
     uncertain: Literal["unknown", "positive", "negative"] | None = None,
     blank: Literal["unknown", "negative"] | None = None,
     suffix: str = "",
+    multi_label: bool = False,
 ) -> GroupedData:
     """Read a labelled image set: one row per image in a CSV, TSV, Parquet, xlsx or JSON lines, or an npz beside one.
 
     Args:
         path: the manifest; for an ``.npz`` with ``images`` the table of the same name beside it.
         target: label column: 0/1, class numbers, or names in the order of `classes`; several columns are labels
-            of 0/1 each. Rows without any label are left out.
+            of 0/1 each, or classes where exactly one is 1 in every row. Rows without any label are left out.
         sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. Empty values, and the codes of
             `bmft.tables.UNKNOWN`, are of no group.
         image: column of image paths; where there is no ``path``, the only one of ``file_name``, ``image``,
@@ -212,6 +213,7 @@ def load_manifest(
         positive: the positive one of two classes; see `bmft.tables.encode_labels`.
         unknown, uncertain, blank: what is read as not known beside that; see `bmft.tables.Unknown`.
         suffix: what image paths lack, such as ``.jpg`` where the column holds ids.
+        multi_label: several label columns are labels of 0/1 each, also where exactly one is 1 in every row.
 
     Raises:
         DataError: the table, a label or an image cannot be used; every such row is named.
@@ -228,6 +230,7 @@ def load_manifest(
         sensitive,
         classes=classes,
         positive=positive,
+        multi_label=multi_label,
         cluster=cluster,
         split_column=split_column,
         split=split,

@@ -53,13 +53,14 @@ def encode_labels(
     classes: Sequence[str] | ClassNames | None = None,
     positive: str | None = None,
     unknown: Unknown = BY_DEFAULT,
+    multi_label: bool = False,
 ) -> Labels:
     """Labels as class numbers or 0/1, with the names of the classes and what was assumed about them.
 
     One column of 0/1 is binary, as are other words that say which one is positive (`WORDS`); other whole numbers are
     class numbers from 0. Names need an order: `classes`, or for two of them `positive`. Several columns are labels of
-    0/1 each. Empty values and codes for what is not known (`bmft.tables.UNKNOWN`) are no label, unless a class is
-    called so.
+    0/1 each, unless exactly one of them is 1 in every row: then they are the classes of one label, in their order.
+    Empty values and codes for what is not known (`bmft.tables.UNKNOWN`) are no label, unless a class is called so.
 
     Args:
         table: from `read_table`.
@@ -68,6 +69,7 @@ def encode_labels(
             where the labels are others.
         positive: the positive one of two classes; by default the word that says so, else the last of `classes`.
         unknown: what is read as not known, and what -1 and empty values are.
+        multi_label: several columns are labels of 0/1 each, also where exactly one is 1 in every row.
 
     Raises:
         ConfigError: nothing says which name is which class, or `positive` is none of two classes, or every label is
@@ -87,17 +89,38 @@ def encode_labels(
         return labels._replace(targets=targets, why={names[0]: codes})
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"label columns {list(names)!r}: name each of them once.")
-    if positive is not None:
-        raise ConfigError("positive: in several label columns 1 is positive; leave it out.")
-    if classes is not None and not isinstance(classes, ClassNames) and tuple(classes) != names:
-        raise ConfigError("classes: for several label columns their names are the classes; leave it out.")
     known = {name: _known(table, name, (), unknown) for name in names}
     columns = [
         _filled(name, _numbers(name, text, ("0", "1")), why, unknown, "multilabel")
         for name, (text, why) in known.items()
     ]
-    why = {name: why for name, (_, why) in known.items()}
-    return Labels(np.stack(columns, axis=1), names, "multilabel", False, (), why)
+    targets, why = np.stack(columns, axis=1), {name: why for name, (_, why) in known.items()}
+    if not multi_label and _one_hot(targets):
+        return _one_of(names, targets, classes, positive)._replace(why=why)
+    if positive is not None:
+        raise ConfigError("positive: in several label columns 1 is positive; leave it out.")
+    if classes is not None and not isinstance(classes, ClassNames) and tuple(classes) != names:
+        raise ConfigError("classes: for several label columns their names are the classes; leave it out.")
+    return Labels(targets, names, "multilabel", False, (), why)
+
+
+def _one_hot(targets: Ints) -> bool:
+    """Whether every row that has a label ``(n, labels)`` has all of them, and exactly one is 1."""
+    labelled = targets[(targets >= 0).any(1)]
+    return len(labelled) > 0 and bool(((labelled >= 0).all(1) & (labelled.sum(1) == 1)).all())
+
+
+def _one_of(
+    names: tuple[str, ...], targets: Ints, classes: Sequence[str] | ClassNames | None, positive: str | None
+) -> Labels:
+    """One-hot columns as the classes of one label."""
+    if classes is None or (isinstance(classes, ClassNames) and len(_by_name(names, classes.names)) < len(names)):
+        classes = ClassNames(names, "the order of the label columns")
+    text = np.where((targets >= 0).any(1), np.array(names, dtype=object)[targets.argmax(1)], "")
+    labels = _one_column(" ".join(names), text, classes, positive)
+    value = f"exactly one of the {len(names)} label columns is 1 in every row, so they are classes"
+    said = Assumption("classes", value, "the label columns", "--multi-label")
+    return labels._replace(assumed=(said, *labels.assumed))
 
 
 def _known(table: pd.DataFrame, name: str, classes: Sequence[str], unknown: Unknown) -> tuple[Texts, Texts]:

@@ -45,6 +45,7 @@ def read_manifest(
     *,
     classes: Sequence[str] | ClassNames | None = None,
     positive: str | None = None,
+    multi_label: bool = False,
     cluster: str | None = None,
     split_column: str | None = None,
     split: str | Sequence[str] | None = None,
@@ -59,7 +60,7 @@ def read_manifest(
     """
     table = read_table(path)
     try:
-        labels = encode_labels(table, target, classes, positive, unknown)
+        labels = encode_labels(table, target, classes, positive, unknown, multi_label)
         rows = rows_of_splits(table, split_column, split)
         image, guessed = (None, None) if image is None else path_column(table, image)
         if split_column is not None and not allow_shared_rows:
