@@ -114,6 +114,11 @@ class Settings:
         option=True,
     )
     task_weight: tuple[float, float] = _setting((1.0, 1.0), "weight of the cross-entropy in the loss")
+    others_weight: float = _setting(
+        30.0,
+        "where one of many outputs is debiased, the weight in the loss of how far the others' probabilities move",
+        low=0,
+    )
     weigh: Literal["none", "label", "cell"] = _setting("none", "whose samples weigh the same in the cross-entropy")
     balance: tuple[_Balance, _Balance] = _setting(("cell", "cell"), "of the batches of step 1, step 2")
     whole_set: bool = _setting(True, "the gap is the whole set's; otherwise each batch's own, as published")
@@ -235,6 +240,12 @@ class Limits:
     max_calibration_rise: float = _setting(0.05, "how far any group's calibration error may rise", low=0, high=1)
     max_overall_auc_drop: float | None = _setting(
         None, "how far the ROC AUC over everybody may fall; by default as far as equal rates need", low=0, high=1
+    )
+    max_other_drift: float = _setting(
+        0.05,
+        "how far any other output's probability may drift, in the mean, where one of many is debiased; on fit, too",
+        low=0,
+        high=1,
     )
 
     def __post_init__(self) -> None:

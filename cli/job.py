@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmft._common import Assumption
+from bmft._common import Assumption, folded
 from bmft.auditing import pick_threshold
-from bmft.checkpoints import Checkpoint, assembled, class_names, read_checkpoint
+from bmft.checkpoints import Checkpoint, assembled, class_names, output_names, read_checkpoint
 from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
-from bmft.models import find_head, read_as, settle
+from bmft.models import find_head, listed_outputs, read_as, settle
 from bmft.tables import ROLES, no_split, splits_by_role
 from bmft.training import Conditions
 
@@ -34,7 +34,14 @@ def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
     import_from_here()
     model, assumed = assembled(checkpoint, arch=common.arch, num_classes=common.num_classes)
     checkpoint = replace(checkpoint, assumed=(*checkpoint.assumed, *assumed))
-    read_as(model, answer=common.answer, answer_is=common.answer_is)
+    read_as(
+        model,
+        answer=common.answer,
+        answer_is=common.answer_is,
+        output=common.output,
+        output_is=common.output_is,
+        names=output_names(checkpoint),
+    )
     return checkpoint.under(model.state_dict()), model
 
 
@@ -209,6 +216,7 @@ class Job:
             sensitive=common.sensitive,
             classes=common.classes or class_names(self.checkpoint),
             positive=common.positive,
+            multi_label=common.multi_label,
             image=common.path_column,
             images=common.images,
             split_column=common.split_column if self.splits else None,
@@ -237,19 +245,24 @@ class Job:
         data = _told(data, *settle(self.model, data, multi_label=self.common.multi_label))
         outputs = find_head(self.model, data.inputs(slice(0, 2)), name=self.common.head).num_outputs
         wanted = {1, 2} if data.task == "binary" else {len(data.classes)}
-        if outputs in wanted:
+        if outputs in wanted or self.common.output is not None:
             return data
-        numbered = all(name.isdigit() for name in data.classes)
-        if data.task != "multilabel" and numbered and self.common.num_classes == outputs > len(data.classes):
-            return replace(data, task="multiclass", classes=tuple(map(str, range(outputs))))
-        hint = "Name the column the model was trained on"
-        if numbered and outputs > len(data.classes):
-            hint += f", or, where rows of some classes are missing, say --num-classes {outputs}"
         labels = "labels" if data.task == "multilabel" else "classes"
         raise DataError(
             f"the head of {self.checkpoint.path} has {outputs} outputs, but "
-            f"--label {' '.join(self.common.label)} has {len(data.classes)} {labels}. {hint}."
+            f"--label {' '.join(self.common.label)} has {len(data.classes)} {labels}. {self._ways_out(data, outputs)}"
         )
+
+    def _ways_out(self, data: GroupedData, outputs: int) -> str:
+        """What to say where the labels are not about all of the outputs."""
+        every = "If rows of some classes are missing, name all of them in the order of the outputs (--classes A,B,...)."
+        if data.task != "binary" or outputs == 1:
+            return "Name the column the model was trained on." + (f" {every}" if data.task == "multiclass" else "")
+        names = output_names(self.checkpoint).names
+        names = names if len(names) == outputs else ()
+        own = folded(self.common.label[0])
+        name = next((name for name in names if folded(name) == own), "NAME|INDEX")
+        return f"Say which output it is about (--output {name}): they are {listed_outputs(names, outputs)}. {every}"
 
 
 def _told(data: GroupedData, *assumed: Assumption) -> GroupedData:

@@ -46,6 +46,8 @@ class Common:
     head: str | None
     answer: str | None
     answer_is: Literal["logits", "probabilities"] | None
+    output: str | None
+    output_is: Literal["label", "class"] | None
     multi_label: bool
     image_size: int | None
     normalize: str
@@ -216,7 +218,7 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             required=data_required,
             multiple=True,
             metavar="COL",
-            help="Label column; several make it multi-label.",
+            help="Label column; several are labels of 0/1 each, or classes if exactly one is 1 in every row.",
         ),
         data(
             "--classes",
@@ -332,6 +334,16 @@ _MODEL = [
         "--answer-is",
         type=click.Choice(["logits", "probabilities"]),
         help="What that part holds. [default: logits; refused if all of it is between 0 and 1]",
+    ),
+    _model(
+        "--output",
+        metavar="NAME|INDEX",
+        help="Which of the model's many outputs the label is about: its name in the checkpoint, or its place from 0.",
+    ),
+    _model(
+        "--output-is",
+        type=click.Choice(["label", "class"]),
+        help="A yes or no of its own, or one class of a softmax. [default: what the checkpoint says, else a label]",
     ),
     _model("--multi-label", is_flag=True, help="The outputs are labels of yes or no each, not classes."),
     _model(

@@ -24,6 +24,10 @@ _WITH_A_MODEL = (
     "arch",
     "num_classes",
     "head",
+    "answer",
+    "answer_is",
+    "output",
+    "output_is",
     "multi_label",
     "trust_pickle",
 )

@@ -10,6 +10,7 @@ from bmft._common.files import (
 from bmft._common.text import (
     MOST as MOST,
     did_you_mean as did_you_mean,
+    folded as folded,
     html_table as html_table,
     humanise as humanise,
     listed as listed,

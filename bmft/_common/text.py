@@ -48,6 +48,15 @@ def shown(value: object, limit: int = 80) -> str:
         return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} too large to show"
 
 
+def folded(name: str) -> str:
+    """A name whatever its case, blanks and underscores.
+
+    >>> folded("Pleural_Effusion ")
+    'pleural effusion'
+    """
+    return " ".join(str(name).replace("_", " ").split()).casefold()
+
+
 def did_you_mean(name: str, options: Iterable[str], otherwise: str = "") -> str:
     """The nearest option as a sentence; `otherwise`, or the options themselves, where none is near.
 

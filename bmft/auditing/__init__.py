@@ -13,6 +13,7 @@ from bmft.auditing.harm import (
     Violation as Violation,
     auc_splits as auc_splits,
     changes_in_words as changes_in_words,
+    moved_others as moved_others,
     split_auc as split_auc,
     violations as violations,
 )
@@ -25,6 +26,12 @@ from bmft.auditing.metrics import (
     Metric as Metric,
     count as count,
     group_metrics as group_metrics,
+)
+from bmft.auditing.others import (
+    Drift as Drift,
+    drift_of as drift_of,
+    drifts_in_words as drifts_in_words,
+    other_drifts as other_drifts,
 )
 from bmft.auditing.predictions import Predictions as Predictions, pick_threshold as pick_threshold
 from bmft.auditing.predictions_file import read_predictions as read_predictions

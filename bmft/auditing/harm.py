@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmft.auditing.audit import CONSTANT, AuditReport
+from bmft.auditing.others import other_drifts
+from bmft.auditing.predictions import Predictions
 from bmft.settings import Limits
 from bmft.stats import placements
 
@@ -73,6 +75,14 @@ def _violations(before: AuditReport, after: AuditReport, limits: Limits) -> Iter
     if limits.max_overall_auc_drop is not None:
         old, new = before.overall["roc_auc"], after.overall["roc_auc"]
         yield from _fall("ROC AUC over everybody", old, new, limits.max_overall_auc_drop)
+    yield from moved_others(before.predictions, after.predictions, limits)
+
+
+def moved_others(before: Predictions | None, after: Predictions | None, limits: Limits) -> Iterator[Violation]:
+    """The limit on the other outputs where one of many is debiased: it also holds on the rows that were fitted."""
+    for name, found in other_drifts(before, after).items():
+        if not found.drift <= limits.max_other_drift:
+            yield Violation(f"drift of another output, {name},", 0.0, found.drift, limits.max_other_drift)
 
 
 def _fall(what: str, old: float, new: float, limit: float) -> Iterator[Violation]:

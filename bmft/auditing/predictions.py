@@ -35,6 +35,8 @@ class Predictions:
         content_hash: of the data; None where unknown.
         skipped: unreadable images that were left out.
         assumed: what was inferred about the model, its classes, its pixels and its rows.
+        others: ``(n, others)`` probabilities of the model's other outputs, where these are of one of many; else None.
+        other_outputs: what those are called.
 
     One column may be given as ``(n,)`` each time.
 
@@ -59,6 +61,8 @@ class Predictions:
     content_hash: str | None = field(default=None, repr=False)
     skipped: int = field(default=0, repr=False)
     assumed: tuple[Assumption, ...] = field(default=(), repr=False)
+    others: Floats | None = field(default=None, repr=False)
+    other_outputs: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         scores, groups = np.asarray(self.scores, np.float64), np.asarray(self.groups, np.int64)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
         read_checkpoint as read_checkpoint,
         write_checkpoint as write_checkpoint,
     )
-    from bmft.checkpoints.classes import class_names as class_names
+    from bmft.checkpoints.classes import class_names as class_names, output_names as output_names
     from bmft.checkpoints.folders import check_place as check_place
     from bmft.checkpoints.loading import (
         assembled as assembled,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
-    "classes": ("class_names",),
+    "classes": ("class_names", "output_names"),
     "folders": ("check_place",),
     "loading": ("assembled", "build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),

@@ -1,17 +1,18 @@
-"""The names of a model's classes in the order of its outputs, where the checkpoint says them."""
+"""The names of a model's classes, and of its outputs, in the order of its outputs, where the checkpoint says them."""
 
 import json
 import re
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
 from bmft._common import listed, short
 from bmft.checkpoints.checkpoint import Checkpoint
 from bmft.errors import CheckpointError
+from bmft.models import Kind, OutputNames, kind_of_problem
 from bmft.tables import ClassNames
 
 _KEYS = (
@@ -28,6 +29,9 @@ _KEYS = (
     "class2idx",
     "idx2class",
 )
+_OUTPUTS = ("pathologies", "findings", "targets", *_KEYS)
+# One class a picture, as folders of pictures have them.
+_CLASSES = ("class_to_idx", "idx_to_class", "class2idx", "idx2class")
 _DEPTH, _VISITS = 4, 2_000
 _NAMELESS = re.compile(r"label[_ ]?\d+", re.IGNORECASE)  # what Hugging Face writes where nobody named the classes
 
@@ -41,7 +45,7 @@ def class_names(checkpoint: Checkpoint) -> ClassNames | None:
     Raises:
         CheckpointError: two places order the same names differently.
     """
-    found = list(_named(checkpoint))
+    found = [ClassNames(names, _source(keys)) for keys, names in _named(checkpoint, _KEYS, _in_order)]
     for one in found[1:]:
         if one.names != found[0].names and sorted(one.names) == sorted(found[0].names):
             lines = listed([f"{each.source}: {short(', '.join(each.names))}" for each in (found[0], one)])
@@ -51,33 +55,61 @@ def class_names(checkpoint: Checkpoint) -> ClassNames | None:
     return found[0] if found else None
 
 
-def _named(checkpoint: Checkpoint) -> Iterator[ClassNames]:
+def output_names(checkpoint: Checkpoint) -> OutputNames:
+    """What the file says its model's outputs are called: under ``pathologies``, or where `class_names` looks.
+
+    Names of which some are empty or twice there are names, too. Where two places order the same names differently, or
+    there are none, no output has one.
+    """
+    found = [(keys[-1], keys, names) for keys, names in _named(checkpoint, _OUTPUTS, _as_they_are)]
+    if not found:
+        return OutputNames()
+    key, keys, names = min(found, key=lambda one: (_OUTPUTS.index(one[0]) > 2, len(one[1])))
+    for _, others, other in found:
+        if other != names and sorted(other) == sorted(names):
+            return OutputNames((), f"{_source(keys)} and {_source(others)} have the same names in different orders")
+    problem = next((value for _, value in _named(checkpoint, ("problem_type",), lambda value: value)), None)
+    kind: Kind | None = "label" if key == "pathologies" else "class" if key in _CLASSES else kind_of_problem(problem)
+    return OutputNames(names, _source(keys), kind)
+
+
+def _source(keys: tuple[str, ...]) -> str:
+    return f"the checkpoint's {short('/'.join(keys), 60)}"
+
+
+Found = TypeVar("Found")
+
+
+def _named(
+    checkpoint: Checkpoint, wanted: tuple[str, ...], read: Callable[[Any], Found | None]
+) -> Iterator[tuple[tuple[str, ...], Found]]:
+    """Where one of the `wanted` keys is, and what is read there, unless that is None."""
     places: deque[tuple[tuple[str, ...], Any]] = deque([((), checkpoint.file.content)])
     places.extend(((key,), _parsed(text)) for key, text in checkpoint.file.metadata.items())
     for _ in range(_VISITS):
         if not places:
             return
         keys, value = places.popleft()
-        names = _in_order(value) if keys and keys[-1] in _KEYS else None
-        if names is not None:
-            yield ClassNames(names, f"the checkpoint's {short('/'.join(keys), 60)}")
+        found = read(value) if keys and keys[-1] in wanted else None
+        if found is not None:
+            yield keys, found
         elif len(keys) <= _DEPTH:
-            places.extend(((*keys, key), inner) for key, inner in _inside(value))
+            places.extend(((*keys, key), inner) for key, inner in _inside(value, wanted))
 
 
-def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+def _inside(value: Any, wanted: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, nn.Module):
-        entries: Mapping[Any, Any] = {key: vars(value).get(key) for key in (*_KEYS, "config", "hparams")}
+        entries: Mapping[Any, Any] = {key: vars(value).get(key) for key in (*wanted, "config", "hparams")}
     elif isinstance(value, Namespace):
         entries = vars(value)
     elif isinstance(value, Mapping):
         entries = value
     else:
         # a Hugging Face configuration
-        entries = {key: vars(value).get(key) for key in _KEYS} if hasattr(value, "id2label") else {}
+        entries = {key: vars(value).get(key) for key in wanted} if hasattr(value, "id2label") else {}
     for key, inner in entries.items():
         if isinstance(key, str) and (
-            key in _KEYS or isinstance(inner, Mapping | Namespace | nn.Module) or key == "config"
+            key in wanted or isinstance(inner, Mapping | Namespace | nn.Module) or key == "config"
         ):
             yield key, inner
 
@@ -87,6 +119,15 @@ def _in_order(value: Any) -> tuple[str, ...] | None:
     texts = tuple(str(name).strip() for name in names if isinstance(name, str | int) and not isinstance(name, bool))
     usable = len(texts) == len(names) > 1 and len(set(texts)) == len(texts) and all(texts)
     return texts if usable and not all(_NAMELESS.fullmatch(text) for text in texts) else None
+
+
+def _as_they_are(value: Any) -> tuple[str, ...] | None:
+    """The names of all outputs; "" for one that has none."""
+    names: list[Any] = list(value) if isinstance(value, list | tuple) else _by_number(value)
+    if len(names) < 2 or not all(name is None or isinstance(name, str) for name in names):
+        return None
+    texts = tuple("" if name is None or _NAMELESS.fullmatch(name.strip()) else name.strip() for name in names)
+    return texts if any(texts) else None
 
 
 def _by_number(value: Any) -> list[Any]:

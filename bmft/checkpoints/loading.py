@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from bmft._common import Assumption
 from bmft.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from bmft.checkpoints.classes import output_names
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from bmft.models import (
     Fit,
     Fitted,
+    Kind,
     check_values,
     compare,
     components,
     find_head,
     fitted,
     purpose_of,
+    read_as,
     readings,
     recognised,
     shapes_of,
@@ -40,6 +43,8 @@ def load_checkpoint(
     num_classes: int | None = None,
     trust_pickle: bool = False,
     entry: str | None = None,
+    output: int | str | None = None,
+    output_is: Kind | None = None,
 ) -> nn.Module:
     """The model of a checkpoint, in eval mode, on the CPU; `into`, if given, is changed and returned.
 
@@ -53,19 +58,26 @@ def load_checkpoint(
         num_classes: outputs of the head; by default as many as the weights have.
         trust_pickle: see `read_checkpoint`.
         entry: see `read_checkpoint`.
+        output, output_is: which of many outputs one label is about, by its place or by its name in the file, and
+            whether it is a label or a class; see `bmft.read_as`.
 
     Raises:
         CheckpointError: the file cannot be read.
         ArchitectureError: the network is unknown or ambiguous, or the weights are not its.
-        ConfigError: `num_classes` is not what the weights have, or `into` and `arch` are both given.
+        ConfigError: `num_classes` is not what the weights have, `into` and `arch` are both given, or there is no such
+            output.
         NonFiniteError: a weight is NaN or infinite.
     """
     checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry)
-    if into is None:
-        return build_from(checkpoint, arch=arch, num_classes=num_classes)
-    if arch is not None or num_classes is not None:
+    if into is not None and (arch is not None or num_classes is not None):
         raise ConfigError("into= is the model to load into: leave out arch= and num_classes=, which build another")
-    return _load(into, checkpoint, type(into).__name__)
+    if into is None:
+        model = build_from(checkpoint, arch=arch, num_classes=num_classes)
+    else:
+        model = _load(into, checkpoint, type(into).__name__)
+    if output is None and output_is is None:
+        return model
+    return read_as(model, output=output, output_is=output_is, names=output_names(checkpoint))
 
 
 def build_from(checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None) -> nn.Module:
@@ -112,6 +124,7 @@ def describe(
         ``path``, ``container``, ``entry``, ``sets`` (each set's ``name``, ``tensors``, whether it is ``chosen`` and
         its names and shapes are the ``same``), ``prefix``, ``arch``, ``says`` (the architecture the file names),
         ``tensors``, ``dtypes``, ``parameters``, ``head`` (``name``, ``num_outputs``, ``parameters``),
+        ``outputs`` (their ``names``, and whose they are, the ``source``; no names where nothing says them),
         ``blocks`` (block -> ``parameters`` and ``components``, counts both), ``beside`` (the file's other
         plain values), ``content_hash``, ``fingerprint``.
     """
@@ -144,6 +157,7 @@ def describe(
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()}),
         "parameters": sum(sizes.values()),
         "head": {"name": top.name, "num_outputs": top.num_outputs, "parameters": count(top.parameters)},
+        "outputs": _outputs(checkpoint, top.num_outputs),
         "blocks": {
             block: {
                 "parameters": sum(map(count, kinds.values())),
@@ -155,6 +169,11 @@ def describe(
         "content_hash": checkpoint.content_hash,
         "fingerprint": checkpoint.fingerprint,
     }
+
+
+def _outputs(checkpoint: Checkpoint, count: int) -> dict[str, Any]:
+    found = output_names(checkpoint)
+    return {"names": list(found.names) if len(found.names) == count else [], "source": found.source}
 
 
 def _resolve(checkpoint: Checkpoint, arch: str | None) -> Fitted:

@@ -18,7 +18,7 @@ from bmft.data import GroupedData
 from bmft.errors import BmftError
 from bmft.inference import attribute_leakage, compared_leakage, predict
 from bmft.methods import METHODS, debias, facing, gap_measure, installed_methods, settings_for
-from bmft.models import reading_of, state_hash, tensors_of
+from bmft.models import positive_first, reading_of, state_hash, tensors_of
 from bmft.training import Conditions
 
 SCHEMA = 1
@@ -98,7 +98,7 @@ class World:
     def positive_last(self) -> "World":
         """The same with a copy of the model that has the positive class's output last."""
         sets = {"fit": self.fit, "select": self.select} | ({} if self.test is None else {"test": self.test})
-        if not any(data.outputs_reversed for data in sets.values()):
+        if not any(positive_first(self.model, data) for data in sets.values()):
             return self
         model, straight = facing(self.model, sets, head=self.conditions.head)
         sites = {name: replace(data, outputs_reversed=False) for name, data in self.sites.items()}

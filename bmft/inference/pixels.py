@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bmft.auditing import Predictions
 from bmft.data import GroupedData
 from bmft.errors import DataError
-from bmft.models import evaluating, forward_logits, turned
+from bmft.models import evaluating, forward_logits, positive_first, turned
 
 Map = NDArray[np.float32]
 TILE = 160  # pixels: two or three tiles fit a phone's width, and 50 cases stay below a few megabytes
@@ -143,7 +143,7 @@ def _explain(models: Sequence[nn.Module], data: GroupedData, case: ChangedCase, 
     maps, image = [], _image(data, case)
     for model in models:
         with evaluating(model):
-            maps.append(_integrated_gradients(model, _logit_of(model, case, data.outputs_reversed), image, steps))
+            maps.append(_integrated_gradients(model, _logit_of(model, case, positive_first(model, data)), image, steps))
     return Explanation(case, _picture(image[0], maps))
 
 

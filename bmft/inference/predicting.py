@@ -18,8 +18,10 @@ from bmft.models import (
     check_values,
     copied,
     evaluating,
-    forward_logits,
+    forward_outputs,
     kept_mark,
+    meant,
+    positive_first,
     reading_of,
     settle,
     sizes_for,
@@ -95,14 +97,19 @@ def predict(
         room(lambda n: settle(network.model, grouped, multi_label=several, place=network.placed, rows=n), ROWS)
         share = Share(len(grouped))
         own = share.of(grouped)
-        logits = room(lambda n: torch.cat([network(b.inputs) for b in own.batches(n)]), size)
-        logits = share.gather(logits.to(network.device)).cpu()  # (n, outputs)
+        outputs = room(lambda n: torch.cat([network(b.inputs) for b in own.batches(n)]), size)
+        outputs = share.gather(outputs.to(network.device)).cpu()  # (n, outputs)
         reading = reading_of(network.model)
+        logits, others = meant(outputs, reading)
         _check_logits(logits, several, grouped)
         if reading.answer_is is None and reading.before is None:
-            _check_range(logits, network.last_operations(grouped.inputs(slice(0, 2))), several)
-    if grouped.outputs_reversed:
+            made_by = network.last_operations(grouped.inputs(slice(0, 2)))
+            labels = several or (reading.output is not None and not reading.one_vs_rest)
+            _check_range(outputs, made_by, labels)
+        reverse = positive_first(network.model, grouped)
+    if reverse:
         logits = turned(logits)
+    one = reading.output is not None
     scores = fairness.probabilities(logits.double(), multi_label=several).numpy()
     return Predictions(
         scores=scores,
@@ -116,6 +123,8 @@ def predict(
         content_hash=grouped.content_hash,
         skipped=grouped.skipped,
         assumed=tuple(dict.fromkeys((*grouped.assumed, *reading.assumed))),
+        others=torch.sigmoid(others.double()).numpy() if one else None,
+        other_outputs=reading.others(outputs.shape[1]) if one else (),
     )
 
 
@@ -163,7 +172,7 @@ def audit(
 
 @dataclass(frozen=True)
 class _Network:
-    """A model in evaluation mode on its device: inputs in, logits in full precision on the CPU out."""
+    """A model in evaluation mode on its device: inputs in, every output in full precision on the CPU out."""
 
     model: nn.Module
     device: torch.device
@@ -171,13 +180,13 @@ class _Network:
 
     def __call__(self, inputs: Inputs) -> Tensor:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return forward_logits(self.model, map_tensors(self.placed, inputs)).detach().cpu()
+            return forward_outputs(self.model, map_tensors(self.placed, inputs)).detach().cpu()
 
     def last_operations(self, inputs: Inputs) -> set[str]:
-        """What made the logits, as autograd names it, views, copies and joins aside; empty where it cannot be seen."""
+        """What made the outputs, as autograd names it, views, copies and joins aside; empty where it cannot be seen."""
         with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
             tracked = map_tensors(lambda tensor: _tracked(self.placed(tensor)), inputs)
-            nodes = [forward_logits(self.model, tracked).grad_fn]
+            nodes = [forward_outputs(self.model, tracked).grad_fn]
         found = set()
         while nodes:
             if (node := nodes.pop()) is None:
@@ -238,7 +247,7 @@ def _check_logits(logits: Tensor, multi_label: bool, data: GroupedData) -> None:
         )
     expected = sizes_for(data, multi_label)
     if logits.shape[1] not in expected:
-        hint = ". To measure one of them: bmft.read_as(model, output=...)" if data.task == "binary" else ""
+        hint = ". Say which one the label is about: bmft.read_as(model, output=...)" if data.task == "binary" else ""
         raise DataError(
             f"the model has {logits.shape[1]} outputs, and the data's task is {data.task} with the classes "
             f"{', '.join(data.classes)}: expected {' or '.join(map(str, sorted(expected)))}{hint}"

@@ -23,7 +23,7 @@ from bmft.masks.attribution import (
     integrated_gradients,
     logit_gradient,
 )
-from bmft.models import check_tunable, evaluating, kept_mark, settle, trainable
+from bmft.models import check_tunable, evaluating, kept_mark, positive_first, settle, trainable
 
 Score = str | Callable[[Tensor, Tensor], Tensor]
 SCORES: tuple[str, ...] = ("fisher", "saliency", "input_x_gradient", "integrated_gradients", "random", "ones")
@@ -128,7 +128,8 @@ def weight_importances(
     # What is scored is passed in from outside; the model's own weights need no graph.
     with evaluating(model), trainable(model, ()), kept_mark(model):
         settle(model, grouped, multi_label=multi_label, place=_as_weights_of(model))
-        network = Network(model, multi_label, autocast, None if only is None else set(only), grouped.outputs_reversed)
+        reverse = positive_first(model, grouped)
+        network = Network(model, multi_label, autocast, None if only is None else set(only), reverse)
         if score == "integrated_gradients":
             found = (integrated_gradients(network, objective, grouped, batch_size, steps) for objective in pooled)
             return tuple(Importance(*parts) for parts in found)

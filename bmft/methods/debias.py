@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from bmft._common import short
-from bmft.auditing import AuditReport, Predictions, audit_predictions, refuse_swapped
+from bmft.auditing import (
+    AuditReport,
+    Drift,
+    Predictions,
+    Violation,
+    audit_predictions,
+    moved_others,
+    other_drifts,
+    refuse_swapped,
+)
 from bmft.checkpoints import WeightPatch
 from bmft.compute import (
     Room,
@@ -167,22 +176,26 @@ def debias(
     run = _prepare(model, data, settings, conditions, progress, activations)
     described = settings.to_dict() | conditions.to_dict()
     described |= {"head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes]}
+    described |= reading_of(run.model).described()
     hashes = {name: part.content_hash for name, part in data.items()}
     if journal is not None:
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
-        decides |= reading_of(run.model).described()
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
     with run.timed("audit"):
         untouched = run.predict(run.model, run.select)
         run.selection.start(untouched)
         refuse_swapped(untouched)
+        _hold_others(run)
     mask = METHODS[method].run(run)
     accepted, result = _result(model, run)
     where: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         before, after = (_audited(run.predict(each, measured), conditions) for each in (model, result))
+        others = _others(run, model, result)
+        if others:
+            others[where] = other_drifts(before.predictions, after.predictions)
     run.seconds["total"] = time.perf_counter() - start
     recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
     return Outcome(
@@ -203,8 +216,30 @@ def debias(
             versions=versions(),
             hashes=hashes,
             skipped=skipped_images(*data.values()),
+            other_outputs=others,
         ),
     )
+
+
+def _hold_others(run: Run) -> None:
+    """Where one output of many is debiased, let the limit on the others hold on fit, too."""
+    if reading_of(run.model).output is None:
+        return
+    before = run.predict(run.model, run.fit)
+
+    def moved() -> Iterator[Violation]:
+        for one in moved_others(before, run.predict(run.model, run.fit), run.conditions.limits):
+            yield replace(one, what=f"{one.what} on fit")
+
+    run.selection.further = moved
+
+
+def _others(run: Run, model: nn.Module, result: nn.Module) -> dict[str, Mapping[str, Drift]]:
+    """How far the other outputs moved on fit and select, where there are any."""
+    if reading_of(run.model).output is None:
+        return {}
+    sets = {"fit": run.fit, "select": run.select}
+    return {name: other_drifts(run.predict(model, rows), run.predict(result, rows)) for name, rows in sets.items()}
 
 
 def _prepare(
@@ -225,8 +260,6 @@ def _prepare(
     where = choose_device(conditions.device)
     tuned = laid_out_for_speed(working_copy(model, where))
     settle(tuned, data["fit"], multi_label=conditions.multi_label, place=lambda tensor: tensor.to(where))
-    if reading_of(tuned).output is not None:
-        raise ConfigError("one output of many can be measured, not debiased: the others' weights would move, too")
     fit, select = (data[name].on(where, room_for_pixels(where)) for name in ("fit", "select"))
     gap = gap_measure(settings, conditions.threshold)
     return Run(
@@ -270,6 +303,9 @@ def remeasured(
         _audited(predict(m, data, multi_label=many, device=where), conditions) for m in (model, outcome.model)
     )
     spent = time.perf_counter() - start
+    others = dict(report.other_outputs)
+    if others:
+        others[evaluated_on] = other_drifts(before.predictions, after.predictions)
     changed = replace(
         report,
         before=before,
@@ -278,6 +314,7 @@ def remeasured(
         seconds={**report.seconds, **{part: report.seconds[part] + spent for part in ("audit", "total")}},
         hashes={**report.hashes, evaluated_on: data.content_hash},
         skipped=report.skipped + (skipped_images(data) if evaluated_on == "test" else 0),
+        other_outputs=others,
     )
     return replace(outcome, report=changed)
 

@@ -47,14 +47,13 @@ def group_dro(run: Run) -> WeightMask:
     exp(rate x loss) and is normalised, so that the cell with the largest loss comes to count most.
     """
     fit = one_attribute(run.fit)
-    loss = Loss(
-        _RobustLoss(DRO_RATE, multi_label=run.conditions.multi_label), bias_weight=1.0, task_weight=0.0, whole_set=False
-    )
+    robust = _RobustLoss(DRO_RATE, multi_label=run.conditions.multi_label)
+    loss = Loss(robust, whole_set=False, others_weight=run.settings.others_weight)
     return _every_weight(replace(run, fit=fit), loss)
 
 
 def _every_weight(run: Run, loss: Loss) -> WeightMask:
-    everything = WeightMask.by_name(run.model)
+    everything = run.movable()
     run.tune_extractor(everything, loss, whole_step(run.settings))
     return everything
 

@@ -14,6 +14,7 @@ from bmft.masks import WeightMask
 from bmft.methods.full_network import one_attribute
 from bmft.methods.linear_head import Floats, linear_head
 from bmft.methods.run import Run, from_original_head
+from bmft.models import reading_of
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -40,6 +41,11 @@ def dfr(run: Run) -> WeightMask:
 
     Several classes or labels get one head each, against the rest.
     """
+    if reading_of(run.model).one_vs_rest:
+        raise ConfigError(
+            "method 'dfr' fits a logit of its own, and this output is read as one class against all others: take "
+            "another --method"
+        )
     cached = run.features(run.fit)
     features = np.asarray(cached.inputs(slice(None)), np.float64).reshape(len(cached), -1)
     mean, spread = features.mean(0), features.std(0)
@@ -61,7 +67,7 @@ def dfr(run: Run) -> WeightMask:
 def _columns(run: Run) -> NDArray[np.int64]:
     """0/1 targets of the fit set, one column per logistic head."""
     outputs = run.head.num_outputs
-    single = outputs <= 2 and run.fit.task != "multilabel"
+    single = (outputs <= 2 or run.head.output is not None) and run.fit.task != "multilabel"
     return fairness.one_vs_rest(run.fit.targets, 1 if single else outputs).numpy().astype(np.int64)
 
 
@@ -109,11 +115,12 @@ def _l1_logistic(strength: float) -> "LogisticRegression":
 
 def _write_head(run: Run, weights: Floats, bias: Floats) -> None:
     """Change the model: the head's weights ``(outputs, features)`` and bias; two outputs share one logit evenly."""
-    layer = linear_head(run)
-    if len(weights) == 1 and layer.out_features == 2:
+    layer, place = linear_head(run), run.head.output
+    if place is None and len(weights) == 1 and layer.out_features == 2:
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     if layer.bias is None:
         raise ConfigError(f"method 'dfr' writes the head's bias, and {run.head.name!r} has none")
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weights))
-        layer.bias.copy_(torch.from_numpy(bias))
+        rows = slice(None) if place is None else slice(place, place + 1)
+        layer.weight[rows].copy_(torch.from_numpy(weights))
+        layer.bias[rows].copy_(torch.from_numpy(bias))

@@ -51,9 +51,9 @@ def lora(run: Run) -> WeightMask:
             run.model.get_parameter(name).copy_(network.get_parameter(name))
 
     step = whole_step(run.settings)
-    mask = WeightMask.by_name(network, *trained)
+    mask = WeightMask({**WeightMask.by_name(network, *trained).tensors, **run.head.rows(run.model)})
     run.tune_beside(network, mask, merge, extractor_loss(run.settings), step)
-    return WeightMask.by_name(run.model, *(f"{layer}.weight" for layer in layers), *run.head.parameters)
+    return WeightMask.by_name(run.model, *(f"{layer}.weight" for layer in layers)) | run.head_mask()
 
 
 def _layers(run: Run) -> list[str]:

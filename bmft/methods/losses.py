@@ -49,7 +49,8 @@ def gap_measure(settings: Settings, threshold: float) -> Callable[[Predictions],
 
 def extractor_loss(settings: Settings) -> Loss:
     """What step 1 minimises."""
-    return _loss(settings, settings.bias_weight[0], settings.task_weight[0])
+    loss = _loss(settings, settings.bias_weight[0], settings.task_weight[0])
+    return replace(loss, others_weight=settings.others_weight)
 
 
 def head_losses(settings: Settings) -> list[Loss]:

@@ -88,8 +88,13 @@ class Run:
         return [name for name in names if bool(mask.tensors[name].any())]
 
     def head_mask(self) -> WeightMask:
-        """A mask of the whole head."""
-        return WeightMask.by_name(self.model, *self.head.parameters)
+        """A mask of the head: of all of it, or of the one output that is meant."""
+        nothing = ~WeightMask.by_name(self.model)
+        return WeightMask({**nothing.tensors, **self.head.rows(self.model)})
+
+    def movable(self) -> WeightMask:
+        """A mask of every weight but those of other outputs."""
+        return ~WeightMask.by_name(self.model, *self.head.parameters) | self.head_mask()
 
     def body_mask(self) -> WeightMask:
         """A mask of the whole extractor, as far as it may move."""
@@ -181,7 +186,9 @@ class Run:
             model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
         else:
             model = self.model.get_submodule(self.head.name)
-            mask = WeightMask.by_name(model)
+            inside = f"{self.head.name}." if self.head.name else ""
+            rows = self.head.rows(self.model)
+            mask = WeightMask({name: rows[inside + name] for name, _ in model.named_parameters()})
         with as_head_of(self.model, model):
             for loss in head_losses(self.settings):
                 reset()
@@ -200,12 +207,14 @@ class Run:
         bias = getattr(head, "bias", None)
         if self.settings.operating_point == "free" or self.positive is None or not isinstance(bias, nn.Parameter):
             return look
+        place = self.head.output
+        own = bias.detach() if place is None else bias.detach()[place, None]
 
         def both(epoch: int, loss: float) -> bool:
             shift = _shift(self._logits(model, fit), self.positive, self.conditions.threshold).to(bias)
             trained = bias.detach().clone()
             with torch.no_grad():
-                bias.add_(shift)
+                own.add_(shift)
                 look(epoch, loss)
                 bias.copy_(trained)
             return look(epoch, loss)

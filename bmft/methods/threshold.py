@@ -40,9 +40,11 @@ def threshold_shift(run: Run) -> WeightMask:
     for number, (shift, shifted) in enumerate(tried, 1):
         with torch.no_grad():
             layer.bias.copy_(original)
-            layer.bias[-1] += shift  # of two outputs the second's: the first is its reference
+            # Of two outputs the second's: the first is its reference.
+            layer.bias[-1 if run.head.output is None else run.head.output] += shift
         run.try_out(number, len(tried), predictions=shifted)
-    return WeightMask.by_name(run.model, next(n for n, p in run.model.named_parameters() if p is layer.bias))
+    bias = WeightMask.by_name(run.model, next(n for n, p in run.model.named_parameters() if p is layer.bias))
+    return bias & run.head_mask()
 
 
 def _logit(scores: Floats) -> Floats:

@@ -11,7 +11,7 @@ from bmft.checkpoints import WeightPatch
 from bmft.data import GroupedData, as_grouped
 from bmft.errors import DataError
 from bmft.masks import WeightMask
-from bmft.models import copied, find_head, tensors_of, turn_head, turned_model
+from bmft.models import copied, find_head, reading_of, tensors_of, turn_head, turned_model
 
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
@@ -26,7 +26,8 @@ def positive_last(function: Callable[Arguments, Found]) -> Callable[Arguments, F
     @functools.wraps(function)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Found:
         given = dict(zip(("model", "fit", "select"), args, strict=False)) | options
-        if not any(_reversed(given.get(name)) for name in ("fit", "select", "test")):
+        one_output = reading_of(cast(nn.Module, given["model"])).output is not None
+        if one_output or not any(_reversed(given.get(name)) for name in ("fit", "select", "test")):
             return function(*args, **options)
         sets = {
             name: as_grouped(given[name], batch_fn=cast(Any, given.get("batch_fn")))

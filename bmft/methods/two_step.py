@@ -47,7 +47,8 @@ def swift(run: Run) -> WeightMask:
     3. Only head weights whose mask exceeds their tensor's mean are reset; then the head is trained alone.
     """
     mask = WeightMask({name: torch.tanh(scores) for name, scores in run_ratio(run).items()})
-    marked = {name: mask.tensors[name] > mask.tensors[name].mean() for name in run.head.parameters}
+    rows = run.head.rows(run.model)
+    marked = {name: own & (mask.tensors[name] > mask.tensors[name][own].mean()) for name, own in rows.items()}
     body = mask & run.body_mask()
     two_steps(run, body, from_original_head(run, marked))
     return body | run.head_mask()

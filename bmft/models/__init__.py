@@ -6,8 +6,10 @@ from bmft.models.answers import (
     as_head_of as as_head_of,
     forward_logits as forward_logits,
     forward_outputs as forward_outputs,
+    forward_with_others as forward_with_others,
     kept_mark as kept_mark,
     mark as mark,
+    meant as meant,
     read_as as read_as,
     reading_of as reading_of,
 )
@@ -23,10 +25,21 @@ from bmft.models.features import penultimate_features as penultimate_features
 from bmft.models.fitting import Fitted as Fitted, compare as compare, fitted as fitted
 from bmft.models.head import Head as Head, find_head as find_head, reset_head as reset_head
 from bmft.models.modes import evaluating as evaluating, trainable as trainable
+from bmft.models.outputs import (
+    Kind as Kind,
+    OutputNames as OutputNames,
+    kind_of_problem as kind_of_problem,
+    listed_outputs as listed_outputs,
+)
 from bmft.models.purpose import answer_to_an_image as answer_to_an_image, purpose_of as purpose_of
 from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
-from bmft.models.turning import turn_head as turn_head, turned as turned, turned_model as turned_model
+from bmft.models.turning import (
+    positive_first as positive_first,
+    turn_head as turn_head,
+    turned as turned,
+    turned_model as turned_model,
+)
 from bmft.models.weights import (
     changes as changes,
     check_tunable as check_tunable,

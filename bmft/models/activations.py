@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bmft.compute import AT_ONCE, Share
 from bmft.data import GroupedData
 from bmft.errors import ArchitectureError
-from bmft.models.answers import forward_logits, passed_on
+from bmft.models.answers import forward_outputs, passed_on
 from bmft.models.weights import state_hash, tensors_of
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def tail_above(model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast
     if not isinstance(inputs, Tensor) or len(inputs) < 3:
         return None
     with torch.no_grad(), autocast(), _Recording(model) as seen:
-        logits = forward_logits(model, inputs)
+        logits = forward_outputs(model, inputs)
     begins = _first_use(model, set(moving), seen)
     entries = [
         (calls[0][0], name)
@@ -210,7 +210,7 @@ def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording
 def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
     # A product with weights of zero would hide what comes from below, if that were a number.
     with tail.over_nan(), torch.no_grad(), autocast():
-        found = forward_logits(tail, activations)
+        found = forward_outputs(tail, activations)
     # A smaller batch may be summed in another order.
     return torch.equal(found, logits) or (len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4))
 

@@ -1,15 +1,16 @@
 """How a model's answer is read: which part of what `forward` returns, as logits or probabilities, which output."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bmft._common import Assumption, did_you_mean
+from bmft._common import Assumption, folded
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError
+from bmft.models.outputs import Kind, OutputNames, apart, listed_outputs, output_names_of, output_place
 
 # A plain attribute: deepcopy and pickle keep it, a state dict does not have it.
 _MARK = "_bmft_reading"
@@ -23,7 +24,11 @@ class Reading:
     Attributes:
         answer: the part of what ``forward`` returns: a key, an index, or several joined by ``/``; None: found out.
         answer_is: ``"logits"`` or ``"probabilities"``; None: logits, which `bmft.predict` checks.
-        output: which of many outputs is meant, read as a yes or no of its own; None: all of them.
+        output: the place of the one of many outputs that is meant; None: all of them.
+        output_is: ``"label"``: a yes or no of its own; ``"class"``: one of a softmax against all others; None: found
+            out.
+        names: of the outputs, where something names them.
+        by_name: `output` was given as one of these names.
         before: path of a last activation that is stepped over: its input is the logits.
         multi_label: every output is a label of its own.
         one_vs_rest: the outputs are classes of one softmax, so that `output` is one of them against all others.
@@ -34,6 +39,9 @@ class Reading:
     answer: str | int | None = None
     answer_is: Literal["logits", "probabilities"] | None = None
     output: int | None = None
+    output_is: Kind | None = None
+    names: OutputNames = field(default_factory=OutputNames)
+    by_name: bool = False
     before: str | None = None
     multi_label: bool = False
     one_vs_rest: bool = False
@@ -43,10 +51,25 @@ class Reading:
     def __post_init__(self) -> None:
         if self.answer_is not in (None, "logits", "probabilities"):
             raise ConfigError(f"answer_is is {self.answer_is!r}: expected 'logits' or 'probabilities'")
+        if self.output_is not in (None, "label", "class"):
+            raise ConfigError(f"output_is is {self.output_is!r}: expected 'label' or 'class'")
+        if self.output_is is not None and self.output is None:
+            raise ConfigError("--output-is says how one output of many is read: name it (--output)")
+
+    def called(self, place: int) -> str:
+        """An output in words: by its name where it has one."""
+        name = self.names.names[place] if place < len(self.names.names) else ""
+        twice = self.names.names.count(name) > 1
+        return f"{name} (output {place})" if name and twice else name or f"output {place}"
+
+    def others(self, count: int) -> tuple[str, ...]:
+        """What the other ones of `count` outputs are called; of two classes the other is the rest."""
+        rest = tuple(self.called(place) for place in range(count) if place != self.output)
+        return () if self.one_vs_rest and len(rest) == 1 else rest
 
     def described(self) -> dict[str, Any]:
         """What of it was said, as plain values: it decides what a run does."""
-        said = {"answer": self.answer, "answer_is": self.answer_is, "output": self.output}
+        said = {name: getattr(self, name) for name in ("answer", "answer_is", "output", "output_is")}
         return {name: value for name, value in said.items() if value is not None}
 
 
@@ -56,7 +79,8 @@ def read_as(
     answer: str | int | None = None,
     answer_is: Literal["logits", "probabilities"] | None = None,
     output: int | str | None = None,
-    names: tuple[str, ...] = (),
+    output_is: Kind | None = None,
+    names: Sequence[str] | OutputNames | None = None,
 ) -> nn.Module:
     """Change `model`: note how its answer is read by all of bmft; gives the same model back.
 
@@ -66,38 +90,28 @@ def read_as(
         answer: the part of what ``forward`` returns: a key or an index, nested ones as ``"heads/1"``. By default the
             only part of the right shape.
         answer_is: what it holds. By default logits; an answer in [0, 1] is refused.
-        output: which of many outputs one yes-or-no label is about: its place from 0, or its name among `names`.
-        names: of the outputs, in their order.
+        output: which of many outputs one label of yes or no is about: its place from 0, or its name among `names`.
+        output_is: ``"label"`` for a yes or no of its own (a sigmoid), ``"class"`` for one class of a softmax, then read
+            against all others. By default what the names or the model's last step say, else a label, and a class of
+            two.
+        names: of the outputs, in their order; by default what the model says (``pathologies``, ``config.id2label``).
 
     Raises:
-        ConfigError: `answer_is` is neither word, or no output has that name.
+        ConfigError: `answer_is` or `output_is` is neither word, or no output has that name.
 
     >>> net = read_as(nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()), answer_is="probabilities", output=2)
     >>> forward_logits(net, torch.zeros(5, 4)).shape
     torch.Size([5, 1])
     """
+    if names is None:
+        names = output_names_of(model)
+    elif not isinstance(names, OutputNames):
+        names = OutputNames(tuple(map(str, names)), "names=")
     place = None if output is None else output_place(output, names)
-    mark(model, Reading(answer, answer_is, place))
+    by_name = isinstance(output, str) and folded(output) in map(folded, names.names)
+    one_vs_rest = place is not None and output_is == "class"
+    mark(model, Reading(answer, answer_is, place, output_is, names, by_name, one_vs_rest=one_vs_rest))
     return model
-
-
-def output_place(output: int | str, names: tuple[str, ...]) -> int:
-    """The place of an output that is named, or numbered from 0.
-
-    Raises:
-        ConfigError: there is no such name.
-
-    >>> output_place("Edema", ("Effusion", "Edema")), output_place("0", ())
-    (1, 0)
-    """
-    if output in names:
-        return names.index(str(output))
-    if isinstance(output, int) or str(output).isdigit():
-        if names and int(output) >= len(names):
-            raise ConfigError(f"--output is {output}, and there are {len(names)} outputs, from 0 on")
-        return int(output)
-    hint = did_you_mean(str(output), names) if names else "Nothing names the outputs: give its place, from 0 on."
-    raise ConfigError(f"--output: no output is called {output!r}. {hint}")
 
 
 def reading_of(model: nn.Module) -> Reading:
@@ -143,16 +157,40 @@ def forward_logits(model: nn.Module, inputs: Any) -> Tensor:
     >>> forward_logits(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), torch.zeros(3, 4)).shape
     torch.Size([3, 1])
     """
-    logits, reading = forward_outputs(model, inputs), reading_of(model)
+    return meant(forward_outputs(model, inputs), reading_of(model))[0]
+
+
+def forward_with_others(model: nn.Module, inputs: Any) -> Tensor:
+    """`forward_logits`, and where one output is meant beside it the logits ``(n, others)`` of the others."""
+    outputs, reading = forward_outputs(model, inputs), reading_of(model)
+    return outputs if reading.output is None else torch.cat(meant(outputs, reading), 1)
+
+
+def meant(outputs: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+    """The logits that are meant, and those of the other outputs, each a yes or no of its own; see `outputs.apart`."""
     if reading.output is None:
-        return logits
-    if reading.output >= logits.shape[1]:
-        raise ConfigError(f"--output is {reading.output}, and the model has {logits.shape[1]} outputs, from 0 on")
-    own = logits[:, reading.output, None]
-    if not reading.one_vs_rest:
-        return own
-    others = [k for k in range(logits.shape[1]) if k != reading.output]
-    return own - logits[:, others].logsumexp(1, keepdim=True)
+        return outputs, outputs[:, :0]
+    check_place(reading, outputs.shape[1])
+    return apart(outputs, reading.output, classes=reading.one_vs_rest)
+
+
+def check_place(reading: Reading, count: int) -> None:
+    """Raise unless `count` outputs have the one that is meant.
+
+    Raises:
+        ConfigError: there is no such place, or the names are those of another number of outputs.
+    """
+    names, source, _ = reading.names
+    if reading.by_name and len(names) != count:
+        raise ConfigError(
+            f"--output: {source} has {len(names)} names, and the model has {count} outputs, so a name does not tell "
+            f"which one is meant: give its place, from 0 to {count - 1}"
+        )
+    if reading.output is not None and reading.output >= count:
+        raise ConfigError(
+            f"--output is {reading.output}, and the model has {count} outputs: "
+            f"{listed_outputs(names if len(names) == count else (), count)}"
+        )
 
 
 def forward_outputs(model: nn.Module, inputs: Any) -> Tensor:
@@ -296,7 +334,7 @@ def _as_logits(values: Tensor, reading: Reading) -> Tensor:
         )
     # Tiny probabilities keep their order; 1 has to be less than that for its logit to be a number.
     inside = values.clamp(torch.finfo(values.dtype).tiny, 1 - torch.finfo(values.dtype).eps / 2)
-    if values.shape[1] == 1 or reading.multi_label or reading.output is not None:
+    if values.shape[1] == 1 or reading.multi_label or (reading.output is not None and not reading.one_vs_rest):
         return inside.log() - torch.log1p(-inside)
     total = values.detach().sum(1)
     if bool(((total - 1).abs() > 10 * _ROUNDING).any()):
@@ -320,7 +358,7 @@ def as_head_of(model: nn.Module, head: nn.Module) -> Iterator[None]:
     reading = reading_of(model)
     with kept_mark(head):
         if head is not model:
-            mark(head, Reading(output=reading.output, one_vs_rest=reading.one_vs_rest, settled=True))
+            mark(head, replace(reading, answer=None, answer_is=None, before=None, settled=True))
         yield
 
 

@@ -1,7 +1,7 @@
 """The model's answer and where it comes from: logits out of any model, and the layer that makes them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from bmft._common import did_you_mean
 from bmft.errors import ArchitectureError, ConfigError, MismatchError
-from bmft.models.answers import forward_outputs
+from bmft.models.answers import forward_outputs, reading_of
 from bmft.models.modes import evaluating
 from bmft.models.settle import taking
 
@@ -26,11 +26,32 @@ class Head:
         name: its module path; ``""`` if the model is that layer.
         parameters: the names of its parameters in ``model.named_parameters()``.
         num_outputs: 1 for a binary logit, else one per class or label.
+        output: the place of the one that is meant of many, whose weights alone may move; None: all.
     """
 
     name: str
     parameters: tuple[str, ...]
     num_outputs: int
+    output: int | None = field(default=None, repr=False)
+
+    def rows(self, model: nn.Module) -> dict[str, Tensor]:
+        """Which weights of each of the head's parameters may move: those of the output that is meant, else all.
+
+        Raises:
+            ArchitectureError: a parameter has no row for each output.
+        """
+        found = {}
+        for name in self.parameters:
+            parameter = model.get_parameter(name)
+            found[name] = torch.full(parameter.shape, self.output is None)
+            if self.output is not None:
+                if parameter.shape[:1] != (self.num_outputs,):
+                    raise ArchitectureError(
+                        f"the head's {name!r} is {tuple(parameter.shape)}, without a row for each of the "
+                        f"{self.num_outputs} outputs: one of them cannot be moved alone"
+                    )
+                found[name][self.output] = True
+        return found
 
 
 def find_head(model: nn.Module, example: Any = None, *, name: str | None = None) -> Head:
@@ -59,7 +80,7 @@ def find_head(model: nn.Module, example: Any = None, *, name: str | None = None)
         chosen = [_named(model, layers, name)]
     elif not (chosen := _declared(model, layers)):
         chosen = [_usual(layers) if run is None else _last_that_runs(*run, layers)]
-    head = _head(model, layers, chosen)
+    head = replace(_head(model, layers, chosen), output=reading_of(model).output)
     if run is not None:
         _check_makes_logits(head, *run, layers if name is not None else None)
     return head
@@ -186,7 +207,7 @@ def _close(output: Tensor, logits: Tensor) -> bool:
 
 
 def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None = None) -> None:
-    """Change `model`: set the head's weights and bias to zero, or only those that `where` marks."""
+    """Change `model`: set the weights and bias of what the head may move to zero, or only those that `where` marks."""
     parameters = dict(model.named_parameters())
     missing = [name for name in head.parameters if name not in parameters]
     if missing:
@@ -195,8 +216,6 @@ def reset_head(model: nn.Module, head: Head, where: Mapping[str, Tensor] | None 
         # A weight-normed weight is v * g / |v|: all zeros would be 0 / 0.
         raise ConfigError(f"the head {head.name!r} is parametrized and cannot be set to zero: use reset = 'keep'")
     with torch.no_grad():
-        for name in head.parameters:
+        for name, marked in (head.rows(model) if where is None else where).items():
             parameter = parameters[name]
-            parameter.masked_fill_(
-                torch.ones_like(parameter, dtype=torch.bool) if where is None else where[name].to(parameter.device), 0
-            )
+            parameter.masked_fill_(marked.to(parameter.device), 0)

@@ -3,15 +3,25 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bmft._common import Assumption
 from bmft.data import GroupedData, Inputs, map_tensors
-from bmft.errors import ArchitectureError, DataError
-from bmft.models.answers import called, choose, forward_outputs, mark, part_of, reading_of, tensors_in
+from bmft.errors import ArchitectureError, ConfigError, DataError
+from bmft.models.answers import (
+    Reading,
+    called,
+    check_place,
+    choose,
+    forward_outputs,
+    mark,
+    part_of,
+    reading_of,
+    tensors_in,
+)
 from bmft.models.modes import evaluating
 
 ROWS = 8
@@ -44,6 +54,7 @@ def settle(
     Raises:
         ArchitectureError: no part of the answer can be the logits, or several can; the last activation does not go
             with the labels; the model answers differently each time, or by which rows are in a batch.
+        ConfigError: the model has no such output, or one output is meant and the labels are not one yes or no.
         DataError: the model cannot take the inputs.
     """
     reading = reading_of(model)
@@ -52,6 +63,8 @@ def settle(
     index = torch.linspace(0, len(data) - 1, max(2, min(rows, len(data)))).long()
     inputs = map_tensors(place, data.inputs(index))
     several = multi_label or data.task == "multilabel"
+    if reading.output is not None:
+        _check_one_label(data, several)
     sizes = sizes_for(data, several) if reading.output is None else None
     assumed: list[Assumption] = []
     with _leaving_no_trace(model), taking(model, inputs), _last_steps(model) as steps:
@@ -62,16 +75,19 @@ def settle(
         reading = replace(reading, answer=path)
     reading = replace(reading, multi_label=several)
     found = part_of(answer, len(index), reading.answer)
+    columns = found.numel() // len(index)
     step = None if reading.answer_is == "logits" else _step_of(found, steps, logs=reading.answer_is is None)
+    kind = None
     if step is not None:
         kind = type(model.get_submodule(step))
-        columns = found.numel() // len(index)
-        classes = issubclass(kind, _CLASSES)
-        _check_step(kind.__name__, classes, columns, several, reading.output)
+        _check_step(kind.__name__, issubclass(kind, _CLASSES), columns, several, reading)
         value = f"the logits that enter the model's last {kind.__name__} ({step or type(model).__name__})"
         assumed.append(Assumption("answer", value, "the model's last step", "--answer-is"))
-        one_vs_rest = classes and reading.output is not None and not several
-        reading = replace(reading, before=step, one_vs_rest=one_vs_rest)
+        reading = replace(reading, before=step)
+    if reading.output is not None:
+        check_place(reading, columns)
+        reading, about = _of_one_output(reading, columns, kind, found)
+        assumed += about
     mark(model, replace(reading, settled=True, assumed=tuple(assumed)))
     try:
         _check_steady(model, inputs, len(index), distinct=len(data) > 1)
@@ -154,10 +170,65 @@ def _step_of(found: Tensor, steps: dict[str, tuple[Any, Any]], *, logs: bool) ->
     return None
 
 
-def _check_step(kind: str, classes: bool, columns: int, several: bool, output: int | None) -> None:
+def _check_one_label(data: GroupedData, several: bool) -> None:
+    """Raise unless the data say yes or no to one thing."""
+    if data.task == "binary" and not several:
+        return
+    if data.task == "binary":
+        problem = "--multi-label reads every output, each with a label of its own: leave out one of the two"
+    else:
+        kind = "labels" if data.task == "multilabel" else "classes"
+        problem = f"the data have {len(data.classes)} {kind}: name the one --label of two values that it is about"
+    raise ConfigError(f"--output picks one of the model's outputs, and {problem}")
+
+
+def _of_one_output(
+    reading: Reading, columns: int, step: type[nn.Module] | None, found: Tensor
+) -> tuple[Reading, list[Assumption]]:
+    """How the one output is read, as a label or as a class, and what of that was inferred."""
+    place, names = int(reading.output or 0), reading.names
+    if len(names.names) != columns:
+        names = names._replace(names=())
+    reading, assumed = replace(reading, names=names), []
+    named = bool(names.names and names.names[place])
+    which = f"number {place} of {columns}, from 0 on" + (f", {reading.called(place)}" if named else "")
+    assumed.append(Assumption("output", which, names.source if named else "--output", "--output"))
+    if columns == 1:
+        return reading, assumed
+    kind, source = _kind(reading, columns, step, found)
+    words = "one class of a softmax against all others" if kind == "class" else "a yes or no of its own"
+    if reading.output_is is None:
+        guess = source is None
+        source = source or f"nothing says whether the {columns} outputs are labels or classes"
+        assumed.append(Assumption("output", f"read as {words}", source, "--output-is", guess))
+    return replace(reading, one_vs_rest=kind == "class"), assumed
+
+
+def _kind(
+    reading: Reading, columns: int, step: type[nn.Module] | None, found: Tensor
+) -> tuple[Literal["label", "class"], str | None]:
+    """Whether the outputs are labels or classes, and what says so, if anything does."""
+    if step is not None:
+        return ("class" if issubclass(step, _CLASSES) else "label"), "the model's last step"
+    if reading.output_is is not None:
+        return reading.output_is, "--output-is"
+    if reading.answer_is == "probabilities":
+        sums_to_one = bool(((found.reshape(-1, columns).sum(1) - 1).abs() < _STEADY).all())
+        return ("class" if sums_to_one else "label"), "the sums of the probabilities"
+    if reading.names.kind is not None:
+        return reading.names.kind, reading.names.source
+    return ("class" if columns == 2 else "label"), None
+
+
+def _check_step(kind: str, classes: bool, columns: int, several: bool, reading: Reading) -> None:
     if classes and columns == 1:
         raise ArchitectureError(f"the model ends in a {kind} over one output, which is the same for every input")
-    if output is not None or columns == 1 or classes != several:
+    if reading.output_is is not None and columns > 1 and (reading.output_is == "class") != classes:
+        raise ConfigError(
+            f"--output-is is {reading.output_is}, and the model ends in a {kind}, whose outputs are "
+            f"{'classes' if classes else 'labels'}: leave it out"
+        )
+    if reading.output is not None or columns == 1 or classes != several:
         return
     if classes:
         raise ArchitectureError(

@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmft.data import GroupedData
 from bmft.errors import ConfigError
-from bmft.models.answers import forward_logits
+from bmft.models.answers import forward_logits, reading_of
 from bmft.models.head import find_head
 from bmft.models.modes import evaluating
 from bmft.models.weights import copied
+
+
+def positive_first(model: nn.Module, data: GroupedData) -> bool:
+    """Whether the outputs have the positive class of these data first; the one that is meant of many is its own."""
+    return data.outputs_reversed and reading_of(model).output is None
 
 
 def turned(logits: Tensor) -> Tensor:

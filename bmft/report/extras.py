@@ -5,7 +5,7 @@ from functools import partial
 from typing import Protocol
 
 from bmft._common import humanise
-from bmft.auditing import HEADLINE, charts
+from bmft.auditing import HEADLINE, Drift, charts
 from bmft.report import figures
 from bmft.report.page import Card, Cards, Cell, Folded, Gallery, Number, Paragraph, Picture, Section, Table
 from bmft.report.svg import Caption
@@ -134,6 +134,25 @@ def _shares(layers: Mapping[str, Json]) -> dict[str, float]:
 
 def _sum(parts: Iterable[Json], key: str) -> int:
     return sum(int(part[key]) for part in parts)
+
+
+def others_section(others: Mapping[str, Mapping[str, Drift]], limit: float | None) -> Section:
+    """How far each other output of the network moved on each set."""
+    sets = [where for where, found in others.items() if found]
+    names = tuple(others[sets[0]]) if sets else ()
+    rows: tuple[tuple[Cell, ...], ...] = tuple((name, *(_moved(others[part][name]) for part in sets)) for name in names)
+    text = (
+        "One output of the network was debiased; its others share the weights below the head. The drift of an output "
+        "is the mean absolute change of its probability, taken over the cases in which the original sees it and over "
+        f"the rest, whichever is larger; at most {number(limit)} is allowed on the fit and select rows. Small print: "
+        "the mean over all cases, and the largest change of any."
+    )
+    table = Table("Drift of each other output", ("Output", *sets), rows)
+    return Section("others", "The other outputs", (Paragraph(text), table))
+
+
+def _moved(drift: Drift) -> Number:
+    return Number(number(drift.drift), f"mean {number(drift.mean)}, largest {number(drift.largest)}")
 
 
 def pixels_section(cases: Sequence[Explained]) -> Section:

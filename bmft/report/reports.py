@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bmft._common import put
-from bmft.auditing import AuditReport, changes_in_words
+from bmft.auditing import AuditReport, changes_in_words, drifts_in_words
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
 from bmft.report.modelcard import front_matter
@@ -13,7 +13,7 @@ from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
 from bmft.report.sections import Sides
 from bmft.report.values import DebiasReport, Report, plain, to_json, versions
-from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline, positive_sentence
+from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline, output_sentence, positive_sentence
 
 
 def write_report(report: Report, folder: str | Path, *, date: str | None = None) -> Path:
@@ -56,6 +56,7 @@ def _audit_page(report: AuditReport, date: str) -> Page:
         *caveats(sides.before),
         *(gap_sentence(name, sides.before, None) for name in sides.before["gaps"]),
         auc_sentence(sides.before, None),
+        *output_sentence(sides.before),
         *positive_sentence(sides.before),
         f"Measured on {count(report.n)} cases.",
     )
@@ -104,6 +105,8 @@ def _optional_sections(report: DebiasReport) -> Iterator[Section]:
     extra: dict[str, Any] = plain(report.extra)
     if report.mask:
         yield extras.mask_section(plain(report.mask))
+    if report.other_outputs:
+        yield extras.others_section(report.other_outputs, report.config.get("max_other_drift"))
     if report.extra.get("pixels"):
         yield extras.pixels_section(report.extra["pixels"])
     makers: dict[str, Callable[[Any], Section]] = {
@@ -138,9 +141,17 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         " ".join(gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]),
         auc_sentence(sides.before, sides.after),
         *(changes_in_words(report.before, report.after) if sides.after else ()),
+        *output_sentence(sides.before),
         *positive_sentence(sides.before),
+        *others_sentence(report),
         f"Measured on {where} ({count(report.before.n)} cases).",
     )
+
+
+def others_sentence(report: DebiasReport) -> list[str]:
+    """How far the other outputs moved, where one of many was debiased."""
+    found = drifts_in_words(report.other_outputs, report.config.get("max_other_drift"))
+    return [f"{found[0].upper()}{found[1:]}."] if found else []
 
 
 def _facts(report: DebiasReport) -> dict[str, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bmft._common import html_table, humanise, short, with_interval
-from bmft.auditing import HEADLINE, AuditReport, Epoch, auc_splits
+from bmft.auditing import HEADLINE, AuditReport, Drift, Epoch, auc_splits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bmft.auditing import charts
 
 SCHEMA = 1
+_OWN_WAY = ("extra", "other_outputs")  # how they are in JSON
 SIDES = ("before", "after")
 _PACKAGES = ("bmft", "torch", "torchvision", "captum", "fairlearn", "numpy", "scikit-learn", "timm", "optuna")
 
@@ -43,6 +44,8 @@ class DebiasReport:
         versions: of the packages, see `versions`.
         hashes: of the checkpoint and of each split.
         skipped: unreadable images that were left out.
+        other_outputs: where one output of many was debiased: set -> name of another output -> how far it moved there,
+            see `bmft.auditing.Drift`.
         extra: optional pages, each as plain values:
 
             - ``pixels``: a list of `bmft.inference.Explanation`
@@ -67,6 +70,7 @@ class DebiasReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     skipped: int = 0
+    other_outputs: Mapping[str, Mapping[str, Drift]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -113,12 +117,21 @@ class DebiasReport:
     def to_dict(self) -> dict[str, Any]:
         """The content of ``report.json``: plain values, None for what could not be measured, no pictures."""
         top = {name: plain(self.extra[name]) for name in ("evaluations", "leakage", "search") if name in self.extra}
+        if self.other_outputs:
+            top["other_outputs"] = self._others()
         rest = {name: value for name, value in self.extra.items() if name not in top}
-        values = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "extra"}
+        values = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in _OWN_WAY}
         old, new = auc_splits(self.before), auc_splits(self.after)
         split = {name: {"before": old[name]._asdict(), "after": new[name]._asdict()} for name in old if name in new}
         more = {"auc_split": plain(split), "assumed": plain(self.before.assumed), "extra": plain(rest)}
         return {"schema": SCHEMA, **values, **more, **top}
+
+    def _others(self) -> dict[str, Any]:
+        sets = {
+            where: {name: moved._asdict() for name, moved in found.items()}
+            for where, found in self.other_outputs.items()
+        }
+        return {"limit": self.config.get("max_other_drift"), **plain(sets)}
 
 
 Report = DebiasReport | AuditReport

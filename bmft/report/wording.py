@@ -151,6 +151,12 @@ def positive_sentence(audit: Json) -> list[str]:
     return [f"Positive is {audit['classes'][1]}."] if audit["task"] == "binary" else []
 
 
+def output_sentence(audit: Json) -> list[str]:
+    """Which output of many is measured and how it is read, and who says so."""
+    assumed = audit.get("assumed", {}).get("output", ())
+    return [f"Output: {one['value']} ({'a guess: ' if one['guess'] else 'from '}{one['from']})." for one in assumed]
+
+
 def caveats(audit: Json) -> list[str]:
     """What a reader has to know before any figure."""
     little = "Figures of a model that does not tell cases apart mean little."

@@ -13,7 +13,7 @@ from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import GroupedData, stratified_batches
 from bmft.errors import NonFiniteError
 from bmft.masks import WeightMask
-from bmft.models import Tail, evaluating, trainable
+from bmft.models import Tail, evaluating, reading_of, trainable
 from bmft.training.line_search import best_step
 from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights
@@ -73,7 +73,9 @@ def tune(
             if kept
             else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
         )
-        pooled = PooledLoss(loss, data, logits, multi_label, kept["start"].to(device) if kept else None)
+        start = kept["start"].to(device) if kept else None
+        columns = None if reading_of(runs).output is None else 1
+        pooled = PooledLoss(loss, data, logits, multi_label, start, columns)
         rate = (
             float(kept["numbers"][0])
             if kept

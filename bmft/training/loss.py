@@ -15,7 +15,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    r"""What a step minimises: ``task_weight`` x task + ``bias_weight`` x bias + ``order_weight`` x order.
+    r"""What a step minimises: task, bias, order and others, each times its weight.
 
     The task term is the weighted cross-entropy of the batch. The bias term is `objective`\ 's value: of the whole set
     (``whole_set=True``: the latest known logits of every sample; those of the batch carry the gradient, each scaled to
@@ -23,6 +23,8 @@ class Loss:
 
     The order term holds the ranking inside each group: the mean square of what each logit has moved by, less the
     batch's mean of that over its group, so that a group may move as a whole and nobody is reordered inside it.
+
+    The others term, where one of many outputs is meant, holds the others: `distance` to what they were at the start.
 
     Attributes:
         balance: whose samples weigh the same in the task term: those of every ``"cell"`` (group x label), of every
@@ -37,23 +39,32 @@ class Loss:
     whole_set: bool = True
     combine: Literal["mean", "worst"] = "mean"
     order_weight: float = 0.0
+    others_weight: float = 0.0
 
 
 class PooledLoss:
     """A `Loss` of one set: knows the targets, groups, weight and latest logits of every sample.
 
     Attributes:
-        start: the logits that the order term compares with; by default those given.
+        start: the logits that the order and the others term compare with; by default those given.
+        own: how many of their columns are meant; all by default. The rest are of other outputs.
     """
 
     def __init__(
-        self, loss: Loss, data: GroupedData, logits: Tensor, multi_label: bool, start: Tensor | None = None
+        self,
+        loss: Loss,
+        data: GroupedData,
+        logits: Tensor,
+        multi_label: bool,
+        start: Tensor | None = None,
+        own: int | None = None,
     ) -> None:
         device = logits.device
         self.objective = fairness.over_attributes(loss.objective, combine=loss.combine)
         self.loss, self.multi_label, self.logits = loss, multi_label, logits.detach().float()
         self.groups = data.groups.to(device)
-        columns = fairness.probabilities(self.logits[:1], multi_label=multi_label).shape[1]
+        self.own = self.logits.shape[1] if own is None else own
+        columns = fairness.probabilities(self.logits[:1, : self.own], multi_label=multi_label).shape[1]
         self.labels = data.targets.to(device)
         self.targets = fairness.one_vs_rest(self.labels, columns)
         self.sample_weights = _sample_weights(data, loss.balance).to(device)
@@ -66,13 +77,17 @@ class PooledLoss:
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
         """The loss of the samples `index`, whose logits these are."""
         logits = logits.float()
+        own, others = logits[:, : self.own], logits[:, self.own :]
         total = torch.zeros((), device=logits.device)
         if self.loss.task_weight:
-            total = total + self.loss.task_weight * self._task(logits, index)
+            total = total + self.loss.task_weight * self._task(own, index)
         if self.loss.bias_weight:
             total = total + self.loss.bias_weight * self._bias(logits, index)
         if self.loss.order_weight:
-            total = total + self.loss.order_weight * reordering(logits - self.start[index], self.blocs[index])
+            moved = own - self.start[index, : self.own]
+            total = total + self.loss.order_weight * reordering(moved, self.blocs[index])
+        if self.loss.others_weight and others.shape[1]:
+            total = total + self.loss.others_weight * distance(others, self.start[index, self.own :])
         return total
 
     def _task(self, logits: Tensor, index: Tensor) -> Tensor:
@@ -82,7 +97,7 @@ class PooledLoss:
 
     def _bias(self, logits: Tensor, index: Tensor) -> Tensor:
         if not self.loss.whole_set:
-            value = self._objective(logits, self.targets[index], self.groups[index])
+            value = self._objective(logits[:, : self.own], self.targets[index], self.groups[index])
             # A batch without two groups to compare has no bias term.
             return torch.zeros_like(value) if value.isnan() else value
         self.logits[index] = logits.detach()
@@ -90,7 +105,7 @@ class PooledLoss:
         cell = self.cells[index]
         stands_for = self.cell_sizes[cell] / torch.bincount(cell, minlength=len(self.cell_sizes))[cell]
         pooled = self.logits.index_add(0, index, stands_for[:, None] * (logits - logits.detach()))
-        return self._objective(pooled, self.targets, self.groups)
+        return self._objective(pooled[:, : self.own], self.targets, self.groups)
 
     def _objective(self, logits: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
         probabilities = fairness.probabilities(logits, multi_label=self.multi_label)
@@ -114,6 +129,30 @@ def reordering(moved: Tensor, groups: Tensor) -> Tensor:
     size = torch.bincount(groups).clamp(min=1).to(moved.dtype)
     means = moved.new_zeros(len(size), moved.shape[1]).index_add(0, groups, moved) / size[:, None]
     return (moved - means[groups]).square().mean()
+
+
+def distance(logits: Tensor, start: Tensor) -> Tensor:
+    r"""How far the probabilities of labels moved: 0 where none did, and else its slope is how far each did.
+
+    :math:`\frac{1}{nK} \sum_{ik} KL(p_{ik} \| q_{ik})` of the original's yes or no from the new one's, the
+    distillation of Hinton, Vinyals and Dean (2015, arXiv 1503.02531); what the original has no number for is left out.
+
+    Args:
+        logits: ``(n, K)``, one of a yes or no each.
+        start: those of the original.
+
+    >>> distance(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, -2.0]]))
+    tensor(0.)
+    """
+    known = start.isfinite()
+    start = torch.where(known, start, 0.0)
+    target = torch.sigmoid(start)
+    entropies = (
+        nn.functional.binary_cross_entropy_with_logits(torch.where(known, each, 0.0), target, reduction="none")
+        for each in (logits, start)
+    )
+    new, old = entropies
+    return torch.where(known, new - old, 0.0).mean()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import FLIPS, GroupedData, map_tensors
 from bmft.errors import ConfigError, NonFiniteError
-from bmft.models import forward_logits
+from bmft.models import forward_with_others
 from bmft.training.loss import PooledLoss
 from bmft.training.masked_step import SelectedWeights
 
@@ -39,14 +39,14 @@ def take_gradient(
             parameter.grad = None
         pieces = _pieces(inputs, length, size)
         with torch.set_grad_enabled(len(pieces) == 1), autocast():
-            logits = [forward_logits(model, piece) for piece in pieces]
+            logits = [forward_with_others(model, piece) for piece in pieces]
         known = share.gather(torch.cat(logits)).requires_grad_()
         value = pooled(known, index)
         found = finite(value, epoch)
         (wanted,) = torch.autograd.grad(value, known)
         for piece, first, part in zip(pieces, logits, torch.split(wanted[share.rows], size), strict=True):
             with autocast():
-                again = first if first.requires_grad else forward_logits(model, piece)
+                again = first if first.requires_grad else forward_with_others(model, piece)
             torch.autograd.backward(again, part)
         return found
 
@@ -66,7 +66,7 @@ def _pieces(inputs: Any, length: int, size: int) -> list[Any]:
 
 def in_pieces(model: nn.Module, inputs: Any, length: int, size: int) -> Tensor:
     """Logits of a batch, `size` samples at once."""
-    return torch.cat([forward_logits(model, piece) for piece in _pieces(inputs, length, size)])
+    return torch.cat([forward_with_others(model, piece) for piece in _pieces(inputs, length, size)])
 
 
 def finite(loss: Tensor, epoch: int) -> float:
@@ -108,5 +108,5 @@ def logits_of(
     share = Share(len(data))
     with autocast():
         batches = share.of(data).batches(batch_size)
-        parts = [forward_logits(model, batch.to(device).inputs).float() for batch in batches]
+        parts = [forward_with_others(model, batch.to(device).inputs).float() for batch in batches]
     return share.gather(torch.cat(parts))

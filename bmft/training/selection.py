@@ -1,14 +1,14 @@
 """Which epoch is kept: the smallest gap, or the best by a goal, on the select set among those that do no harm."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bmft.auditing import CONSTANT, GOALS, AuditReport, Epoch, Predictions, audit_predictions, violations
+from bmft.auditing import CONSTANT, GOALS, AuditReport, Epoch, Predictions, Violation, audit_predictions, violations
 from bmft.errors import ConstantPredictorError
 from bmft.models import changes, put_back, tensors_of
 from bmft.training.conditions import Conditions
@@ -24,6 +24,7 @@ class Selection:
 
     Attributes:
         original: the untouched model's weights, in the precision and on the device of their own.
+        further: what harm the model as it is does elsewhere than on select; asked of candidates that would be kept.
         choose: ``"gap"``, or a name in `bmft.auditing.GOALS` of what is best among the eligible.
         history: one entry per epoch, the untouched model first.
         untouched: the audit of the untouched model.
@@ -44,6 +45,7 @@ class Selection:
     state: dict[str, Tensor] = field(default_factory=dict)
     chosen: int = 0
     remarks: list[str] = field(default_factory=list)
+    further: Callable[[], Iterable[Violation]] = tuple
 
     def start(self, predictions: Predictions) -> None:
         """The untouched model.
@@ -64,6 +66,8 @@ class Selection:
         """Record an epoch and keep what it changed if it is now the best."""
         report = self._add(predictions, step=step, epoch=epoch, loss=loss)
         entry, best = self.history[-1], self.history[self.chosen]
+        if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
+            entry = self.history[-1] = replace(entry, harm=(*entry.harm, *map(str, self.further())))
         if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
             self.chosen, self.kept = len(self.history) - 1, report
             self.state = changes(self.original, tensors_of(self.model))

@@ -146,18 +146,21 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
 
 def outcome_table(job: Job, outcome: Outcome) -> str:
     """Before and after, where they were measured, what the overall AUC's change is made of, and how much moved."""
-    from bmft.auditing import changes_in_words
+    from bmft.auditing import changes_in_words, drifts_in_words
 
     moved, total = outcome.patch.moved, sum(p.numel() for p in job.model.parameters())
     where = f"{outcome.report.evaluated_on} rows (n = {outcome.before.n:,})"
     if outcome.report.evaluated_on == "select":
         where += "; they also chose the epoch: expect somewhat less on new data"
+    report = outcome.report
+    others = drifts_in_words(report.other_outputs, report.config["max_other_drift"])
     return "\n".join(
         [
             f"measured on the {where}",
             audit_table({"before": outcome.before, "after": outcome.after}),
             *(said.replace("→", "->") for said in changes_in_words(outcome.before, outcome.after) if outcome.accepted),
             f"moved {moved:,} of {total:,} weights ({moved / total:.1%})",
+            *([others] if others else []),
         ]
     )
 

@@ -62,10 +62,18 @@ def _text(found: dict[str, Any]) -> str:
         "weights": f"{found['parameters']:,} in {found['tensors']} tensors, {', '.join(found['dtypes'])}",
         "head": f"{head['name']}: {head['num_outputs']} outputs, {head['parameters']:,} weights",
         "answer": found["answers"],
+        **_outputs(found["outputs"]),
         "beside it": ", ".join(f"{key} = {value}" for key, value in found["beside"].items()) or "nothing",
         "SHA-256": found["content_hash"],
     }
     return f"{table([[f'{key}:', value] for key, value in facts.items()], left=2)}\n\n{_sets(found)}{_blocks(found)}"
+
+
+def _outputs(found: dict[str, Any]) -> dict[str, str]:
+    """The outputs by their names (--output), where the file has them."""
+    from bmft.models import listed_outputs
+
+    return {"outputs": f"{listed_outputs(found['names'])}, from {found['source']}"} if any(found["names"]) else {}
 
 
 def _sets(found: dict[str, Any]) -> str:
