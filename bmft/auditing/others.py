@@ -30,18 +30,20 @@ def drift_of(before: NDArray[Any], after: NDArray[Any]) -> Drift:
     once over the rows in which the original sees it and once over the rest, each row counted by how much the original
     does (and does not), and the larger one is the drift:
 
-    .. math:: \max\left(\frac{\sum_i p_i |q_i - p_i|}{\sum_i p_i},
-        \frac{\sum_i (1 - p_i) |q_i - p_i|}{\sum_i (1 - p_i)}\right)
+    .. math:: \max\left(\frac{\sum_i p_i |q_i - p_i|}{\max(1, \sum_i p_i)},
+        \frac{\sum_i (1 - p_i) |q_i - p_i|}{\max(1, \sum_i (1 - p_i))}\right)
 
-    with the original's probabilities p and the new ones q. The mean of all rows lies between the two.
+    with the original's probabilities p and the new ones q, or the mean over all rows, should that be larger: what adds
+    up to less than one row says little by itself.
 
     >>> before = np.array([0.9] + [0.0] * 19)
     >>> drift_of(before, np.zeros(20))
-    Drift(mean=0.045, largest=0.9, drift=0.9)
+    Drift(mean=0.045, largest=0.9, drift=0.81)
     """
     change = np.abs(after - before)
-    sides = [np.average(change, weights=weight) for weight in (before, 1 - before) if weight.sum() > 0]
-    return Drift(float(change.mean()), float(change.max()), float(np.max(sides)))
+    sides = [(weight * change).sum() / max(1.0, weight.sum()) for weight in (before, 1 - before)]
+    mean = float(change.mean())
+    return Drift(mean, float(change.max()), float(np.max([mean, *sides])))
 
 
 def other_drifts(before: Predictions | None, after: Predictions | None) -> Mapping[str, Drift]:

@@ -42,7 +42,7 @@ def test_the_drift_is_the_same_of_the_rest(sides):
 
 
 def test_a_rare_finding_that_is_lost_drifts_far_whatever_the_mean():
-    before = np.where(np.arange(100) < 4, 0.95, 0.01)
+    before = np.where(np.arange(100) < 4, 0.95, 0.01)  # four of a hundred
     found = drift_of(before, np.full(100, 0.01))
     assert found.mean < 0.05 < 0.5 < found.drift
 
