@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from bmft._common import Assumption, folded
 from bmft.auditing import pick_threshold
 from bmft.checkpoints import Checkpoint, assembled, class_names, output_names, read_checkpoint
-from bmft.data import GroupedData, apart, load_manifest, shared_with, split_names
+from bmft.data import GroupedData, Preprocessing, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head, listed_outputs, read_as, settle
@@ -23,7 +24,7 @@ from bmft.tables import ROLES, no_split, splits_by_role
 from bmft.training import Conditions
 
 from .console import settings
-from .options import Common, import_from_here
+from .options import Common, first_line, import_from_here, imported
 
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
 
@@ -60,6 +61,16 @@ class Job:
     common: Common
     checkpoint: Checkpoint
     model: nn.Module
+    like: Checkpoint | None = None
+
+    @property
+    def known_pixels(self) -> tuple[Preprocessing | None, str]:
+        """How the checkpoint says that images were prepared; where it says nothing, how `like` does."""
+        said = self.checkpoint.pixels
+        if said[0] is not None or self.like is None:
+            return said
+        known, source = self.like.pixels
+        return known, f"{source}, which is said of {self.like.path}"
 
     @cached_property
     def data(self) -> GroupedData:
@@ -229,6 +240,11 @@ class Job:
             suffix=common.suffix,
             image_size=common.image_size,
             normalize=common.normalize,
+            resize=common.resize,
+            crop_fraction=common.crop_fraction,
+            interpolation=common.interpolation,
+            transform=None if common.transform is None else Transform(common.transform),
+            known=self.known_pixels,
             bits=common.bits,
             channels=_channels(self.model),
             on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
@@ -267,6 +283,30 @@ class Job:
 
 def _told(data: GroupedData, *assumed: Assumption) -> GroupedData:
     return replace(data, assumed=(*data.assumed, *assumed))
+
+
+class Transform:
+    """What ``--transform package.module:callable`` names; what it raises on an image is a `DataError`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # What a function has, so that it is called so in reports.
+        self.__module__, _, self.__qualname__ = name.partition(":")
+        self._function = imported("--transform", name)
+        if not callable(self._function):
+            kind = type(self._function).__name__
+            raise ConfigError(f"--transform {name} is a {kind}: expected a function of a PIL image")
+
+    def __reduce__(self) -> tuple[type[Transform], tuple[str]]:
+        # Other processes import it themselves.
+        return Transform, (self.name,)
+
+    def __call__(self, image: Image.Image) -> Any:
+        """What the function makes of an image."""
+        try:
+            return self._function(image)
+        except Exception as error:  # a user's function can fail in any way
+            raise DataError(f"--transform {self.name} raises {type(error).__name__}: {first_line(error)}") from error
 
 
 def _channels(model: nn.Module) -> int:

@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
-from importlib import import_module
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ import click
 from bmft.settings import FACTS, LIMITS, Fact, Limits, Settings
 
 from .config import method_settings
-from .options import Assigned, Pair, apply_options, import_from_here, option
+from .options import Assigned, Pair, apply_options, imported, option
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,4 @@ def _resolved(name: str, value: Any) -> Any:
     """A callable named ``package.module:name``, where a setting takes one."""
     if name not in FACTS or not FACTS[name].custom or not isinstance(value, str) or ":" not in value:
         return value
-    module, _, attribute = value.partition(":")
-    import_from_here()
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise click.UsageError(f"--{name} {value}: {error}. Expected package.module:name.") from error
+    return imported(f"--{name}", value)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
+from importlib import import_module
 from typing import Any, Literal
 
 import click
@@ -50,7 +51,11 @@ class Common:
     output_is: Literal["label", "class"] | None
     multi_label: bool
     image_size: int | None
-    normalize: str
+    normalize: str | None
+    resize: str | None
+    crop_fraction: float | None
+    interpolation: str | None
+    transform: str | None
     bits: int | None
     threshold: float | None
     threshold_from: str | None
@@ -68,6 +73,26 @@ def import_from_here() -> None:
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def imported(option: str, name: str) -> Any:
+    """What ``package.module:name``, the value of `option`, names; modules of the current folder too.
+
+    Raises:
+        click.UsageError: it cannot be imported, or is not there.
+    """
+    import_from_here()
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way
+        what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise click.UsageError(f"{option} {name}: {what}{first_line(error)}. Expected package.module:name.") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or ["it says no more"])[0].rstrip(".")
 
 
 class Command(click.Command):
@@ -288,7 +313,7 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             "--image-size",
             type=click.IntRange(1),
             metavar="N",
-            help="Resize the shorter side to this and cut out the centre.",
+            help="Side of the square that images become. [default: what the checkpoint says, else as they are]",
         ),
         data(
             "--bits",
@@ -298,9 +323,30 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
         ),
         data(
             "--normalize",
-            default="imagenet",
             metavar="NAME",
-            help="imagenet, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1].",
+            help="imagenet, half, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1]. "
+            "[default: what the checkpoint or a file beside it says, else imagenet]",
+        ),
+        data(
+            "--resize",
+            type=click.Choice(["shorter", "squash", "pad"]),
+            help="The shorter side, then the centre is cut out; both sides; or the longer side, then black around it.",
+        ),
+        data(
+            "--crop-fraction",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="F",
+            help="Share of the resized side that is cut out, such as 0.875.",
+        ),
+        data(
+            "--interpolation",
+            type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+            help="How images are resized.",
+        ),
+        data(
+            "--transform",
+            metavar="NAME",
+            help="package.module:callable, from a PIL image to a (c, h, w) tensor, which is used as it is.",
         ),
     ]
 

@@ -108,7 +108,11 @@ def test_the_measuring_half_runs_where_torch_cannot_be_imported(half):
         ("optuna", {"search.py", "study.py", "search_speed.py"}),
         ("click", {path.name for path in COMMANDS}),
         ("pydicom", {"dicom.py", "images.py"}),
-        ("timm", {"building.py", "forms.py", "make_architecture_index.py", "precision.py", "vit_search.py"}),
+        ("transformers", {"forms.py", "huggingface.py", "processors.py"}),
+        (
+            "timm",
+            {"building.py", "forms.py", "processors.py", "make_architecture_index.py", "precision.py", "vit_search.py"},
+        ),
         ("jinja2", {"page.py"}),
         ("matplotlib", {"charts.py", "figures.py"}),
     ],

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bmft.checkpoints.folders import read_weights, write_weights
 from bmft.checkpoints.formats import WeightFile
 from bmft.checkpoints.layout import at, check_tensors, in_precision, made_with, named_arch, plain_values, refilled
 from bmft.checkpoints.names import prefixes, spellings
+from bmft.checkpoints.pixels import Known, known_pixels
 from bmft.checkpoints.places import WeightSet, choose, opened_by_default, weight_sets, why
 from bmft.errors import MismatchError
 from bmft.models import fit_of, shapes_of
@@ -62,6 +64,14 @@ class Checkpoint:
     def entry(self) -> str | None:
         """Where the weights are in a dict, such as ``state_dict`` or ``ema/state_dict``; None at the top."""
         return "/".join(self.chosen.keys) or None
+
+    @cached_property
+    def pixels(self) -> Known:
+        """How its images were prepared, where it or a file beside it says so, and where that is said."""
+        beside = self.file.content if self.chosen.keys else self.file.metadata
+        own = self.path if self.path.is_dir() else self.path.parent
+        folders = [own, *([] if self.file.folder is None else [self.file.folder.path])]
+        return known_pixels(dict.fromkeys(folders), beside, self.module)
 
     @property
     def fingerprint(self) -> str:

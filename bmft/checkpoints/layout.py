@@ -121,6 +121,13 @@ def _timm_options(entries: Mapping[Any, Any]) -> dict[str, Any] | None:
     return dict(_as_mapping(entries.get("model_args"))) if "pretrained_cfg" in entries else None
 
 
+def settings_of(content: Any) -> list[tuple[Mapping[Any, Any], str]]:
+    """The entries, and the settings among them, each with where it is."""
+    entries = _as_mapping(content)
+    inner = [(_as_mapping(entries.get(key)), f"the checkpoint's {key}") for key in _SETTINGS_KEYS]
+    return [(place, where) for place, where in (*inner, (entries, "the checkpoint")) if place]
+
+
 def _as_mapping(value: Any) -> Mapping[Any, Any]:
     if isinstance(value, Namespace):
         return vars(value)

@@ -125,8 +125,9 @@ def describe(
         its names and shapes are the ``same``), ``prefix``, ``arch``, ``says`` (the architecture the file names),
         ``tensors``, ``dtypes``, ``parameters``, ``head`` (``name``, ``num_outputs``, ``parameters``),
         ``outputs`` (their ``names``, and whose they are, the ``source``; no names where nothing says them),
-        ``blocks`` (block -> ``parameters`` and ``components``, counts both), ``beside`` (the file's other
-        plain values), ``content_hash``, ``fingerprint``.
+        ``blocks`` (block -> ``parameters`` and ``components``, counts both), ``pixels`` (what is known of them:
+        ``said``, in words, and ``from``; None where nothing says it), ``beside`` (the file's other plain values),
+        ``content_hash``, ``fingerprint``.
     """
     checkpoint = checkpoint.under(model.state_dict())
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -165,6 +166,7 @@ def describe(
             }
             for block, kinds in components(model, top).items()
         },
+        "pixels": _pixels(checkpoint),
         "beside": dict(checkpoint.metadata),
         "content_hash": checkpoint.content_hash,
         "fingerprint": checkpoint.fingerprint,
@@ -174,6 +176,11 @@ def describe(
 def _outputs(checkpoint: Checkpoint, count: int) -> dict[str, Any]:
     found = output_names(checkpoint)
     return {"names": list(found.names) if len(found.names) == count else [], "source": found.source}
+
+
+def _pixels(checkpoint: Checkpoint) -> dict[str, str] | None:
+    known, source = checkpoint.pixels
+    return None if known is None else {"said": ", ".join(known.words().values()), "from": source}
 
 
 def _resolve(checkpoint: Checkpoint, arch: str | None) -> Fitted:

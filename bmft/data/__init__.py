@@ -13,6 +13,7 @@ from bmft.data.loading import (
     split_names as split_names,
     stratified_batches as stratified_batches,
 )
+from bmft.data.preprocessing import Preprocessing as Preprocessing
 from bmft.data.sampling import Balance as Balance
 from bmft.data.sources import (
     FLIPS as FLIPS,
@@ -20,3 +21,4 @@ from bmft.data.sources import (
     DecodedImages as DecodedImages,
     images_from_array as images_from_array,
 )
+from bmft.data.transforms import parse_normalization as parse_normalization

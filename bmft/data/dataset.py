@@ -21,6 +21,7 @@ from bmft._common import MOST, Assumption, did_you_mean, html_table, short
 from bmft.data.arrays import Inputs, map_tensors
 from bmft.data.sampling import cells, split_cells, together
 from bmft.data.sources import ArraySource, DecodedImages, Flipped, Source, StreamedImages
+from bmft.data.transforms import Normalization
 from bmft.errors import DataError, GroupError
 from bmft.tables import ALONE, Attribute, Ints, Texts, cluster_names, product
 
@@ -108,6 +109,12 @@ class GroupedData(Dataset[GroupBatch]):
     def inputs(self, index: Tensor | slice) -> Inputs:
         """The inputs of these samples: for images float32 ``(n, c, h, w)``, normalized; on the CPU but for `on`."""
         return self._source.take(self._index[index])
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What is done last to images that bmft prepared itself; None for other inputs."""
+        found: Normalization | None = getattr(self._source, "normalization", None)
+        return found
 
     def take(self, index: Tensor | slice) -> GroupBatch:
         """These samples as one batch."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,8 +28,9 @@ from bmft.data.arrays import (
 )
 from bmft.data.dataset import GroupBatch, GroupedData, Task
 from bmft.data.manifest import image_paths, open_npz, readable, table_beside
+from bmft.data.preprocessing import Preprocessing
 from bmft.data.sampling import Balance, batch_rows
-from bmft.data.sources import ArraySource, Source, images_from_array, load_images
+from bmft.data.sources import ArraySource, DecodedImages, Source, StreamedImages, images_from_array, load_images
 from bmft.errors import ConfigError, DataError
 from bmft.tables import Attribute, ClassNames, Unknown, read_manifest, split_names as names_in_table
 
@@ -84,7 +86,7 @@ def from_arrays(
     source: Source = ArraySource(tensors)
     if normalize is not None:
         channels = tensors.shape[3] if tensors.ndim == 4 else 1
-        source = images_from_array(tensors.numpy(), size=None, channels=channels, normalize=normalize)
+        source = images_from_array(tensors.numpy(), how=Preprocessing(normalize=normalize), channels=channels)
     return GroupedData(
         cast(Task, found),
         y,
@@ -172,7 +174,12 @@ def load_manifest(
     allow_shared_rows: bool = False,
     cluster: str | None = None,
     image_size: int | None = None,
-    normalize: str = "imagenet",
+    normalize: str | None = None,
+    resize: str | None = None,
+    crop_fraction: float | None = None,
+    interpolation: str | None = None,
+    transform: Callable[[Image.Image], Any] | None = None,
+    known: tuple[Preprocessing | None, str] = (None, ""),
     channels: int = 3,
     on_bad_image: Literal["fail", "skip"] = "fail",
     cache_bytes: int = 4 << 30,
@@ -201,8 +208,13 @@ def load_manifest(
         split: load only the rows of this split, or of several.
         allow_shared_rows: take a table in which a patient or an image path is in two splits.
         cluster: column of patient ids; an empty id stands alone.
-        image_size: resize the shorter side to this and cut out the centre.
-        normalize: ``imagenet``, ``none`` or ``MEAN/STD`` after scaling to [0, 1].
+        image_size: side of the square that images become; default: each as it is.
+        normalize: ``imagenet`` (the default), ``half``, ``none`` or ``MEAN/STD`` after scaling to [0, 1].
+        resize: ``shorter`` (the default: the shorter side, then the centre is cut out), ``squash`` or ``pad``.
+        crop_fraction: share of the resized side that is cut out, such as .875.
+        interpolation: ``nearest``, ``bilinear`` (the default), ``bicubic`` or ``lanczos``.
+        transform: PIL image -> ``(channels, height, width)`` tensor, in place of all of these.
+        known: what to take before the defaults, and where that comes from: a checkpoint's ``pixels``.
         channels: 3 or 1.
         on_bad_image: ``fail`` lists every unreadable image; ``skip`` leaves them out and counts them.
         cache_bytes: decoded pixels are kept in memory up to this, else decoded on request.
@@ -220,7 +232,10 @@ def load_manifest(
         GroupError: an attribute does not have two groups.
         ConfigError: an argument has a value it cannot have, or nothing says which name is which class.
     """
-    _check_options(image_size, channels, on_bad_image)
+    own = Preprocessing(image_size, normalize, resize, crop_fraction, interpolation, transform)
+    how = own.over(known[0])
+    how.check()
+    _check_options(channels, on_bad_image)
     path, folder = Path(path), None if images is None else Path(images)
     if path.suffix.lower() == ".npz":
         path, folder = table_beside(path), path
@@ -238,8 +253,8 @@ def load_manifest(
         allow_shared_rows=allow_shared_rows,
         unknown=Unknown(unknown, uncertain, blank),
     )
-    pixels: dict[str, Any] = {"size": image_size, "channels": channels, "normalize": normalize}
-    source: Source
+    pixels: dict[str, Any] = {"how": how, "channels": channels}
+    source: DecodedImages | StreamedImages
     assumed: tuple[Assumption, ...] = ()
     if folder is not None and folder.suffix.lower() == ".npz":
         source, index = open_npz(folder, len(manifest.table), **pixels), manifest.rows
@@ -262,14 +277,12 @@ def load_manifest(
         _index=torch.from_numpy(index),
         _table=manifest.table,
         _patients=manifest.patients,
-        assumed=(*manifest.assumed, *assumed),
+        assumed=(*manifest.assumed, *assumed, *own.assumed(*known, resized=source.resized)),
         outputs_reversed=manifest.labels.outputs_reversed,
     )
 
 
-def _check_options(image_size: int | None, channels: int, on_bad_image: str) -> None:
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"image size {image_size}: expected a positive number of pixels.")
+def _check_options(channels: int, on_bad_image: str) -> None:
     if channels not in (1, 3):
         raise ConfigError(f"channels {channels}: expected 1 or 3.")
     if on_bad_image not in ("fail", "skip"):

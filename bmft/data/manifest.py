@@ -19,6 +19,7 @@ import numpy as np
 
 from bmft._common import MOST, Assumption, did_you_mean, listed, short
 from bmft.data.images import LARGEST_IMAGE
+from bmft.data.preprocessing import Preprocessing
 from bmft.data.sources import BadImage, DecodedImages, images_from_array
 from bmft.errors import DataError
 from bmft.tables import Ints, Manifest, column
@@ -120,7 +121,7 @@ def table_beside(npz: Path) -> Path:
     raise DataError(f"{npz}: expected {npz.with_suffix('.csv').name} beside it, one row per image in order.")
 
 
-def open_npz(path: Path, rows: int, *, size: int | None, channels: int, normalize: str) -> DecodedImages:
+def open_npz(path: Path, rows: int, *, how: Preprocessing, channels: int) -> DecodedImages:
     """The array ``images`` of an ``.npz``, one entry per row of the whole table.
 
     Raises:
@@ -131,7 +132,7 @@ def open_npz(path: Path, rows: int, *, size: int | None, channels: int, normaliz
             _check_array(archive, rows)
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             array = file["images"]
-        return images_from_array(array, size=size, channels=channels, normalize=normalize)
+        return images_from_array(array, how=how, channels=channels)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file.") from error
     except (*_NPZ, DataError) as error:

@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from bmft.data.arrays import Inputs, leaves, map_tensors
-from bmft.data.images import Pixels, decode_image, fit, log, read_image
-from bmft.data.transforms import Normalization, parse_normalization
+from bmft.data.images import Pixels, decode_image, log, read_image
+from bmft.data.preprocessing import Preprocessing
+from bmft.data.transforms import Normalization
 from bmft.errors import ConfigError, DataError
 
 Looks = npt.NDArray[np.uint64]  # 64 bits of a digest of the pixels, whatever file they came from
@@ -38,22 +39,24 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Pixels ``(n, channels, height, width)`` uint8 in memory; `take` normalizes."""
+    """Pixels ``(n, channels, height, width)`` in memory, uint8 (or float32 of a transform); `take` normalizes."""
 
     pixels: Tensor
-    normalization: Normalization
+    normalization: Normalization | None
     sha256: Pixels | None = None
     looks: Looks | None = None
+    resized: bool = False
 
     def take(self, index: Tensor) -> Tensor:
         """Float32 ``(len(index), c, h, w)``, where the pixels are."""
-        return self.normalization(self.pixels.index_select(0, index.to(self.pixels.device)))
+        pixels = self.pixels.index_select(0, index.to(self.pixels.device))
+        return pixels if self.normalization is None else self.normalization(pixels)
 
     def on(self, device: torch.device, index: Tensor) -> DecodedImages:
         """These rows alone, with their pixels on `device`."""
         digests = np.frombuffer(b"".join(self.digests(index)), np.uint8).reshape(len(index), 32)
         pixels = self.pixels.index_select(0, index).to(device)
-        return DecodedImages(pixels, self.normalization.on(device), digests)
+        return DecodedImages(pixels, self.normalization and self.normalization.on(device), digests)
 
     def digests(self, index: Tensor) -> list[bytes]:
         """SHA-256 of each file, or of each image's pixels where there was no file."""
@@ -67,23 +70,25 @@ class StreamedImages:
     """Files decoded by a pool of threads each time they are asked for."""
 
     paths: Sequence[Path]
-    size: int | None
+    how: Preprocessing
     channels: int
-    normalization: Normalization
+    normalization: Normalization | None
     sha256: Pixels
     workers: int
     bits: int | None = None
     looks: Looks | None = None
+    resized: bool = False
 
     def take(self, index: Tensor) -> Tensor:
         """Float32 ``(len(index), c, h, w)``."""
         with ThreadPoolExecutor(self.workers) as pool:
             images = list(pool.map(self._decode, index.tolist()))
-        return self.normalization(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous())
+        pixels = torch.from_numpy(np.stack(images))
+        return pixels if self.normalization is None else self.normalization(pixels)
 
-    def _decode(self, row: int) -> Pixels:
+    def _decode(self, row: int) -> npt.NDArray[Any]:
         try:
-            return decode_image(read_image(self.paths[row]), size=self.size, channels=self.channels, bits=self.bits)
+            return self.how.prepared(decode_image(read_image(self.paths[row]), channels=self.channels, bits=self.bits))
         except (OSError, DataError) as error:
             raise DataError(f"{self.paths[row]}: could be read before and cannot now: {error}") from error
 
@@ -152,9 +157,8 @@ class BadImage:
 def load_images(
     paths: Sequence[Path],
     *,
-    size: int | None,
+    how: Preprocessing,
     channels: int,
-    normalize: str,
     cache_bytes: int,
     workers: int = 0,
     bits: int | None = None,
@@ -165,32 +169,36 @@ def load_images(
     the source must not be asked for.
 
     Raises:
-        DataError: the images have different sizes and no `size` was given.
+        DataError: the images have different sizes and no `size` was given, or `how` cannot prepare the first.
     """
-    normalization = parse_normalization(normalize, channels)
+    normalization = how.normalization(channels)
     workers = workers or min(8, os.cpu_count() or 1)
-    shape = (size, size) if size else _first_shape(paths, channels, bits)
-    fits = len(paths) * channels * shape[0] * shape[1] <= cache_bytes
-    pixels = np.zeros((len(paths), channels, *shape), np.uint8) if fits else None
+    first = _first(paths, how, channels, bits)
+    fits = len(paths) * first.nbytes <= cache_bytes
+    pixels = np.zeros((len(paths), *first.shape), first.dtype) if fits else None
 
     digests, looks = np.zeros((len(paths), 32), np.uint8), np.zeros(len(paths), np.uint64)
     bad: list[BadImage] = []
     shares: list[float] = []
     odd: list[tuple[int, tuple[int, int]]] = []
+    resized = False
 
     def load(row: int) -> None:
+        nonlocal resized
         try:
             data = read_image(paths[row])
-            image = decode_image(data, size=size, channels=channels, bits=bits, shares=shares)
+            decoded = decode_image(data, channels=channels, bits=bits, shares=shares)
+            image = how.prepared(decoded)
         except (OSError, ValueError, DataError) as error:
             bad.append(BadImage(row, _reason(error)))
             return
+        resized |= not how.keeps(*decoded.shape[:2])
         digests[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
         looks[row] = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest())
-        if image.shape[:2] != shape:
-            odd.append((row, (image.shape[0], image.shape[1])))
+        if image.shape != first.shape:
+            odd.append((row, (image.shape[1], image.shape[2])))
         elif pixels is not None:
-            pixels[row] = image.transpose(2, 0, 1)
+            pixels[row] = image
 
     with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("always")
@@ -207,27 +215,34 @@ def load_images(
     if odd:
         row, (height, width) = min(odd)
         raise DataError(
-            f"{len(odd)} of {len(paths)} images are not {shape[1]}x{shape[0]} as the first: {paths[row]} "
-            f"is {width}x{height}. Give an image size (--image-size) to bring all to one."
+            f"{len(odd)} of {len(paths)} images are not {first.shape[2]}x{first.shape[1]} as the first: {paths[row]} "
+            f"is {width}x{height}. "
+            + ("Give an image size (--image-size) to bring all to one." if how.own else "A transform has to do that.")
         )
     bad.sort(key=lambda one: one.position)
     if pixels is not None:
-        return DecodedImages(torch.from_numpy(pixels), normalization, digests, looks), bad
-    return StreamedImages(paths, size, channels, normalization, digests, workers, bits, looks), bad
+        return DecodedImages(torch.from_numpy(pixels), normalization, digests, looks, resized), bad
+    return StreamedImages(paths, how, channels, normalization, digests, workers, bits, looks, resized), bad
 
 
 _BLOCK = 4096
 _FEW_SHADES = 0.25  # of 16 bits: 14 or fewer are used
 
 
-def _first_shape(paths: Sequence[Path], channels: int, bits: int | None) -> tuple[int, int]:
+def _first(paths: Sequence[Path], how: Preprocessing, channels: int, bits: int | None) -> npt.NDArray[Any]:
+    """What the first readable image becomes: the shape and type of all."""
+    if how.own and how.image_size is not None:
+        return np.zeros((channels, how.image_size, how.image_size), np.uint8)
     for path in paths:
         try:
-            height, width, _ = decode_image(read_image(path), channels=channels, bits=bits).shape
+            decoded = decode_image(read_image(path), channels=channels, bits=bits)
         except (OSError, ValueError, DataError):
             continue  # listed with all the others by load_images
-        return height, width
-    return 1, 1
+        try:
+            return how.prepared(decoded)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    return np.zeros((channels, 1, 1), np.uint8)
 
 
 def _reason(error: Exception) -> str:
@@ -236,7 +251,7 @@ def _reason(error: Exception) -> str:
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
-def images_from_array(array: npt.NDArray[Any], *, size: int | None, channels: int, normalize: str) -> DecodedImages:
+def images_from_array(array: npt.NDArray[Any], *, how: Preprocessing, channels: int) -> DecodedImages:
     """Pixels from one ``(n, h, w, c)`` or ``(n, h, w)`` uint8 array.
 
     Raises:
@@ -245,14 +260,18 @@ def images_from_array(array: npt.NDArray[Any], *, size: int | None, channels: in
     grey = array.ndim == 3
     if array.dtype != np.uint8 or not (grey or (array.ndim == 4 and array.shape[3] in (1, 3, 4))):
         raise DataError(f"images are {array.dtype} {array.shape}; expected uint8 (n, h, w) or (n, h, w, 1|3|4)")
-    normalization = parse_normalization(normalize, channels)
+    normalization = how.normalization(channels)
     images = array[..., None] if grey else array
-    if images.shape[3] != channels or (size is not None and images.shape[1:3] != (size, size)):
-        mode = "RGB" if channels == 3 else "L"
-        single = images[..., 0] if images.shape[3] == 1 else images
-        fitted = [np.asarray(fit(Image.fromarray(image).convert(mode), size)) for image in single]
-        images = np.stack(fitted).reshape(len(fitted), *fitted[0].shape[:2], channels)
-    return DecodedImages(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), normalization)
+    as_they_are = how.keeps(*images.shape[1:3])
+    if images.shape[3] == channels and as_they_are:
+        return DecodedImages(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), normalization)
+    mode = "RGB" if channels == 3 else "L"
+    single = images[..., 0] if images.shape[3] == 1 else images
+    whole = (np.asarray(Image.fromarray(image).convert(mode)) for image in single)
+    fitted = [how.prepared(image.reshape(*image.shape[:2], channels)) for image in whole]
+    if odd := [image.shape for image in fitted if image.shape != fitted[0].shape]:
+        raise DataError(f"the transform gives tensors of {fitted[0].shape} and of {odd[0]}: expected one shape")
+    return DecodedImages(torch.from_numpy(np.stack(fitted)), normalization, resized=not as_they_are)
 
 
 @dataclass(frozen=True)

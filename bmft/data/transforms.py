@@ -27,7 +27,7 @@ class Normalization(NamedTuple):
 
 
 def parse_normalization(text: str, channels: int) -> Normalization:
-    """Read ``imagenet``, ``none`` or ``MEAN/STD`` (one number, or one per channel, each).
+    """Read ``imagenet``, ``half``, ``none`` or ``MEAN/STD`` (one number, or one per channel, each).
 
     Raises:
         ConfigError: anything else, a wrong count, or a standard deviation that is not positive.
@@ -35,7 +35,7 @@ def parse_normalization(text: str, channels: int) -> Normalization:
     >>> parse_normalization("0.5/0.25", 1)(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).flatten()
     tensor([-2.,  2.])
     """
-    known = {"none": "0/1", "imagenet": "0.485,0.456,0.406/0.229,0.224,0.225"}
+    known = {"none": "0/1", "half": "0.5/0.5", "imagenet": "0.485,0.456,0.406/0.229,0.224,0.225"}
     try:
         mean, std = (
             torch.tensor([float(number) for number in part.split(",")], dtype=torch.float64)
@@ -47,7 +47,7 @@ def parse_normalization(text: str, channels: int) -> Normalization:
     # The largest value that comes out has to be a float32.
     if not sizes_fit or not bool((std > 0).all() and ((1 + mean.abs()) / std).float().isfinite().all()):
         raise ConfigError(
-            f"normalize {short(text)!r}: expected imagenet (3 channels), none, or MEAN/STD with {channels} numbers "
-            "each, such as 0.76,0.55,0.57/0.14,0.15,0.17."
+            f"normalize {short(text)!r}: expected imagenet (3 channels), half, none, or MEAN/STD with {channels} "
+            "numbers each, such as 0.76,0.55,0.57/0.14,0.15,0.17."
         )
     return Normalization((1 / (255 * std))[:, None, None].float(), (-mean / std)[:, None, None].float())

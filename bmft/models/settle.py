@@ -1,4 +1,4 @@
-"""A model run on a few rows: which part of its answer is meant, what its last step is, and whether it is steady."""
+"""A model run on a few rows: which part of its answer is meant, what its last step is, whether it is steady."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from bmft.models.answers import (
     tensors_in,
 )
 from bmft.models.modes import evaluating
+from bmft.models.seen import unlike_training
 
 ROWS = 8
 # Sums in another order differ by a millionth; statistics of another batch, or dropout, by far more.
@@ -88,6 +89,7 @@ def settle(
         check_place(reading, columns)
         reading, about = _of_one_output(reading, columns, kind, found)
         assumed += about
+    assumed += unlike_training(model, data, place)
     mark(model, replace(reading, settled=True, assumed=tuple(assumed)))
     try:
         _check_steady(model, inputs, len(index), distinct=len(data) > 1)

@@ -10,6 +10,7 @@ import numpy as np
 from bmft._common import humanise, put
 from bmft.auditing import Limits, charts
 from bmft.report import figures, page
+from bmft.report.appendix import assumed_section
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
 from bmft.report.svg import Caption
 from bmft.report.values import to_json
@@ -69,6 +70,8 @@ def _page(comparison: Json) -> Page:
     if comparison["untouched"].get("leakage"):
         sections.append(Section("leakage", "Can the attribute be read from the features?", _leakage(lines)))
     sections.append(Section("conditions", "Conditions", _conditions(comparison)))
+    if assumed := assumed_section(comparison):
+        sections.append(assumed)
     verdict = tuple(comparison["verdict"])
     where = str(comparison["where"])
     return Page(

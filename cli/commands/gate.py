@@ -136,8 +136,12 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
     other = None if baseline is None else load_job(common, baseline)
     if other is not None and other.checkpoint.content_hash == job.checkpoint.content_hash:
         raise ConfigError(f"the baseline {baseline} is the checkpoint itself: name the model it is to replace")
+    if other is not None:
+        # What lay beside the original may not lie beside what was made of it.
+        job, other = replace(job, like=other.checkpoint), replace(other, like=job.checkpoint)
 
-    settings().announce([*job.data.assumed, *(other.checkpoint.assumed if other else ())])
+    also = (*other.checkpoint.assumed, *_rows_for(other, job).assumed) if other else ()
+    settings().announce([*job.data.assumed, *also])
 
     def measured(one: Job) -> AuditReport:
         return audit(one.model, _rows_for(one, job), threshold=job.threshold, intervals=False, **one.measuring)
@@ -147,7 +151,7 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
 
 
 def _rows_for(one: Job, job: Job) -> GroupedData:
-    """The rows of `job` for the model of `one`, whose checkpoint may name its outputs in another order.
+    """The rows of `job` for the model of `one`, whose checkpoint may say another order of outputs or other pixels.
 
     Raises:
         DataError: it has other classes.
@@ -155,7 +159,8 @@ def _rows_for(one: Job, job: Job) -> GroupedData:
     from bmft.checkpoints import class_names
     from bmft.errors import DataError
 
-    if one is job or class_names(one.checkpoint) == class_names(job.checkpoint):
+    alike = class_names(one.checkpoint) == class_names(job.checkpoint)
+    if one is job or (alike and one.known_pixels[0] == job.known_pixels[0]):
         return job.data
     if one.data.classes != job.data.classes:
         raise DataError(

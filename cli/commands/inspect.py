@@ -55,7 +55,7 @@ def inspect(
 
 
 def _text(found: dict[str, Any]) -> str:
-    head = found["head"]
+    head, pixels = found["head"], found["pixels"]
     facts = {
         "container": f"{found['container']}{_where(found)}",
         "architecture": found["arch"],
@@ -63,6 +63,7 @@ def _text(found: dict[str, Any]) -> str:
         "head": f"{head['name']}: {head['num_outputs']} outputs, {head['parameters']:,} weights",
         "answer": found["answers"],
         **_outputs(found["outputs"]),
+        "pixels": f"{pixels['said']} (from {pixels['from']})" if pixels else "nothing says how they were prepared",
         "beside it": ", ".join(f"{key} = {value}" for key, value in found["beside"].items()) or "nothing",
         "SHA-256": found["content_hash"],
     }

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from bmft.data import DecodedImages, images_from_array
 from bmft.data.images import decode_image
+from bmft.data.preprocessing import Preprocessing
 from bmft.data.sources import StreamedImages, load_images
 from bmft.data.transforms import parse_normalization
 from bmft.errors import ConfigError, DataError, MissingExtraError
@@ -210,7 +211,7 @@ def test_normalization_is_scaling_then_mean_and_std(text):
     assert torch.allclose(parse_normalization(text, 3)(image), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["", "half", "0.5", "1,2/3,4", "0/0", "0/-1", "0/nan", "nan/1", "1,2,3/1,2", "0/1/2"])
+@pytest.mark.parametrize("text", ["", "caffe", "0.5", "1,2/3,4", "0/0", "0/-1", "0/nan", "nan/1", "1,2,3/1,2", "0/1/2"])
 def test_a_normalization_that_makes_no_sense_shows_the_syntax(text):
     with pytest.raises(ConfigError, match=r"0\.76,0\.55,0\.57/0\.14,0\.15,0\.17"):
         parse_normalization(text, 3)
@@ -229,7 +230,7 @@ def write(folder, images):
     return paths
 
 
-OPTIONS = {"size": None, "channels": 3, "normalize": "0.5/0.25", "cache_bytes": 1 << 20}
+OPTIONS = {"how": Preprocessing(normalize="0.5/0.25"), "channels": 3, "cache_bytes": 1 << 20}
 
 
 def test_streamed_and_cached_images_are_the_same(tmp_path):
@@ -264,7 +265,7 @@ def test_images_of_several_sizes_ask_for_an_image_size(tmp_path):
     paths = write(tmp_path, [PIXELS, PIXELS, PIXELS[:, :9]])
     with pytest.raises(DataError, match=r"1 of 3 images are not 17x12 .*2\.png is 9x12.*--image-size"):
         load_images(paths, **OPTIONS)
-    source, _ = load_images(paths, **{**OPTIONS, "size": 8})
+    source, _ = load_images(paths, **{**OPTIONS, "how": Preprocessing(8, "none")})
     assert source.take(torch.arange(3)).shape == (3, 3, 8, 8)
 
 
@@ -284,7 +285,7 @@ def test_warnings_of_the_decoders_are_logged_once(tmp_path, monkeypatch, caplog)
     paths = write(tmp_path, [PIXELS] * 3)
     monkeypatch.setattr("bmft.data.sources.decode_image", warn)
     with caplog.at_level(logging.WARNING):
-        load_images(paths, **{**OPTIONS, "size": 12})
+        load_images(paths, **{**OPTIONS, "how": Preprocessing(12, "none")})
     assert caplog.messages == ["decoding gave 3 warnings; the first: odd metadata"]
 
 
@@ -292,7 +293,7 @@ def test_warnings_of_the_decoders_are_logged_once(tmp_path, monkeypatch, caplog)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_array_of_images_is_decoded_as_their_files_would_be(shape, channels):
     array = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
-    source = images_from_array(array, size=6, channels=channels, normalize="none")
+    source = images_from_array(array, how=Preprocessing(6, "none"), channels=channels)
     files = [decode_image(encode(a.squeeze(-1) if shape[-1] == 1 else a), size=6, channels=channels) for a in array]
     expected = torch.from_numpy(np.stack(files)).permute(0, 3, 1, 2)
     assert torch.equal(source.pixels, expected)
@@ -303,7 +304,7 @@ def test_an_array_of_images_is_decoded_as_their_files_would_be(shape, channels):
 )
 def test_an_array_of_another_kind_is_refused(array):
     with pytest.raises(DataError, match="expected uint8"):
-        images_from_array(array, size=None, channels=3, normalize="none")
+        images_from_array(array, how=Preprocessing(normalize="none"), channels=3)
 
 
 def test_pixels_on_a_gpu_are_normalized_there(monkeypatch):
@@ -318,7 +319,7 @@ def test_pixels_on_a_gpu_are_normalized_there(monkeypatch):
 
 
 def test_a_cached_batch_costs_little_more_than_its_copy():
-    source = images_from_array(np.zeros((500, 64, 64, 3), np.uint8), size=None, channels=3, normalize="none")
+    source = images_from_array(np.zeros((500, 64, 64, 3), np.uint8), how=Preprocessing(normalize="none"), channels=3)
     index = torch.randperm(500)[:64]
 
     def best(function):
@@ -429,7 +430,7 @@ def test_a_set_of_nearly_black_deep_images_is_remarked_on(tmp_path, caplog, top,
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(encode(np.full((4, 4), top if i else 3, np.uint16)))
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    load_images(paths, size=None, channels=1, normalize="none", cache_bytes=1 << 20)
+    load_images(paths, how=Preprocessing(normalize="none"), channels=1, cache_bytes=1 << 20)
     assert ("--bits" in caplog.text) == said
-    source, _ = load_images(paths, size=None, channels=1, normalize="none", cache_bytes=0, bits=16)
+    source, _ = load_images(paths, how=Preprocessing(normalize="none"), channels=1, cache_bytes=0, bits=16)
     assert source.take(torch.tensor([1])).max().item() == pytest.approx(round(top / 65535 * 255) / 255)
