@@ -16,7 +16,7 @@ from benchmarks.common import facts, footer, table
 from bmft.auditing import Predictions
 from bmft.gate import check, parse_policy
 from bmft.inference import audit
-from bmft.stats import intervals
+from bmft.stats import Interval, intervals
 from bmft.tables import Attribute
 
 SHIFT, POSITIVE, CONFIDENCE, THRESHOLD, IMAGES, LEVEL = 1.5, 0.3, 1.6, 0.3, 4, 0.95
@@ -80,9 +80,13 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
     size = np.maximum(rng.binomial(n, 0.7, (2, 20 * args.sims)), 1)
     x, y = rng.binomial(size, [[0.85], [0.75]])
     cells = rng.multinomial(n, [0.70, 0.10, 0.05, 0.15], 20 * args.sims).T  # both, first only, second only, none
+    one, other = intervals.wilson(x, size[0]), intervals.wilson(y, size[1])
     found = {
-        "Wilson": (intervals.wilson(x, size[0]), 0.85),
-        "Newcombe": (intervals.newcombe(x, size[0], y, size[1]), 0.1),
+        "Wilson": (one, 0.85),
+        "Newcombe": (
+            intervals.difference(x / size[0], intervals.wilson(x, size[0]), y / size[1], intervals.wilson(y, size[1])),
+            0.1,
+        ),
         "Miettinen-Nurminen": (intervals.miettinen_nurminen(x, size[0], y, size[1]), 0.1),
         "Tango (paired)": (intervals.tango(cells[1], cells[2], n), 0.05),
     }
@@ -97,7 +101,8 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
             other + SHIFT * targets,
         )
         area, second = intervals.delong(one, targets), intervals.delong(apart, targets)
-        unpaired, paired = intervals.delong_unpaired(area, second), intervals.delong_paired(one, two, targets)
+        unpaired = intervals.difference(area.value, Interval(*area[2:]), second.value, Interval(*second[2:]))
+        paired = intervals.delong_paired(one, two, targets)
         truth = norm.cdf(SHIFT / np.sqrt(2))
         held += [area.low <= truth <= area.high, unpaired.low <= 0 <= unpaired.high, paired.low <= 0 <= paired.high]
     names = ("DeLong", "DeLong unpaired", "DeLong paired")

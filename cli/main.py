@@ -30,7 +30,6 @@ COMMANDS = {
     "demo": "Run the main job on generated data.",
 }
 
-
 _COMPLETE = "_BMFT_COMPLETE"
 
 

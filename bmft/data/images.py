@@ -32,7 +32,6 @@ _PILLOW = (
 )
 _PYDICOM = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error)
 
-
 LARGEST_IMAGE = 1 << 30  # bytes, packed or not; of packed ones Pillow refuses a quarter of that in pixels
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DFR_STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # inverse l1 strengths, as published
 
-
 DFR_SUBSETS = 10  # heads that are averaged
 
 

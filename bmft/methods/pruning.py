@@ -11,7 +11,6 @@ from bmft.training import mean_of_known
 
 PRUNED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35)  # fractions that select is offered
 
-
 PRUNE_BETA = 0.33  # weight of the better-off in the saliency
 
 

@@ -41,7 +41,6 @@ _BLOCKS = frozenset({"depth", "tune", "freeze"})
 _HEAD_STEP = frozenset({"reset", "operating_point"})
 _TWO_STEPS = frozenset(FACTS)
 
-
 _PAPER = Settings(
     objective="equalized_odds",
     epochs=(10, 10),
@@ -67,24 +66,13 @@ _PAPER = Settings(
     depth=1.0,
     fraction=0.5,
 )
-
-
 _PAPER_SWIFT = replace(
     _PAPER, bias_weight=(0.9, 0.1), task_weight=(0.1, 0.9), balance=("group", "group"), reset="partial"
 )
-
-
 _DEFAULTS = Settings()
-
-
 _FULL = replace(_DEFAULTS, depth=1.0)
-
-
 _HEAD = replace(_DEFAULTS, bias_weight=(0.0, 0.0), epochs=(0, 20))
-
-
 _RW = replace(_PAPER, task_weight=(1.0, 1.0), balance=("group_in_label", "group_in_label"), reset="keep")
-
 
 METHODS: Mapping[str, Method] = {
     "bmft": Method(bmft, _DEFAULTS, _PAPER, _TWO_STEPS),

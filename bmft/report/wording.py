@@ -9,7 +9,6 @@ from bmft.auditing import CONSTANT, HEADLINE, METRICS, SWAPPED, Metric
 
 Json = Mapping[str, Any]
 
-
 MAIN = ("true_positive_rate", "false_positive_rate", "roc_auc", "selection_rate")
 
 GAPS: Mapping[str, tuple[str, str]] = {

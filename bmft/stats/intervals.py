@@ -48,16 +48,6 @@ def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(np.clip(np.minimum(centre - half, p), 0, 1), np.clip(np.maximum(centre + half, p), 0, 1))
 
 
-def newcombe(x1: ArrayLike, n1: ArrayLike, x2: ArrayLike, n2: ArrayLike, level: float = 0.95) -> Interval:
-    """Interval of ``x1 / n1 - x2 / n2`` from the two Wilson intervals (Newcombe 1998, method 10).
-
-    >>> [round(float(end), 4) for end in newcombe(56, 70, 48, 80)]
-    [0.0524, 0.3339]
-    """
-    first, second = wilson(x1, n1, level), wilson(x2, n2, level)
-    return difference(_float(x1) / _positive(n1), first, _float(x2) / _positive(n2), second)
-
-
 def miettinen_nurminen(x1: ArrayLike, n1: ArrayLike, x2: ArrayLike, n2: ArrayLike, level: float = 0.95) -> Interval:
     """Score interval of ``x1 / n1 - x2 / n2`` (Miettinen and Nurminen 1985).
 
@@ -225,12 +215,6 @@ def _newcombe_auc(value: float, n_pos: float, n_neg: float, z: float) -> Interva
 
     ends = (float(_edge(beyond, np.array(value), end)) for end in (0.0, 1.0))
     return Interval(*ends)
-
-
-def delong_unpaired(first: Area, second: Area, level: float = 0.95) -> Area:
-    """Difference of the areas of two separate groups, from `delong` of each at the same `level`."""
-    low, high = difference(first.value, Interval(*first[2:]), second.value, Interval(*second[2:]))
-    return Area(first.value - second.value, first.variance + second.variance, float(low), float(high))
 
 
 def delong_paired(first: ArrayLike, second: ArrayLike, targets: ArrayLike, level: float = 0.95) -> Area:

@@ -19,7 +19,6 @@ from bmft.tables.unknown import BY_DEFAULT, DOUBTFUL, UNKNOWN, Unknown, folded, 
 
 MAX_PLAIN_NUMBERS = 12  # more distinct numbers than this are a measurement to cut, not a list of groups
 
-
 MAX_COMBINATIONS = 10_000  # of the groups of an intersection, each of which is kept, met or not
 
 

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..console import put, table
-from ..options import Command, option, talking_options
+from ..options import Command, Decorator, option, talking_options
 
-_OPEN = {"min_open": True, "max_open": True}
+
+def _part(name: str, metavar: str, help: str, most: float = 1, **more: Any) -> Decorator:
+    """An option for a number between 0 and `most`, neither of them included."""
+    kind = click.FloatRange(0, most, min_open=True, max_open=True)
+    return option(name, type=kind, metavar=metavar, help=help, **more)
 
 
 @click.command(cls=Command)
-@option(
-    "--tolerance", type=click.FloatRange(0, 1, **_OPEN), required=True, metavar="D", help="The policy's max_difference."
-)
-@option(
-    "--rate",
-    type=click.FloatRange(0, 1, **_OPEN),
-    required=True,
-    metavar="P",
-    help="The rate expected in every group, such as a true positive rate of 0.8.",
-)
+@_part("--tolerance", "D", "The policy's max_difference.", required=True)
+@_part("--rate", "P", "The rate expected in every group, such as a true positive rate of 0.8.", required=True)
 @option("--groups", type=click.IntRange(2), default=2, metavar="N", help="How many groups are compared.")
-@option(
-    "--power",
-    type=click.FloatRange(0, 1, **_OPEN),
-    default=0.8,
-    metavar="P",
-    help="How often the gate is to pass a model without a gap.",
-)
-@option(
-    "--alpha",
-    type=click.FloatRange(0, 0.5, **_OPEN),
-    default=0.05,
-    metavar="A",
-    help="How often it may pass one whose gap is the tolerance.",
-)
+@_part("--power", "P", "How often the gate is to pass a model without a gap.", default=0.8)
+@_part("--alpha", "A", "How often it may pass one whose gap is the tolerance.", 0.5, default=0.05)
 @option(
     "--images-per-patient",
     type=click.FloatRange(1),
@@ -53,14 +39,7 @@ _OPEN = {"min_open": True, "max_open": True}
 @option("--json", metavar="FILE", help="Write the numbers here; - is standard output.")
 @talking_options
 def plan(
-    tolerance: float,
-    rate: float,
-    groups: int,
-    power: float,
-    alpha: float,
-    images_per_patient: float,
-    icc: float,
-    json: str | None,
+    tolerance: float, rate: float, groups: int, images_per_patient: float, json: str | None, **more: float
 ) -> None:
     """Say how many samples per group a gate on the largest difference of a rate needs.
 
@@ -76,9 +55,7 @@ def plan(
 
     from bmft.gate import plan as find
 
-    found = find(
-        tolerance, rate, groups=groups, alpha=alpha, power=power, images_per_patient=images_per_patient, icc=icc
-    )
+    found = find(tolerance, rate, groups=groups, images_per_patient=images_per_patient, **more)
     rows = [["samples per group", f"{found.per_group:,}"]]
     if images_per_patient > 1:
         rows.append(["patients per group", f"{found.patients_per_group:,}"])
