@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from bmft._common.bars import Bar
 
 if TYPE_CHECKING:
     from bmft._common import Assumption
@@ -78,51 +79,17 @@ def settings() -> Terminal:
     return click.get_current_context().ensure_object(Terminal)
 
 
-class ProgressBar:
-    """A bar with the time left on standard error; silent under ``--quiet`` and where nobody watches.
-
-    Call it with what is done, of how much, the name of the work, and the seconds left where they are known.
-    """
-
-    WIDTH = 24
+class ProgressBar(Bar):
+    """A bar with the time left on standard error; silent under ``--quiet`` and where nobody watches."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty() and not settings().quiet
-        self._started = self._drawn = time.monotonic()
-        self._work = ""
-
-    def __call__(self, done: float, total: float, work: str = "", seconds: float | None = None) -> None:
-        """Draw the bar anew, at most ten times a second."""
-        now = time.monotonic()
-        if work != self._work:
-            self._work, self._started = work, now
-        if not self._shown or (now - self._drawn < 0.1 and done < total):
-            return
-        self._drawn = now
-        fraction = done / total if total else 1.0
-        filled = round(self.WIDTH * fraction)
-        guess = (now - self._started) * (1 - fraction) / fraction if fraction else 0.0
-        left = guess if seconds is None else seconds
-        bar = "#" * filled + "." * (self.WIDTH - filled)
-        click.echo(f"\r\033[K{work} [{bar}] {fraction:4.0%} {duration(left)} left", err=True, nl=False)
+        super().__init__(shown=sys.stderr.isatty() and not settings().quiet)
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
-            click.echo("\r\033[K", err=True, nl=False)
-
-
-def duration(seconds: float) -> str:
-    """Minutes and seconds, or hours too.
-
-    >>> duration(3725.4)
-    '1:02:05'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        self.close()
 
 
 def visible(text: object) -> str:

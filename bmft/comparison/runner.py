@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from bmft._common import as_json, put, unknown_name
+from bmft._common import as_json, put, unknown_name, watched
 from bmft.auditing import refuse_swapped
 from bmft.comparison.references import REFERENCES
 from bmft.comparison.results import Comparison
@@ -47,7 +47,7 @@ def compare(
     folder: str | Path | None = None,
     jobs: int = 1,
     allow_shared_rows: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    progress: bool | Callable[[int, int, str], None] = False,
 ) -> Comparison:
     """Run every method under the same fit and select data, the same budget, and the same number of tuning trials.
 
@@ -58,7 +58,7 @@ def compare(
         folder: one file per finished trial is kept here, and read instead of run the next time.
         jobs: processes.
         allow_shared_rows: take sets that share pictures or patients, which is an error otherwise; the report says so.
-        progress: called with what is done, of how many, and the latest method.
+        progress: show a bar (tqdm's), or a function that is given what is done, of how many, and the latest method.
 
     Raises:
         ConfigError: a method or a setting is not known.
@@ -73,11 +73,12 @@ def compare(
     store = _Store(folder, world.fingerprint())
     results = {place: found for place, trial in enumerate(trials) if (found := store.read(trial)) is not None}
     waiting = {place: trial for place, trial in enumerate(trials) if place not in results}
-    progress(len(results), len(trials), "")
+    look = watched(progress, lambda *now: now)
+    look(len(results), len(trials), "")
     for place, result in _finished(world, waiting, jobs):
         store.write(trials[place], result)
         results[place] = result
-        progress(len(results), len(trials), trials[place].method)
+        look(len(results), len(trials), trials[place].method)
     return Comparison(
         tuple(results[place] for place in sorted(results)),
         asdict(budget),

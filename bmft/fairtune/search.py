@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bmft._common import unknown_name
+from bmft._common import unknown_name, watched
 from bmft.auditing import GOALS, Goal, refuse_swapped, violations
 from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError
@@ -55,7 +55,8 @@ INNER: Mapping[str, Any] = {"epochs": (4, 3), "path": (0.5, 1.0)}
 class SearchProgress:
     """Where a search is: `done` of `total` trials, the best value so far, seconds left, and what the trial does.
 
-    `ending` names the run at the end where one is under way.
+    `ending` names the run at the end where one is under way; of all there are at the end it is the part from `since` to
+    `until`.
     """
 
     done: int
@@ -64,6 +65,18 @@ class SearchProgress:
     seconds_left: float | None
     inner: Progress | None = None
     ending: str = ""
+    since: float = 0.0
+    until: float = 1.0
+
+    @property
+    def place(self) -> tuple[float, float, str, float | None]:
+        """How far the search is, for a bar: trials, with the one under way as a part, and the best value so far."""
+        inner = min(self.inner.finished / self.inner.expected, 1.0) if self.inner and self.inner.expected else 0.0
+        best = "" if self.best is None else f", best {self.best:.4g}"
+        if self.ending:
+            part = self.since + inner * (self.until - self.since)
+            return self.total + part, self.total + 1, f"{self.ending}{best}", None
+        return self.done + inner * 0.5, self.total + 1, f"search{best}", self.seconds_left
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,8 @@ class _Search:
         known = {"winner": self.leading[1]} if self.leading and self.leading[0] == best.number else {}
 
         def look(number: int, of: int, inner: Progress) -> None:
-            progress(SearchProgress(done, done, value, None, inner, f"final run {number + 1} of {of}"))
+            ending = f"final run {number + 1} of {of}"
+            progress(SearchProgress(done, done, value, None, inner, ending, number / of, (number + 1) / of))
 
         return run_finals(
             named,
@@ -220,7 +234,7 @@ def search(
     config: Mapping[str, Any] | None = None,
     conditions: Conditions | None = None,
     allow_shared_rows: bool = False,
-    progress: Callable[[SearchProgress], None] = lambda progress: None,
+    progress: bool | Callable[[SearchProgress], None] = False,
     **but: Any,
 ) -> SearchOutcome:
     """Search which blocks and components a method may fine-tune, and at which learning rate, and run the winner.
@@ -288,9 +302,10 @@ def search(
     with quiet(), opened_storage(storage) as place:
         study = open_study(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
         worker = _Search(model, fit, select, space, goals, given, method, folds, conditions, study)
-        _work(worker, trials, timeout, progress)
+        look = watched(progress, lambda now: now.place)
+        _work(worker, trials, timeout, look)
         best = winner_of(study, goals)
-        finals, failed = worker.finals(best, config or {}, progress)
+        finals, failed = worker.finals(best, config or {}, look)
         kept = best_of(finals, goals[0])
         outcome = measured_at_last(kept, model, select, test, conditions)
         summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}

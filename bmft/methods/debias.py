@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from bmft._common import short
+from bmft._common import short, watched
 from bmft.auditing import (
     AuditReport,
     Drift,
@@ -128,7 +128,7 @@ def debias(
     activations: Activations | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: bool | Callable[[Progress], None] = False,
     **but: Any,
 ) -> Outcome:
     """Give back a model of the same class whose gap between groups is smaller, moving only the weights that carry it.
@@ -148,7 +148,7 @@ def debias(
         activations: kept from other runs of the same weights and sets, see `bmft.models.Activations`.
         journal: a folder, made when it is needed, in which the run keeps how far it got. It is yours to remove.
         resume: go on with what the journal holds, to the same bytes; it must be of the same run.
-        progress: is called after every epoch.
+        progress: shows a bar (tqdm's), or is a function that is called after every epoch.
 
     Raises:
         ConfigError: a method, setting or condition is not known or not possible.
@@ -173,7 +173,8 @@ def debias(
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
     data = apart(data, allow=allow_shared_rows)
-    run = _prepare(model, data, settings, conditions, progress, activations)
+    look = watched(progress, lambda now: now.place)
+    run = _prepare(model, data, settings, conditions, look, activations)
     described = settings.to_dict() | conditions.to_dict()
     described |= {"head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes]}
     described |= reading_of(run.model).described()

@@ -44,6 +44,8 @@ class Progress:
         figures: What the select set showed of the latest one.
         kept: The audit on the select set of the epoch that would be kept if this were the last; None where an earlier
             process chose it.
+        finished: The number of epochs of the whole run that are finished.
+        expected: The number of epochs that the whole run has at most.
     """
 
     phase: str
@@ -51,6 +53,13 @@ class Progress:
     total: int
     figures: Epoch | None = None
     kept: AuditReport | None = None
+    finished: int = 0
+    expected: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """How far the whole run is, and in which phase, for a bar."""
+        return self.finished, self.expected, self.phase
 
 
 @dataclass
@@ -73,6 +82,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
     journal: Journal | None = None
+    begun: int = 0  # epochs of the trainings that were begun
+    expected: int = 0  # epochs of the whole run, as far as they are known
 
     @property
     def device(self) -> torch.device:
@@ -176,8 +187,11 @@ class Run:
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
+        end = self.begun + step_of(self.settings, 1).epochs * len(head_losses(self.settings))
+        self.expected = max(self.expected, end)
         with self.timed("head"):
             self._stage(lambda _: self._train_heads(reset))
+        self.begun = end  # also where a journal had it
 
     def _train_heads(self, reset: Callable[[], None]) -> None:
         step = step_of(self.settings, 1)
@@ -283,18 +297,21 @@ class Run:
         with self.timed("selection"):
             found = self.predict(self.model, self.select) if predictions is None else predictions
             entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
-        self.progress(Progress("candidates", number, of, entry, self.selection.kept))
+        self.progress(Progress("candidates", number, of, entry, self.selection.kept, number, of))
 
     def _after_epoch(
         self, number: int, model: nn.Module, select: GroupedData, step: Step
     ) -> Callable[[int, float], bool]:
-        first = len(self.selection.history)
+        first, before = len(self.selection.history), self.begun
+        self.begun += step.epochs
+        self.expected = max(self.expected, self.begun)
 
         def look(epoch: int, loss: float) -> bool:
             with self.timed("selection"):
                 predictions = self.predict(model, select)
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
-            self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept))
+            whole = (before + epoch, self.expected)
+            self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept, *whole))
             patience = self.settings.patience if number == 1 else 0
             ranks = [self.selection.rank(entry) for entry in self.selection.history[first:]]
             return bool(patience) and no_better_for(patience, ranks)

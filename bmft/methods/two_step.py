@@ -6,7 +6,7 @@ import torch
 
 from bmft import fairness
 from bmft.masks import WeightMask, relative, weight_importances
-from bmft.methods.losses import extractor_loss, objective_of, step_of
+from bmft.methods.losses import extractor_loss, head_losses, objective_of, step_of
 from bmft.methods.run import Run, from_original_head
 from bmft.models import blocks
 from bmft.training import SelectedWeights
@@ -34,6 +34,8 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
         run.tune_head(reset)
         return
     moved = SelectedWeights(run.model, mask)
+    heads = len(run.settings.path) * len(head_losses(run.settings))
+    run.expected = step_of(run.settings, 0).epochs + heads * step_of(run.settings, 1).epochs
     run.tune_extractor(mask, extractor_loss(run.settings), step_of(run.settings, 0))
     for _ in run.along(moved):
         run.tune_head(reset)

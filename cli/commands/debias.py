@@ -140,7 +140,7 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
             conditions=job.conditions(how.conditions),
             journal=journal,
             resume=resume,
-            progress=lambda now: bar(now.done, now.total, now.phase),
+            progress=lambda now: bar(*now.place),
         )
 
 

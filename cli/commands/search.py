@@ -15,7 +15,7 @@ from ..options import Command, Common, argument, common_options, option
 from .debias import outcome_table, output_path, write_outcome, write_report_of
 
 if TYPE_CHECKING:
-    from bmft.fairtune import SearchProgress
+    pass
 
 GOALS = FACTS["choose"].choices[1:]  # the first is the gap
 ALSO = ("fraction", "bias_weight", "epochs", "score")
@@ -96,7 +96,7 @@ def search(
             conditions=job.conditions(how.conditions),
             storage=place,
             name=study,
-            progress=lambda now: bar(*_place(now)),
+            progress=lambda now: bar(*now.place),
             **asked,
         )
     outcome = found.outcome
@@ -121,14 +121,6 @@ def _starting_from(common: Common, start: str | None, job: Any) -> Any:
     other, model = load_model(common, start)
     settings().say(f"starting from the weights of {other.path}")
     return model
-
-
-def _place(now: SearchProgress) -> tuple[float, float, str, float | None]:
-    inner = min(now.inner.done / now.inner.total, 1.0) if now.inner and now.inner.total else 0.0
-    best = "" if now.best is None else f", best {now.best:.4g}"
-    if now.ending:
-        return inner, 1, f"{now.ending}{best}", None
-    return now.done + inner * 0.5, now.total, f"search{best}", now.seconds_left
 
 
 def _won(summary: Any) -> str:

@@ -346,3 +346,22 @@ def test_of_a_shallow_network_every_block_may_move():
     fit, select, _ = patients()
     model = nn.Sequential(*list(deep(4))[:-1], nn.Linear(16, 1))
     assert moved_by(model, fit, select) == {"0", "2", "4", "6"}
+
+
+@pytest.mark.parametrize("method", ["bmft", "swift", "head", "rw", "dfr", "threshold", "fairprune"])
+def test_one_bar_fills_once_and_to_the_end(tabular, method):
+    seen = []
+    config = METHODS[method].reading(QUICK | {"path": (0.5, 1.0)})
+    model, fit, select = tabular[:3]
+    debias(model, fit, select, method=method, config=config, progress=seen.append, device="cpu", intervals=False)
+    finished, expected = [one.finished for one in seen], [one.expected for one in seen]
+    assert finished == sorted(finished)
+    assert finished[-1] == expected[-1]
+    assert set(expected) == {expected[0]}
+
+
+def test_progress_true_draws_tqdm_s_bar_and_nothing_is_drawn_by_default(tabular, capsys):
+    run(tabular, progress=True)
+    assert "left" in capsys.readouterr().err
+    run(tabular)
+    assert capsys.readouterr().err == ""
