@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bmft._common.bars import Bar
+from bmft._common import Bar
 
 if TYPE_CHECKING:
     from bmft._common import Assumption
