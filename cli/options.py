@@ -37,8 +37,8 @@ class Common:
     allow_shared_rows: bool
     cluster: str | None
     unknown: tuple[str, ...]
-    uncertain: Literal["unknown", "positive", "negative"] | None
-    blank: Literal["unknown", "negative"] | None
+    uncertain: tuple[str, ...]
+    blank: tuple[str, ...]
     suffix: str
     on_bad_image: str
     entry: str | None
@@ -272,10 +272,16 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
         ),
         data(
             "--uncertain",
-            type=click.Choice(["unknown", "positive", "negative"]),
-            help="What labels of -1 are. [default: unknown]",
+            multiple=True,
+            metavar="[COL=]MEANING",
+            help="What labels of -1 are: unknown, positive or negative. Repeatable. [default: unknown]",
         ),
-        data("--blank", type=click.Choice(["unknown", "negative"]), help="What empty labels are. [default: unknown]"),
+        data(
+            "--blank",
+            multiple=True,
+            metavar="[COL=]MEANING",
+            help="What empty labels are: unknown or negative. Repeatable. [default: unknown]",
+        ),
         data("--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"),
         data(
             "--path-column",

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -43,8 +42,8 @@ def read_predictions(
     classes: Sequence[str] | None = None,
     positive: str | None = None,
     unknown: str | Sequence[str] = (),
-    uncertain: Literal["unknown", "positive", "negative"] | None = None,
-    blank: Literal["unknown", "negative"] | None = None,
+    uncertain: str | Sequence[str] | None = None,
+    blank: str | Sequence[str] | None = None,
 ) -> Predictions:
     """Read scores, labels and attributes from a CSV, TSV or Parquet table.
 

@@ -188,8 +188,8 @@ def load_manifest(
     classes: Sequence[str] | ClassNames | None = None,
     positive: str | None = None,
     unknown: str | Sequence[str] = (),
-    uncertain: Literal["unknown", "positive", "negative"] | None = None,
-    blank: Literal["unknown", "negative"] | None = None,
+    uncertain: str | Sequence[str] | None = None,
+    blank: str | Sequence[str] | None = None,
     suffix: str = "",
     multi_label: bool = False,
 ) -> GroupedData:

@@ -81,6 +81,7 @@ def encode_labels(
     (('nevus', 'melanoma'), array([0, 1]))
     """
     names = (target,) if isinstance(target, str) else tuple(target)
+    unknown.check_columns(table)
     if len(names) == 1:
         own = () if classes is None else classes.names if isinstance(classes, ClassNames) else _checked(classes)
         text, codes = _known(table, names[0], (*own, positive or ""), unknown)
@@ -137,12 +138,12 @@ def _filled(name: str, targets: Ints, why: Texts, unknown: Unknown, task: str) -
     """The targets, with a 0 or 1 for what is not known where somebody said that it is one."""
     said = {"uncertain": unsure(why), "blank": why == BLANK}
     if task == "multiclass":
-        if any(getattr(unknown, one) in ("positive", "negative") for one in said):
+        if any(unknown.meaning(one, name) in ("positive", "negative") for one in said):
             raise ConfigError(f"--uncertain and --blank are for yes or no; label column {name!r} has several classes.")
         return targets
     known = np.unique(targets[targets >= 0])
     for option, rows in said.items():
-        meaning = getattr(unknown, option)
+        meaning = unknown.meaning(option, name)
         if rows.any() and meaning is None and len(known) == 1:
             raise ConfigError(
                 f"label column {name!r} is {known[0]} wherever it is known, and {counted(why[rows])} in the other "

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ DOUBTFUL = frozenset({"none", "nil", "u", "x", "99", "999", "9999"})
 UNCERTAIN = frozenset({"-1", "uncertain"})
 """Codes of a label that somebody looked for and could not tell, as CheXpert has them."""
 BLANK = "blank"
+MEANINGS = {"uncertain": ("unknown", "positive", "negative"), "blank": ("unknown", "negative")}
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,52 @@ class Unknown:
     Attributes:
         codes: each ``"CODE"`` (of every attribute), ``"COLUMN=CODE"`` (of one attribute or label), or ``"COLUMN="``:
             of this column only an empty value, and what is named for it, is not known.
-        uncertain: what labels of -1 are: ``unknown`` (by default), ``positive`` or ``negative``.
-        blank: what empty labels are: ``unknown`` (by default) or ``negative``.
+        uncertain: what labels of -1 are: ``unknown`` (by default), ``positive`` or ``negative``; of one label
+            ``"COLUMN=positive"``.
+        blank: what empty labels are, likewise: ``unknown`` (by default) or ``negative``.
 
     Raises:
         ConfigError: `uncertain` or `blank` is none of these.
     """
 
     codes: str | Sequence[str] = ()
-    uncertain: Literal["unknown", "positive", "negative"] | None = None
-    blank: Literal["unknown", "negative"] | None = None
+    uncertain: str | Sequence[str] | None = None
+    blank: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("uncertain", ("unknown", "positive", "negative")), ("blank", ("unknown", "negative"))):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise ConfigError(f"{name} is {value!r}: expected {', '.join(known[:-1])} or {known[-1]}.")
+        for option, known in MEANINGS.items():
+            for _, meaning in self._meanings(option):
+                if meaning not in known:
+                    words = f"{', '.join(known[:-1])} or {known[-1]}, or COLUMN= before one of these"
+                    raise ConfigError(f"--{option} {short(meaning)!r}: expected {words}.")
+
+    def _meanings(self, option: str) -> list[tuple[str, str]]:
+        """What is said, each the column ("" of all) and the meaning."""
+        said = getattr(self, option)
+        parts = [str(one).rpartition("=") for one in ([said] if isinstance(said, str) else said or ())]
+        return [(name.strip(), meaning.strip()) for name, _, meaning in parts]
+
+    def meaning(self, option: str, column: str) -> str | None:
+        """What a label of -1 (`option` ``uncertain``), or an empty one (``blank``), is in a column; None: not said.
+
+        >>> Unknown(uncertain=["edema=negative", "positive"]).meaning("uncertain", "edema")
+        'negative'
+        """
+        said = dict(self._meanings(option))
+        return said.get(column, said.get(""))
+
+    def check_columns(self, table: pd.DataFrame) -> None:
+        """Refuse what is said of labels that are not in the table.
+
+        Raises:
+            ConfigError: there is no such column; the message names the nearest.
+        """
+        columns = [str(one) for one in table.columns]
+        for option in MEANINGS:
+            for name, meaning in self._meanings(option):
+                if name and name not in columns:
+                    hint = did_you_mean(name, columns)
+                    raise ConfigError(f"--{option} {short(name)}={meaning}: the table has no such column. {hint}")
 
     def codes_of(self, table: pd.DataFrame, name: str, *, label: bool = False) -> tuple[frozenset[str], bool]:
         """What is said of a column, folded, and whether the default list holds for it.
@@ -161,10 +191,11 @@ def said_of_label(name: str, why: Texts, rows: Ints, where: str, unknown: Unknow
     """What is said of a label's values that say nothing, in these rows."""
     found, here = [], why[rows]
     uncertain, blank = unsure(here), here == BLANK
-    for which, option, meaning in ((uncertain, "--uncertain", unknown.uncertain), (blank, "--blank", unknown.blank)):
+    for which, option in ((uncertain, "uncertain"), (blank, "blank")):
+        meaning = unknown.meaning(option, name)
         if which.any() and meaning in ("positive", "negative"):
             value = f"{name}: {_rows(which.sum())} ({counted(here[which])}) read as {meaning}{where}"
-            found.append(Assumption("unknown", value, option, option))
+            found.append(Assumption("unknown", value, f"--{option}", f"--{option}"))
             here = np.where(which, "", here)
     if (here != "").any():
         value = f"{name}: {_rows((here != '').sum())} without a label ({counted(here)}){where}"

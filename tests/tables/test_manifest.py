@@ -140,7 +140,7 @@ def test_given_classes_set_the_order(manifest):
 
 def test_several_columns_are_labels_of_0_and_1(manifest):
     path = manifest([(*row, 1 - row[1]) for row in ROWS], (*COLUMNS, "other"))
-    data = load(path, target=["label", "other"])
+    data = load(path, target=["label", "other"], multi_label=True)
     assert (data.labels.task, data.labels.classes) == ("multilabel", ("label", "other"))
     assert data.labels.targets.tolist() == [[0, 1], [1, 0]] * 3
 

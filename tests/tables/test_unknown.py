@@ -147,12 +147,25 @@ def test_a_label_that_is_not_known_is_none():
 def test_what_uncertain_and_empty_labels_are_can_be_said(options, targets):
     frame = table(y=[0, 1, -1, ""], z=[1, 0, 0, 1], dx=["nevus", "melanoma", "-1", ""])
     assert encode_labels(frame, "y", unknown=Unknown(**options)).targets.tolist() == targets
-    assert encode_labels(frame, ["y", "z"], unknown=Unknown(**options)).targets[:, 0].tolist() == targets
+    several = encode_labels(frame, ["y", "z"], unknown=Unknown(**options), multi_label=True)
+    assert several.targets[:, 0].tolist() == targets
     for positive, turned in (("melanoma", targets), ("nevus", [1 - one if one >= 0 else one for one in targets])):
         named = encode_labels(frame, "dx", positive=positive, unknown=Unknown(**options)).targets.tolist()
         kept = [place for place, one in enumerate(frame["dx"]) if one.isalpha()]
         assert [named[place] for place in kept] == [turned[place] for place in kept]
         assert [named[2], named[3]] == targets[2:]
+
+
+def test_each_label_can_have_a_meaning_of_its_own_for_what_is_uncertain():
+    frame = table(y=[0, 1, -1, ""], z=[1, 0, -1, ""], w=[1, 0, -1, ""])
+    said = Unknown(uncertain=["y=positive", "negative", "w=unknown"], blank="z=negative")
+    assert encode_labels(frame, ["y", "z", "w"], unknown=said).targets.T.tolist() == [
+        [0, 1, 1, -1],
+        [1, 0, 0, 0],
+        [1, 0, -1, -1],
+    ]
+    with pytest.raises(ConfigError, match=r"--blank zz=negative: the table has no such column\."):
+        encode_labels(frame, "y", unknown=Unknown(blank="zz=negative"))
 
 
 def test_a_class_called_unknown_is_a_class_where_the_classes_are_named():
