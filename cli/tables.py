@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bmft._common import with_interval
+from bmft._common import in_words, with_interval
 
 from .console import settings, table
 
@@ -24,22 +24,18 @@ def audit_table(reports: Mapping[str, AuditReport]) -> str:
     """
     first = next(iter(reports.values()))
     parts = [_attribute(reports, attribute) for attribute in first.by_group]
-    return "\n\n".join(parts) + _positive(first)
+    return "\n".join(["\n\n".join(parts), *in_words(first.assumed, "classes")])
 
 
-def warn_of(report: AuditReport) -> None:
+def warn_of(report: AuditReport, whose: str = "", *, swapped: bool = True) -> None:
     """Say what makes the figures mean little, and what helps."""
+    from bmft.auditing import CONSTANT, SWAPPED, TURN
+
+    threshold = f" at threshold {report.threshold:g}: another one (--threshold, --threshold-from select) may tell more"
     for flag in report.flags:
-        help = f" at threshold {report.threshold:g}: another one (--threshold, --threshold-from select) may tell more"
-        settings().say(f"warning: {flag}{help if flag == 'constant predictor' else ''}")
-
-
-def _positive(report: AuditReport) -> str:
-    """Which class is the positive one, and who says so."""
-    if report.task != "binary":
-        return ""
-    source = next((f" (from {one['from']})" for one in report.assumed.get("classes", ())), "")
-    return f"\npositive is {report.classes[1]}{source}"
+        help = threshold if flag == CONSTANT else f": {TURN}" if flag.startswith(SWAPPED) else ""
+        if swapped or not flag.startswith(SWAPPED):
+            settings().say(f"warning: {whose}{flag}{help}")
 
 
 def _attribute(reports: Mapping[str, AuditReport], attribute: str) -> str:

@@ -1,6 +1,6 @@
 """What every room needs: how things are said, what was inferred, and files that appear whole or not at all."""
 
-from bmft._common.assumed import Assumption as Assumption, as_json as as_json
+from bmft._common.assumed import Assumption as Assumption, as_json as as_json, in_words as in_words
 from bmft._common.bars import Bar as Bar, watched as watched
 from bmft._common.files import (
     in_order as in_order,

@@ -1,7 +1,8 @@
 """What was inferred and not said: every choice bmft makes about a model, its classes, its pixels or its rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,15 @@ def as_json(assumed: Iterable[Assumption]) -> dict[str, list[dict[str, str | boo
         entry: dict[str, str | bool] = {"value": one.value, "from": one.source}
         found.setdefault(one.subject, []).append(entry | {"option": one.option, "guess": one.guess})
     return found
+
+
+def in_words(assumed: Mapping[str, Any], subject: str) -> list[str]:
+    """What an `as_json` has about a subject, a sentence each.
+
+    >>> in_words(as_json([Assumption("classes", "yes is positive", "the labels", "--positive")]), "classes")
+    ['Classes: yes is positive (from the labels).']
+    """
+    return [
+        f"{subject.capitalize()}: {one['value']} ({'a guess: ' if one['guess'] else 'from '}{one['from']})."
+        for one in assumed.get(subject, ())
+    ]

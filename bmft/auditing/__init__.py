@@ -35,5 +35,10 @@ from bmft.auditing.others import (
 )
 from bmft.auditing.predictions import Predictions as Predictions, pick_threshold as pick_threshold
 from bmft.auditing.predictions_file import read_predictions as read_predictions
-from bmft.auditing.swapped import SWAPPED as SWAPPED, looks_swapped as looks_swapped, refuse_swapped as refuse_swapped
+from bmft.auditing.swapped import (
+    SWAPPED as SWAPPED,
+    TURN as TURN,
+    looks_swapped as looks_swapped,
+    refuse_swapped as refuse_swapped,
+)
 from bmft.settings import Limits as Limits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bmft._common import as_json, html_table, short, unknown_name, with_interval
+from bmft._common import as_json, html_table, in_words, short, unknown_name, with_interval
 from bmft.auditing.gap_intervals import summarise_intervals
 from bmft.auditing.group_intervals import Sample
 from bmft.auditing.metrics import (
@@ -101,7 +101,8 @@ class AuditReport:
             ]
             lines.append((attribute, "largest difference", "", *self._cells("gaps", attribute, end="_difference")))
         header = ("attribute", "group", "n", *SHOWN.values())
-        return html_table(f"Audit of {self.n:,} cases{'; '.join(['', *self.flags])}", header, lines)
+        caption = f"Audit of {self.n:,} cases{'; '.join(['', *self.flags])}"
+        return html_table(". ".join([caption, *in_words(self.assumed, "classes")]), header, lines)
 
     def to_frame(self) -> "pd.DataFrame":
         """Every figure as a row of ``attribute, group, metric, value, low, high, n``.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bmft._common import MOST, Assumption, html_table, short, unknown_name
 from bmft.errors import ConfigError, DataError, GroupError
-from bmft.tables import Attribute
+from bmft.tables import Attribute, about_classes
 
 if TYPE_CHECKING:
     from bmft.auditing.charts import Axes
@@ -34,7 +34,8 @@ class Predictions:
         rows: ``(n,)`` row of the manifest each sample came from; default 0, 1, ...
         content_hash: of the data; None where unknown.
         skipped: unreadable images that were left out.
-        assumed: what was inferred about the model, its classes, its pixels and its rows.
+        assumed: what was inferred about the model, its classes, its pixels and its rows; which class is positive is
+            added where nothing says it: of two the second.
         others: ``(n, others)`` probabilities of the model's other outputs, where these are of one of many; else None.
         other_outputs: what those are called.
 
@@ -78,6 +79,9 @@ class Predictions:
         for name, value in filled.items():
             object.__setattr__(self, name, value)
         self._check()
+        if not any(one.subject == "classes" for one in self.assumed):
+            said = about_classes(self.classes, self.task, "the numbers of the targets", "classes")
+            object.__setattr__(self, "assumed", (*self.assumed, said))
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bmft._common import listed, short
+from bmft._common import did_you_mean, listed, short
 from bmft.auditing.predictions import Predictions
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables import (
     Labels,
     Unknown,
+    about_classes,
     cluster_names,
     column,
     encode_attributes,
@@ -27,9 +27,11 @@ from bmft.tables import (
     read_table,
     rows_of_splits,
     said_of_clusters,
+    tells_positive,
 )
 
 TARGET, SCORE = "y_true", "y_score"
+_ROUNDING = 1e-2  # how far from 1 two written probabilities may add up
 
 
 def read_predictions(
@@ -48,7 +50,7 @@ def read_predictions(
     """Read scores, labels and attributes from a CSV, TSV or Parquet table.
 
     A binary label is ``y_true`` (0/1, or two names of which `positive` says the positive one) beside ``y_score``,
-    the probability of the positive one, or with `classes` of their second. Several classes: ``y_true`` beside
+    the probability of the positive one, or with `classes` of their second. Two or more classes: ``y_true`` beside
     ``y_score_NAME`` for every class. Several labels: ``y_true_NAME`` (0/1) beside ``y_score_NAME`` for each. A row
     with an attribute that is empty or a code for it is of an unknown group; one without a label is left out.
 
@@ -58,7 +60,7 @@ def read_predictions(
         cluster: column of the patient; a row without one is a patient of its own.
         split_column: column that says which split a row is in.
         split: the split to read, or several.
-        classes: the two classes of ``y_true`` in order.
+        classes: the classes of ``y_true`` in the order of their numbers.
         positive: the positive one of two classes; see `bmft.tables.encode_labels`.
         unknown, uncertain, blank: what is read as not known; see `bmft.tables.Unknown`.
 
@@ -110,17 +112,71 @@ def _answers(
             raise DataError(f"{TARGET!r} has the classes {', '.join(names[:12])}: give a column {SCORE}_NAME for each")
         labels = encode_labels(table, TARGET, classes, positive, unknown)
         return labels, (1 - scores if labels.outputs_reversed else scores)[:, None]
-    if positive is not None:
-        raise ConfigError(f"--positive is for a column {SCORE!r}; each {SCORE}_NAME names its own class")
-    scores = np.stack([_numbers(table, f"{SCORE}_{name}") for name in names], axis=1)
+    if len(names) == 1:
+        raise DataError(f"there is one column {SCORE}_NAME: call it {SCORE}, or give one for every class")
     if TARGET in table.columns:
-        labels = encode_labels(table, TARGET, names, names[-1] if len(names) == 2 else None, unknown)
-        said = tuple(replace(one, source=f"the columns {SCORE}_NAME") for one in labels.assumed)
-        return labels._replace(task="multiclass", assumed=said), scores
+        return _of_columns(table, names, classes, positive, unknown)
+    if positive is not None or classes is not None:
+        raise ConfigError(f"--positive and --classes are for one {TARGET!r}: in each {TARGET}_NAME 1 is positive")
+    scores = np.stack([_numbers(table, f"{SCORE}_{name}") for name in names], axis=1)
     columns = [encode_labels(table, f"{TARGET}_{name}", ("0", "1"), unknown=unknown) for name in names]
     targets = np.stack([one.targets for one in columns], axis=1)
+    said = about_classes(names, "multilabel", f"the columns {TARGET}_NAME", f"{TARGET}_NAME")
     why = {name: codes for one in columns for name, codes in one.why.items()}
-    return Labels(targets, tuple(names), "multilabel", False, (), why), scores
+    return Labels(targets, tuple(names), "multilabel", False, (said,), why), scores
+
+
+def _of_columns(
+    table: pd.DataFrame, names: list[str], classes: Sequence[str] | None, positive: str | None, unknown: Unknown
+) -> tuple[Labels, NDArray[np.float64]]:
+    """One label beside a score for each of its classes; of two classes the positive one's is enough."""
+    ordered = names if classes is None else [_one_of(name, names, "--classes") for name in classes]
+    if sorted(ordered) != sorted(names):
+        raise ConfigError(f"--classes is {', '.join(ordered)}, but the columns {SCORE}_NAME are of {', '.join(names)}")
+    source = f"the columns {SCORE}_NAME" if classes is None else "--classes"
+    scores = np.stack([_numbers(table, f"{SCORE}_{name}") for name in ordered], axis=1)
+    found = {value for value in column(table, TARGET, role="label") if value and not is_code(value)}
+    numbered = classes is None and not found & set(names) and all(value.isdigit() for value in found)
+    yes = next((pair[1] for pair in (names, names[::-1]) if tells_positive(pair)), None)
+    if len(names) > 2 or not (positive or yes or numbered or classes is not None):
+        # Of two classes each is measured against the other, where nothing says which one is positive.
+        labels = encode_labels(table, TARGET, ordered, positive, unknown)._replace(task="multiclass")
+        source = f"the order of the columns {SCORE}_NAME" if numbered else source
+        said = about_classes(ordered, "multiclass", source, "--classes", guess=numbered)
+        return labels._replace(assumed=(said,)), scores
+    _check_sums(names, scores.sum(1))
+    if positive is not None:
+        positive, source = _one_of(positive, names, "--positive"), "--positive"
+    elif classes is None:
+        positive = yes
+    if numbered and positive is None:
+        raise ConfigError(
+            f"{TARGET!r} has {', '.join(short(value) for value in sorted(found)[:12])}, and nothing says which of "
+            f"{short(names[0])} and {short(names[1])} is positive: say --positive NAME"
+        )
+    if numbered and ordered[1] != positive:
+        # Of labels 0 and 1 the positive one is 1, whatever the order of the columns.
+        ordered, scores = ordered[::-1], scores[:, ::-1]
+    labels = encode_labels(table, TARGET, ordered, positive, unknown)
+    said = about_classes(labels.classes, "binary", source, "--positive")
+    return labels._replace(assumed=(said,)), scores[:, [ordered.index(labels.classes[1])]]
+
+
+def _one_of(name: str, names: Sequence[str], option: str) -> str:
+    """The name as the columns have it, whatever its case."""
+    for known in names:
+        if known.casefold() == name.strip().casefold():
+            return known
+    raise ConfigError(f"{option}: there is no column {SCORE}_{short(name)}. {did_you_mean(name, names)}")
+
+
+def _check_sums(names: Sequence[str], sums: NDArray[np.float64]) -> None:
+    row = int(np.abs(sums - 1).argmax())
+    if abs(sums[row] - 1) > _ROUNDING:
+        raise DataError(
+            f"{SCORE}_{names[0]} and {SCORE}_{names[1]} add up to {sums[row]:.3g} in row {row}: the probabilities of "
+            "two classes add up to 1"
+        )
 
 
 def _numbers(table: pd.DataFrame, name: str) -> NDArray[np.float64]:

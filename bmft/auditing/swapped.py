@@ -11,6 +11,7 @@ from bmft.stats import auc_interval, delong
 log = logging.getLogger(__name__)
 LEVEL = 0.95
 SWAPPED = "the classes look swapped"
+TURN = "say which is positive (--positive NAME), or name them in the order of the outputs (--classes A,B,...)"
 
 
 def looks_swapped(predictions: Predictions) -> str:
@@ -53,6 +54,5 @@ def refuse_swapped(predictions: Predictions) -> None:
         log.warning("%s: is 1 the positive value of that label?", why)
     elif why:
         raise DataError(
-            f"{why}. Say which class is positive (--positive NAME), or name the classes in the order of the model's "
-            "outputs (--classes A,B,...); if both are right, this model is worse than chance and nothing is tuned."
+            f"{why}: {TURN}; if that is right as it is, this model is worse than chance and nothing is tuned"
         )

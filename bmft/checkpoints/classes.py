@@ -5,12 +5,15 @@ import re
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
 from bmft._common import listed, short
 from bmft.checkpoints.checkpoint import Checkpoint
+from bmft.checkpoints.folders import WEIGHTS
 from bmft.errors import CheckpointError
 from bmft.models import Kind, OutputNames, kind_of_problem
 from bmft.tables import ClassNames
@@ -40,12 +43,17 @@ def class_names(checkpoint: Checkpoint) -> ClassNames | None:
     """What the file says about its classes: under ``class_to_idx``, ``classes``, ``id2label`` and the like.
 
     A dict of either direction, with numbers or their text, or a list; at the top, among the hyper-parameters or
-    further inside; in a safetensors file JSON in its metadata. None where there is no such thing.
+    further inside; in a safetensors file JSON in its metadata, or the ``config.json`` beside a file that is called as
+    Hugging Face's libraries call it. Lists as long as the model has outputs go first. None where there is no such
+    thing.
 
     Raises:
         CheckpointError: two places order the same names differently.
     """
     found = [ClassNames(names, _source(keys)) for keys, names in _named(checkpoint, _KEYS, _in_order)]
+    sizes = {len(tensor) for tensor in checkpoint.state.values() if tensor.dim()}
+    fitting = [one for one in found if len(one.names) in sizes or (len(one.names) == 2 and 1 in sizes)]
+    found = fitting or found
     for one in found[1:]:
         if one.names != found[0].names and sorted(one.names) == sorted(found[0].names):
             lines = listed([f"{each.source}: {short(', '.join(each.names))}" for each in (found[0], one)])
@@ -86,6 +94,9 @@ def _named(
     """Where one of the `wanted` keys is, and what is read there, unless that is None."""
     places: deque[tuple[tuple[str, ...], Any]] = deque([((), checkpoint.file.content)])
     places.extend(((key,), _parsed(text)) for key, text in checkpoint.file.metadata.items())
+    beside = Path(checkpoint.path).with_name("config.json")
+    if Path(checkpoint.path).name in WEIGHTS and beside.is_file():
+        places.append((("config.json",), _parsed(beside.read_text(encoding="utf-8", errors="replace"))))
     for _ in range(_VISITS):
         if not places:
             return
@@ -115,7 +126,7 @@ def _inside(value: Any, wanted: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _in_order(value: Any) -> tuple[str, ...] | None:
-    names: list[Any] = list(value) if isinstance(value, list | tuple) else _by_number(value)
+    names: list[Any] = list(value) if isinstance(value, list | tuple | np.ndarray) else _by_number(value)
     texts = tuple(str(name).strip() for name in names if isinstance(name, str | int) and not isinstance(name, bool))
     usable = len(texts) == len(names) > 1 and len(set(texts)) == len(texts) and all(texts)
     return texts if usable and not all(_NAMELESS.fullmatch(text) for text in texts) else None
@@ -123,7 +134,7 @@ def _in_order(value: Any) -> tuple[str, ...] | None:
 
 def _as_they_are(value: Any) -> tuple[str, ...] | None:
     """The names of all outputs; "" for one that has none."""
-    names: list[Any] = list(value) if isinstance(value, list | tuple) else _by_number(value)
+    names: list[Any] = list(value) if isinstance(value, list | tuple | np.ndarray) else _by_number(value)
     if len(names) < 2 or not all(name is None or isinstance(name, str) for name in names):
         return None
     texts = tuple("" if name is None or _NAMELESS.fullmatch(name.strip()) else name.strip() for name in names)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 HUGGING_FACE, FOLDER = "Hugging Face folder", "folder"
 # In the order in which the libraries look.
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pt2", ".h5", ".msgpack", ".onnx", ".index.json")
 _NO_MODEL = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states", "adapter_model")
 
@@ -112,7 +112,7 @@ def _inside(folder: Path) -> set[str]:
 
 def _files(folder: Path) -> list[str]:
     """The files that hold the model, as the libraries choose."""
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         if (folder / name).is_file():
             return [name]
         if (folder / f"{name}.index.json").is_file():
@@ -157,7 +157,7 @@ def _others(folder: Path) -> list[str]:
         p.relative_to(folder).as_posix()
         for p in found
         if (p.name.startswith(stems) or p.suffix == ".onnx")
-        and not (p.name.endswith(".index.json") and p.name.removesuffix(".index.json") in _WEIGHTS)
+        and not (p.name.endswith(".index.json") and p.name.removesuffix(".index.json") in WEIGHTS)
         and not any(part.startswith("checkpoint-") for part in p.relative_to(folder).parts)
     )
 

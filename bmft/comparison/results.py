@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bmft._common import html_table, humanise, short, with_interval
+from bmft._common import html_table, humanise, in_words, short, with_interval
 from bmft.comparison.references import REFERENCES
 from bmft.comparison.trials import FIGURES, ONE_STEP, SCHEMA
 from bmft.training import Limits
@@ -99,7 +99,8 @@ class Comparison:
             for row in (self.untouched, *self.rows)
             if row
         ]
-        return html_table(" ".join(self.verdict()), ("method", *map(humanise, FIGURES)), lines)
+        caption = " ".join([*self.verdict(), *in_words(self.assumed, "classes")])
+        return html_table(caption, ("method", *map(humanise, FIGURES)), lines)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per method and figure: its mean over the seeds with their interval, and how many seeds ``n``."""

@@ -100,7 +100,7 @@ class World:
         sets = {"fit": self.fit, "select": self.select} | ({} if self.test is None else {"test": self.test})
         if not any(positive_first(self.model, data) for data in sets.values()):
             return self
-        model, straight = facing(self.model, sets, head=self.conditions.head)
+        model, straight = facing(self.model, sets, head=self.conditions.head, multi_label=self.conditions.multi_label)
         sites = {name: replace(data, outputs_reversed=False) for name, data in self.sites.items()}
         return replace(
             self, model=model, sites=sites, fit=straight["fit"], select=straight["select"], test=straight.get("test")

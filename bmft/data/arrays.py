@@ -110,7 +110,7 @@ def class_names(y: Tensor, classes: Sequence[str] | None, task: str | None) -> t
     """
     several, low, high = y.ndim == 2, int(y.min()), int(y.max())
     number = y.shape[1] if several else max(high + 1, 2)
-    names = tuple(classes) if classes is not None else tuple(str(i) for i in range(number))
+    names = tuple(map(str, classes)) if classes is not None else tuple(str(i) for i in range(number))
     fits = low >= -1 and high <= 1 and len(names) == number if several else low >= 0 and number <= len(names)
     if not fits:
         expected = f"0/1 for {number} labels" if several else f"class numbers from 0 to {len(names) - 1}"

@@ -32,7 +32,7 @@ from bmft.data.preprocessing import Preprocessing
 from bmft.data.sampling import Balance, batch_rows
 from bmft.data.sources import ArraySource, DecodedImages, Source, StreamedImages, images_from_array, load_images
 from bmft.errors import ConfigError, DataError
-from bmft.tables import Attribute, ClassNames, Unknown, read_manifest, split_names as names_in_table
+from bmft.tables import Attribute, ClassNames, Unknown, about_classes, read_manifest, split_names as names_in_table
 
 
 def from_arrays(
@@ -83,6 +83,8 @@ def from_arrays(
     found, names = class_names(y, classes, task)
     if reverse := is_first(names, positive):
         y, names = 1 - y, names[::-1]
+    by = "the numbers of the targets" if positive is None else "positive"
+    said = about_classes(names, found, by, "classes, positive", outputs_reversed=reverse)
     source: Source = ArraySource(tensors)
     if normalize is not None:
         channels = tensors.shape[3] if tensors.ndim == 4 else 1
@@ -98,7 +100,7 @@ def from_arrays(
         0,
         source,
         rows,
-        assumed=assumed,
+        assumed=(said, *assumed),
         _patients=None if patients is None else patients.astype(str).astype(object),
         outputs_reversed=reverse,
     )

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from bmft._common import as_json, did_you_mean
-from bmft.auditing import AuditReport, Predictions
+from bmft.auditing import TURN, AuditReport, Predictions, looks_swapped
 from bmft.errors import ConfigError, PolicyError
 from bmft.gate.cases import Case, Question, named
 from bmft.gate.decisions import explain, judge, settle
@@ -137,6 +137,9 @@ def _covers(waiver: Waiver, id: str) -> bool:
 
 
 def _warnings(case: Case, used: set[Waiver]) -> Iterator[str]:
+    for predictions, whose in ((case.predictions, ""), (case.baseline, "of the baseline ")):
+        if predictions is not None and (swapped := looks_swapped(predictions)):
+            yield f"{whose}{swapped}: {TURN}"
     for waiver in case.policy.waivers:
         if waiver not in used:
             group = f", group {waiver.group}," if waiver.group else ""

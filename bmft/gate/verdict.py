@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree as ET
 
-from bmft._common import html_table, one_line, short
+from bmft._common import html_table, in_words, one_line, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,8 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         header = ("check", "decision", "estimate", "interval", "bound")
-        return html_table(self.headline, header, [_cells(one) for one in self.checks])
+        caption = ". ".join([self.headline, *in_words(self.facts.get("assumed", {}), "classes")])
+        return html_table(caption, header, [_cells(one) for one in self.checks])
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per check: ``check, attribute, metric, value, low, high``, the bound, the decision and why."""
@@ -154,6 +155,7 @@ class Verdict:
             between = f"{figure(one.estimate)} ({figure(one.interval[0])} to {figure(one.interval[1])})"
             lines += [f"{one.decision:<12}  {one.id}: {between}, {one.bound} {one.limit:g}", f"    {one.reason}"]
             lines += [f"    waiver: {why}" for why in one.waivers]
+        lines += in_words(self.facts.get("assumed", {}), "classes")
         return "\n".join(map(one_line, [*lines, *(f"warning: {text}" for text in self.warnings)]))
 
     def to_markdown(self) -> str:
@@ -163,6 +165,7 @@ class Verdict:
         lines += [_row(one) for one in self.checks]
         lines += ["", *(f"- **{_cell(one.id)}**: {_cell(one.reason)}" for one in self.checks)]
         lines += [f"- Waiver for **{_cell(one.id)}**: {_cell(why)}" for one in self.checks for why in one.waivers]
+        lines += [f"- {_cell(said)}" for said in in_words(self.facts.get("assumed", {}), "classes")]
         lines += [f"- Warning: {_cell(warning)}" for warning in self.warnings]
         return "\n".join(lines) + "\n"
 
@@ -186,8 +189,9 @@ class Verdict:
                     mark.text = _xml("\n".join(_lines(one)))
             if one.waivers:
                 ET.SubElement(case, "system-out").text = _xml("\n".join(f"waiver: {why}" for why in one.waivers))
-        if self.warnings:
-            ET.SubElement(suite, "system-out").text = _xml("\n".join(f"warning: {text}" for text in self.warnings))
+        notes = [*in_words(self.facts.get("assumed", {}), "classes"), *(f"warning: {one}" for one in self.warnings)]
+        if notes:
+            ET.SubElement(suite, "system-out").text = _xml("\n".join(notes))
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -11,7 +11,8 @@ from bmft.checkpoints import WeightPatch
 from bmft.data import GroupedData, as_grouped
 from bmft.errors import DataError
 from bmft.masks import WeightMask
-from bmft.models import copied, find_head, reading_of, tensors_of, turn_head, turned_model
+from bmft.models import copied, find_head, reading_of, settle, tensors_of, turn_head, turned_model, working_copy
+from bmft.training import Conditions
 
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
@@ -34,11 +35,9 @@ def positive_last(function: Callable[Arguments, Found]) -> Callable[Arguments, F
             for name in ("fit", "select", "test")
             if given.get(name) is not None
         }
-        model, head = (
-            cast(nn.Module, given["model"]),
-            cast("str | None", given.get("head") or getattr(given.get("conditions"), "head", None)),
-        )
-        turned, straight = facing(model, sets, head=head)
+        model, conditions = cast(nn.Module, given["model"]), cast(Any, given.get("conditions")) or Conditions()
+        head, multi_label = (given.get(name) or getattr(conditions, name) for name in ("head", "multi_label"))
+        turned, straight = facing(model, sets, head=cast(Any, head), multi_label=bool(multi_label))
         found = cast(Any, function)(**(given | straight | {"model": turned}))
         if hasattr(found, "outcome"):
             return cast(Found, replace(found, outcome=_turned_back(found.outcome, model)))
@@ -48,7 +47,7 @@ def positive_last(function: Callable[Arguments, Found]) -> Callable[Arguments, F
 
 
 def facing(
-    model: nn.Module, sets: dict[str, GroupedData], *, head: str | None
+    model: nn.Module, sets: dict[str, GroupedData], *, head: str | None, multi_label: bool = False
 ) -> tuple[nn.Module, dict[str, GroupedData]]:
     """A copy of the model that has the positive output last, and the sets that say so.
 
@@ -57,8 +56,11 @@ def facing(
     """
     if not all(data.outputs_reversed for data in sets.values()):
         raise DataError(f"the sets {', '.join(sets)} name the model's outputs in different orders: use one order")
-    first = next(iter(sets.values())).take(slice(0, 2)).to(next(model.parameters()).device)
-    turned = turned_model(model, first.inputs, head=head)
+    first, where = next(iter(sets.values())), next(model.parameters()).device
+    settled = working_copy(model, where)
+    settle(settled, first, multi_label=multi_label, place=lambda tensor: tensor.to(where))
+    example = first.take(slice(0, 2)).to(where).inputs
+    turned = turned_model(model, example, head=head, reading=reading_of(settled))
     return turned, {name: replace(data, outputs_reversed=False) for name, data in sets.items()}
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bmft.data import GroupedData
 from bmft.errors import ConfigError
-from bmft.models.answers import forward_logits, reading_of
+from bmft.models.answers import Reading, forward_logits, mark, reading_of
 from bmft.models.head import find_head
 from bmft.models.modes import evaluating
-from bmft.models.weights import copied
+from bmft.models.weights import copied, working_copy
 
 
 def positive_first(model: nn.Module, data: GroupedData) -> bool:
@@ -37,23 +37,39 @@ def turned(logits: Tensor) -> Tensor:
     return logits.flip(1) if logits.shape[1] == 2 else -logits
 
 
-def turned_model(model: nn.Module, example: Any, *, head: str | None = None) -> nn.Module:
+def turned_model(
+    model: nn.Module, example: Any, *, head: str | None = None, reading: Reading | None = None
+) -> nn.Module:
     """A copy of the model whose outputs are turned, by its head's weights.
+
+    Args:
+        model: of one output or two.
+        example: inputs of a few rows.
+        head: the module that makes the logits, if it is not the one found.
+        reading: how its answer is read, where `settle` found that out on a copy.
 
     Raises:
         ConfigError: no exchange of the head's weights does that.
     """
-    result = copied(model)
-    layer = find_head(model, example, name=head)
+    result, where = copied(model), next(model.parameters()).device
+    before = _read_as(working_copy(model, where), reading)
+    layer = find_head(before, example, name=head)
     turn_head(dict(result.named_parameters()), layer.parameters, layer.num_outputs)
-    with torch.no_grad(), evaluating(model), evaluating(result):
-        wanted, found = turned(forward_logits(model, example)), forward_logits(result, example)
+    after = _read_as(working_copy(result, where), reading)
+    with torch.no_grad(), evaluating(before), evaluating(after):
+        wanted, found = turned(forward_logits(before, example)), forward_logits(after, example)
     if not torch.allclose(wanted, found, rtol=1e-4, atol=1e-5):
         raise ConfigError(
             f"the outputs of head {layer.name!r} cannot be exchanged to have the positive class last: name the "
             "second of --classes as --positive"
         )
     return result
+
+
+def _read_as(model: nn.Module, reading: Reading | None) -> nn.Module:
+    if reading is not None:
+        mark(model, reading)
+    return model
 
 
 def turn_head(tensors: Mapping[str, Tensor], names: tuple[str, ...], num_outputs: int, *, sign: bool = True) -> None:

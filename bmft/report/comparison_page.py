@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bmft._common import humanise, put
+from bmft._common import humanise, in_words, put
 from bmft.auditing import Limits, charts
 from bmft.report import figures, page
 from bmft.report.appendix import assumed_section
@@ -73,12 +73,12 @@ def _page(comparison: Json) -> Page:
     if assumed := assumed_section(comparison):
         sections.append(assumed)
     verdict = tuple(comparison["verdict"])
-    where = str(comparison["where"])
+    where = [f"{text[0].upper()}{text[1:]}." for text in [str(comparison["where"])] if text]
     return Page(
         f"Methods compared by {', '.join(comparison['sensitive'])}",
         "audit",
         "One budget for every method",
-        (*verdict, *([f"{where[0].upper()}{where[1:]}."] if where else [])),
+        (*verdict, *in_words(comparison["assumed"], "classes"), *where),
         tuple(sections),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmft._common import put
+from bmft._common import in_words, put
 from bmft.auditing import AuditReport, changes_in_words, drifts_in_words
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
@@ -13,7 +13,7 @@ from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
 from bmft.report.sections import Sides
 from bmft.report.values import DebiasReport, Report, plain, to_json, versions
-from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline, output_sentence, positive_sentence
+from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline
 
 
 def write_report(report: Report, folder: str | Path, *, date: str | None = None) -> Path:
@@ -56,8 +56,8 @@ def _audit_page(report: AuditReport, date: str) -> Page:
         *caveats(sides.before),
         *(gap_sentence(name, sides.before, None) for name in sides.before["gaps"]),
         auc_sentence(sides.before, None),
-        *output_sentence(sides.before),
-        *positive_sentence(sides.before),
+        *in_words(sides.before["assumed"], "output"),
+        *in_words(sides.before["assumed"], "classes"),
         f"Measured on {count(report.n)} cases.",
     )
     run = {"threshold": report.threshold, "content hash": report.content_hash}
@@ -141,8 +141,8 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         " ".join(gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]),
         auc_sentence(sides.before, sides.after),
         *(changes_in_words(report.before, report.after) if sides.after else ()),
-        *output_sentence(sides.before),
-        *positive_sentence(sides.before),
+        *in_words(sides.before["assumed"], "output"),
+        *in_words(sides.before["assumed"], "classes"),
         *others_sentence(report),
         f"Measured on {where} ({count(report.before.n)} cases).",
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bmft._common import html_table, humanise, short, with_interval
+from bmft._common import html_table, humanise, in_words, short, with_interval
 from bmft.auditing import HEADLINE, AuditReport, Drift, Epoch, auc_splits
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class DebiasReport:
             (who, humanise(path[-1]), *(with_interval(*audit.figure(*path)) for audit in (self.before, self.after)))
             for who, path in shown
         ]
-        return html_table(self.summary, ("", "", *SIDES), [*lines, ("why", self.reason, "", "")])
+        caption = ". ".join([self.summary, *in_words(self.before.assumed, "classes")])
+        return html_table(caption, ("", "", *SIDES), [*lines, ("why", self.reason, "", "")])
 
     def to_frame(self) -> pd.DataFrame:
         """Both audits as rows, as `AuditReport.to_frame` has them, after a column ``side``: ``before``, ``after``."""

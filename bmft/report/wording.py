@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from bmft._common import humanise
-from bmft.auditing import CONSTANT, HEADLINE, METRICS, SWAPPED, Metric
+from bmft.auditing import CONSTANT, HEADLINE, METRICS, SWAPPED, TURN, Metric
 
 Json = Mapping[str, Any]
 
@@ -142,24 +142,10 @@ def auc_sentence(before: Json, after: Json | None) -> str:
     return f"ROC AUC over everyone was {with_span(before, path)} and is now {with_span(after, path)}."
 
 
-def positive_sentence(audit: Json) -> list[str]:
-    """Which of two classes is the positive one, or the order of several, and who says so."""
-    assumed = audit.get("assumed", {}).get("classes", ())
-    if assumed:
-        return [f"Classes: {one['value']} (from {one['from']})." for one in assumed]
-    return [f"Positive is {audit['classes'][1]}."] if audit["task"] == "binary" else []
-
-
-def output_sentence(audit: Json) -> list[str]:
-    """Which output of many is measured and how it is read, and who says so."""
-    assumed = audit.get("assumed", {}).get("output", ())
-    return [f"Output: {one['value']} ({'a guess: ' if one['guess'] else 'from '}{one['from']})." for one in assumed]
-
-
 def caveats(audit: Json) -> list[str]:
     """What a reader has to know before any figure."""
     little = "Figures of a model that does not tell cases apart mean little."
-    turn = "Say which class is positive (--positive) or the order of the outputs (--classes)."
+    turn = f"{TURN[0].upper()}{TURN[1:]}."
     return [f"Careful: {flag}. {turn if flag.startswith(SWAPPED) else little}" for flag in audit["flags"]]
 
 

@@ -6,7 +6,13 @@ from bmft.tables.attributes import (
     encode_attributes as encode_attributes,
     product as product,
 )
-from bmft.tables.labels import ClassNames as ClassNames, Labels as Labels, encode_labels as encode_labels
+from bmft.tables.labels import (
+    ClassNames as ClassNames,
+    Labels as Labels,
+    about_classes as about_classes,
+    encode_labels as encode_labels,
+    tells_positive as tells_positive,
+)
 from bmft.tables.reading import Ints as Ints, Texts as Texts, column as column, read_table as read_table
 from bmft.tables.rows import (
     ALONE as ALONE,

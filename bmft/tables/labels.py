@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from bmft.tables.unknown import BLANK, BY_DEFAULT, Unknown, counted, folded, is_
 
 # The pairs of words that say by themselves which one is positive, in lower case, the positive one last.
 WORDS = (("0", "1"), ("false", "true"), ("no", "yes"), ("negative", "positive"), ("neg", "pos"))
+_WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
 _SAY = "say which is positive (--positive NAME) or the order of the model's outputs (--classes A,B)"
 
 
@@ -102,7 +104,41 @@ def encode_labels(
         raise ConfigError("positive: in several label columns 1 is positive; leave it out.")
     if classes is not None and not isinstance(classes, ClassNames) and tuple(classes) != names:
         raise ConfigError("classes: for several label columns their names are the classes; leave it out.")
-    return Labels(targets, names, "multilabel", False, (), why)
+    said = about_classes(names, "multilabel", "the label columns", "--label")
+    return Labels(targets, names, "multilabel", False, (said,), why)
+
+
+def about_classes(
+    classes: Sequence[str],
+    task: str,
+    source: str,
+    option: str = "--positive, --classes",
+    *,
+    outputs_reversed: bool = False,
+    guess: bool = False,
+) -> Assumption:
+    """Which class is positive, or which number is which class, as every output of bmft says it.
+
+    Args:
+        classes: in the order of their numbers.
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        source: who says so.
+        option: what says otherwise.
+        outputs_reversed: of two classes a model's outputs have the positive one first.
+        guess: nobody says so.
+
+    >>> print(about_classes(("nevus", "melanoma"), "binary", "--positive"))
+    classes: melanoma is positive, nevus is not (from --positive; say otherwise: --positive, --classes)
+    """
+    shown = [short(name) for name in classes]
+    if task == "binary":
+        value = f"{shown[1]} is positive, {shown[0]} is not"
+        value += f"; the model's outputs are {shown[1]}, {shown[0]}" if outputs_reversed else ""
+    else:
+        first = shown[:12] if task == "multilabel" else [f"{place} = {name}" for place, name in enumerate(shown[:12])]
+        value = ", ".join(first) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
+        value = f"1 is positive in {value}" if task == "multilabel" else value
+    return Assumption("classes", value, source, option, guess)
 
 
 def _one_hot(targets: Ints) -> bool:
@@ -157,7 +193,6 @@ def _filled(name: str, targets: Ints, why: Texts, unknown: Unknown, task: str) -
 class _Order(NamedTuple):
     names: tuple[str, ...]
     source: str
-    guess: bool = False
 
 
 def _one_column(name: str, text: Texts, classes: Sequence[str] | ClassNames | None, positive: str | None) -> Labels:
@@ -170,39 +205,44 @@ def _one_column(name: str, text: Texts, classes: Sequence[str] | ClassNames | No
             raise ConfigError(
                 f"--positive {short(positive)!r} is for two classes; label column {name!r} has {len(order.names)}."
             )
-        value = ", ".join(f"{number} = {short(one)}" for number, one in enumerate(order.names[:12]))
-        more = f" and {len(order.names) - 12} more" if len(order.names) > 12 else ""
-        said = Assumption("classes", value + more, order.source, "--classes", order.guess)
+        said = about_classes(order.names, "multiclass", order.source, "--classes")
         return Labels(_numbers(name, text, order.names), order.names, "multiclass", False, (said,))
     chosen = _positive(order.names, positive)
     known = (order.names[1 - order.names.index(chosen)], chosen)
     turned = known != order.names
-    value = f"{short(chosen)} is positive, {short(known[0])} is not"
-    if turned:
-        value += f"; the model's outputs are {short(order.names[0])}, {short(order.names[1])}"
     source = order.source if positive is None or "--positive" in order.source else f"--positive, {order.source}"
-    said = Assumption("classes", value, source, "--positive, --classes", order.guess)
+    said = about_classes(known, "binary", source, outputs_reversed=turned)
     return Labels(_numbers(name, text, known), known, "binary", turned, (said,))
 
 
 def _order(name: str, found: set[str], classes: Sequence[str] | ClassNames | None, positive: str | None) -> _Order:
     """The classes in the order of the model's outputs."""
-    told = classes if isinstance(classes, ClassNames) else None
     if classes is not None and not isinstance(classes, ClassNames):
         return _Order(_checked(classes), "--classes")
-    if told is not None and len(told.names) > 1 and found and found <= set(_by_name(found, told.names)):
-        return _Order(told.names, told.source)
-    if told is not None and len(told.names) == 2 and positive is not None and _by_name([positive], told.names):
-        # Labels of 0 and 1, and a name for one of them that only the checkpoint knows.
-        return _Order(told.names, told.source)
+    told = classes if classes is not None and len(classes.names) > 1 else None
+    if told is not None:
+        named = _by_name(found, told.names)
+        # Of two labels of which one is said to be positive the names of more outputs say nothing.
+        one_of_two = positive is not None and len(found) == 2 < len(told.names)
+        if named and found <= set(named) and not one_of_two:
+            return _Order(told.names, told.source)
+        if named and not one_of_two and not found <= set(named):
+            raise ConfigError(
+                f"label column {name!r} has {_shown(sorted(found - set(named)))}, which {told.source} does not have: "
+                f"that is {_shown(told.names)}. Recode the column, or name its classes in the order of the model's "
+                "outputs (--classes A,B,...)."
+            )
+        if len(told.names) == 2 and positive is not None and _by_name([positive], told.names):
+            # Labels of 0 and 1, and a name for one of them that only the checkpoint knows.
+            return _Order(told.names, told.source)
+    beside = "" if told is None else f"{told.source} has {_shown(told.names)}"
+    two = beside if told is not None and len(told.names) == 2 else ""
     words = next((pair for pair in WORDS if found and {value.casefold() for value in found} <= set(pair)), None)
-    if words == WORDS[0]:
-        return _Order(words, "the labels 0 and 1")
     if words is not None:
         spelling = {value.casefold(): value for value in found}
         pair = tuple(spelling.get(word, word) for word in words)
-        return _Order(pair, f"the labels {' and '.join(pair)}")
-    if found and any(as_number(value) is not None for value in found):
+        return _Order(pair, "; ".join(filter(None, (f"the labels {pair[0]} and {pair[1]}", two))))
+    if _are_class_numbers(found, positive):
         return _Order(_class_numbers(name, found), "the labels, which are class numbers")
     if len(found) < 2:
         raise DataError(
@@ -210,7 +250,7 @@ def _order(name: str, found: set[str], classes: Sequence[str] | ClassNames | Non
             "Labels are 0/1, class numbers from 0, or two or more names (name all classes to allow a part)."
         )
     shown = ", ".join(short(value) for value in sorted(found)[:12])
-    beside = "" if told is None else f" {told.source[:1].upper()}{told.source[1:]} has {_shown(told.names)}."
+    beside = f" {beside[:1].upper()}{beside[1:]}." if beside else ""
     if len(found) > 2:
         raise ConfigError(
             f"label column {name!r} has {len(found)} names ({shown}), and nothing says which output of the model is "
@@ -221,6 +261,12 @@ def _order(name: str, found: set[str], classes: Sequence[str] | ClassNames | Non
     chosen = _positive(tuple(sorted(found)), positive)
     other = next(iter(found - {chosen}))
     return _Order((other, chosen), "--positive; of two outputs the second is taken to be its own")
+
+
+def _are_class_numbers(found: set[str], positive: str | None) -> bool:
+    """Whether labels are numbers that count from 0; two others, such as 1 and 2, are names like any two."""
+    coded = len(found) == 2 and all(_WHOLE.fullmatch(value) for value in found)
+    return any(as_number(value) is not None for value in found) and not (coded and ("0" not in found or positive))
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -242,8 +288,12 @@ def _positive(names: tuple[str, ...], positive: str | None) -> str:
             hint = did_you_mean(positive, names)
             raise ConfigError(f"--positive {short(positive)!r} is none of the classes {', '.join(names)}. {hint}")
         return value
-    folded = tuple(_folded(name) for name in names)
-    return names[0] if folded[::-1] in WORDS else names[-1]
+    return names[0] if tells_positive(names[::-1]) else names[-1]
+
+
+def tells_positive(names: Sequence[str]) -> bool:
+    """Whether two names say by themselves that the second is positive, such as no and yes."""
+    return tuple(map(_folded, names)) in WORDS
 
 
 def _folded(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -171,12 +172,13 @@ def path_column(table: pd.DataFrame, name: str) -> tuple[str, Assumption | None]
 
 PATH = "path"
 PATH_NAMES = ("file_name", "image", "image_path", "filepath", "filename", "img")
+_WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)\.0+")
 
 
 def _clean(value: Any) -> str:
     text = str(value).strip()
-    if text.endswith(".0") and text[:-2].lstrip("+-").isdigit():
-        return text[:-2]
+    if whole := _WHOLE_FLOAT.fullmatch(text):
+        return whole[1]
     return "" if text.lower().lstrip("+-") == "nan" else text
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bmft._common import in_words
+
 from ..console import ProgressBar, settings, table
 from ..method import How, shared_options
 from ..options import Command, Common, Pair, argument, common_options, option
@@ -96,6 +98,8 @@ def compare(
     if comparison.where:
         click.echo(comparison.where)
     click.echo(comparison_table(comparison))
+    for sentence in in_words(comparison.assumed, "classes"):
+        click.echo(sentence)
     for name, reason in comparison.problems.items():
         settings().say(f"{name}: {reason}")
     for sentence in comparison.verdict():

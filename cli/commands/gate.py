@@ -80,13 +80,15 @@ def gate(
     check_one_source(checkpoint, predictions, common)
     if init:
         measured = _gather(checkpoint, predictions, None, None, common).report
+        warn_of(measured)
         part_company()
         _start(policy, measured, common)
         return
     rules = load_policy(policy)
     found = _gather(checkpoint, predictions, baseline, patch, _agreed(common, rules))
-    for audited in filter(None, (found.report, found.baseline)):
-        warn_of(audited)
+    for audited, whose in ((found.report, ""), (found.baseline, "baseline: ")):
+        if audited is not None:
+            warn_of(audited, whose, swapped=False)  # the verdict warns of those
     part_company()
     verdict = check(found.report, rules, found.baseline, debiased_on=found.debiased_on)
     _tell(verdict, Outputs(**outputs), {"policy": policy, **found.files})

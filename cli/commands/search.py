@@ -116,9 +116,18 @@ def _starting_from(common: Common, start: str | None, job: Any) -> Any:
     """The job's model, with the weights of another checkpoint where one is named."""
     if start is None:
         return job.model
+    from bmft.checkpoints import class_names
+    from bmft.errors import ConfigError
+
     from ..job import load_model
 
     other, model = load_model(common, start)
+    own, its = (said.names if (said := class_names(one)) else () for one in (job.checkpoint, other))
+    if common.classes is None and own != its and sorted(own) == sorted(its):
+        raise ConfigError(
+            f"--from: the outputs of {start} are {', '.join(its)}, those of {job.checkpoint.path} are "
+            f"{', '.join(own)}: start from a model with the same order (or say it: --classes A,B,...)"
+        )
     settings().say(f"starting from the weights of {other.path}")
     return model
 

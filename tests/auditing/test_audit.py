@@ -42,7 +42,8 @@ def same(first, second, tolerance=1e-12):
     ours, theirs = dict(numbers(first)), dict(numbers(second))
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
-        assert value == pytest.approx(theirs[path], abs=tolerance, nan_ok=True), path
+        own = value if path[0] == "assumed" else pytest.approx(value, abs=tolerance, nan_ok=True)
+        assert theirs[path] == own, path
 
 
 def test_the_report_has_the_contracts_keys():

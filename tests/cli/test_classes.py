@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import bmft as library
-from bmft.auditing import read_predictions
 from bmft.checkpoints import class_names, read_checkpoint
 
 NAMES = ("nevus", "melanoma")  # 0 and 1 of the study; in alphabetical order the positive one comes first
@@ -178,6 +180,8 @@ def test_turning_a_head_and_back_keeps_every_bit():
         ({"idx_to_class": {1: "a", 0: "b"}}, ("b", "a")),
         ({"id2label": {"0": "x", "1": "y", "2": "z"}}, ("x", "y", "z")),
         ({"hyper_parameters": {"classes": ["n", "m"]}}, ("n", "m")),
+        ({"hyper_parameters": {"label_names": np.array(["n", "m"])}}, ("n", "m")),
+        ({"classes": ("n", "m")}, ("n", "m")),
         ({"config": {"data": {"label_names": ("n", "m")}}}, ("n", "m")),
         ({"label2id": {"LABEL_0": 0, "LABEL_1": 1}}, None),
         ({"classes": 2, "class_names": None}, None),
@@ -190,42 +194,240 @@ def test_class_names_are_read_in_every_usual_form(tmp_path, beside, expected):
     assert (found and found.names) == expected
 
 
-def test_numbered_folders_in_the_order_of_their_text_are_read_in_the_checkpoints_order(tmp_path):
-    from bmft.tables import ClassNames, encode_labels, read_table
+WORDS = ("normal", "abnormal")  # the healthy name comes last in the alphabet
 
-    (tmp_path / "t.csv").write_text("y\n2\n10\n1\n")
-    table = read_table(tmp_path / "t.csv")
-    assert encode_labels(table, "y", ClassNames(("1", "10", "2"), "a checkpoint")).targets.tolist() == [2, 1, 0]
+
+@pytest.fixture
+def scored(tmp_path):
+    """A table of predictions with names for labels, and scikit-learn's AUC of its positive class."""
+    rng = np.random.default_rng(0)
+    truth, sex = rng.integers(0, 2, 400), rng.integers(0, 2, 400)
+    score = np.clip(truth * 0.3 + rng.uniform(0, 0.7, 400), 0, 1).round(4)
+    auc = roc_auc_score(truth, score)
+    columns = {
+        "y_true": [WORDS[t] for t in truth],
+        "truth": truth,
+        "y_score": score,
+        "y_score_abnormal": score,
+        "y_score_normal": 1 - score,
+        "sex": ["fm"[g] for g in sex],
+    }
+
+    def write(*names, **renamed):
+        table = pd.DataFrame({renamed.get(name, name): columns[name] for name in names})
+        table.to_csv(tmp_path / "p.csv", index=False)
+        return "p.csv"
+
+    return write, auc
+
+
+ONE, BOTH, SWAPPED = ("y_score",), ("y_score_abnormal", "y_score_normal"), ("y_score_normal", "y_score_abnormal")
 
 
 @pytest.mark.parametrize(
-    ("words", "targets"),
-    [("No,YES,no", [0, 1, 0]), ("positive,Negative", [1, 0]), ("True,true", [1, 1]), ("neg,pos", [0, 1])],
+    ("columns", "options", "positive"),
+    [
+        (ONE, ["--positive", "abnormal"], "abnormal"),
+        (ONE, ["--classes", "normal,abnormal"], "abnormal"),
+        (ONE, ["--classes", "normal,abnormal", "--positive", "normal"], "normal"),
+        (BOTH, ["--positive", "abnormal"], "abnormal"),
+        (SWAPPED, ["--positive", "Abnormal"], "abnormal"),
+        (BOTH, ["--positive", "normal"], "normal"),
+        (BOTH, ["--classes", "normal,abnormal"], "abnormal"),
+        (SWAPPED, ["--classes", "abnormal,normal"], "normal"),
+    ],
 )
-def test_words_that_say_what_is_positive_need_no_option(tmp_path, words, targets):
-    from bmft.tables import encode_labels, read_table
-
-    (tmp_path / "t.csv").write_text("y\n" + words.replace(",", "\n") + "\n")
-    assert encode_labels(read_table(tmp_path / "t.csv"), "y").targets.tolist() == targets
-
-
-def test_names_of_several_classes_need_an_order(tmp_path):
-    from bmft.tables import encode_labels, read_table
-
-    (tmp_path / "t.csv").write_text("y\nc\na\nb\n")
-    table = read_table(tmp_path / "t.csv")
-    with pytest.raises(library.errors.ConfigError, match="--classes"):
-        encode_labels(table, "y")
-    assert encode_labels(table, "y", ["c", "a", "b"]).targets.tolist() == [0, 1, 2]
+def test_predictions_are_about_the_class_that_is_said(bmft, scored, tmp_path, capsys, columns, options, positive):
+    write, auc = scored
+    table = write("y_true", *columns, "sex")
+    assert bmft("audit", "--predictions", table, "--sensitive", "sex", *options, "--json", "a.json") == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    # Each of two classes against the other has the same AUC; the wrong one would have 1 - auc.
+    assert found["overall"]["roc_auc"] == pytest.approx(auc)
+    assert found["classes"][1] == positive
+    assert found["overall"]["n_positive"] == sum(pd.read_csv(tmp_path / "p.csv")["y_true"] == positive)
+    assert found["assumed"]["classes"][0]["value"].startswith(f"{positive} is positive")
+    out = capsys.readouterr().out
+    assert f"{positive} is positive" in out
+    assert f"(from {options[-2]}" in out
 
 
-def test_predictions_of_a_table_are_about_the_positive_name(tmp_path):
-    rng = np.random.default_rng(0)
-    truth, sex = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
-    score = np.clip(truth * 0.3 + rng.uniform(0, 0.7, 200), 0, 1)
-    lines = [f"{('normal', 'abnormal')[t]},{s},{'fm'[g]}" for t, s, g in zip(truth, score, sex, strict=True)]
-    (tmp_path / "p.csv").write_text("y_true,y_score,sex\n" + "\n".join(lines) + "\n")
-    found = read_predictions(tmp_path / "p.csv", sensitive="sex", positive="abnormal")
-    assert library.audit(found).overall["roc_auc"] == pytest.approx(roc_auc_score(truth, score))
-    with pytest.raises(library.errors.ConfigError, match="--positive"):
-        read_predictions(tmp_path / "p.csv", sensitive="sex")
+@pytest.mark.parametrize("command", ["audit", "gate"])
+def test_names_that_nothing_explains_in_predictions_are_a_usage_error(bmft, scored, tmp_path, capsys, command):
+    (tmp_path / "fairness.toml").write_text(POLICY)
+    options = ["--sensitive", "sex"] if command == "audit" else []
+    assert bmft(command, "--predictions", scored[0]("y_true", *ONE, "sex"), *options) == 2
+    said = capsys.readouterr().err
+    assert "--positive NAME" in said
+    assert "abnormal" in said
+
+
+@pytest.mark.parametrize("columns", [BOTH, SWAPPED])
+def test_of_two_named_columns_each_is_measured_where_nothing_says_which_is_positive(bmft, scored, tmp_path, columns):
+    write, auc = scored
+    assert (
+        bmft("audit", "--predictions", write("y_true", *columns, "sex"), "--sensitive", "sex", "--json", "a.json") == 0
+    )
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["task"], found["overall"]["worst_class"]["roc_auc"]) == ("multiclass", pytest.approx(auc))
+
+
+def test_numbers_beside_named_columns_are_asked_about(bmft, scored, tmp_path, capsys):
+    write, auc = scored
+    table = write("truth", *BOTH, "sex", truth="y_true")
+    options = ["audit", "--predictions", table, "--sensitive", "sex", "--json", "a.json"]
+    assert bmft(*options) == 2
+    assert "which of abnormal and normal is positive" in capsys.readouterr().err
+    assert bmft(*options, "--positive", "abnormal") == 0
+    assert json.loads((tmp_path / "a.json").read_text())["overall"]["roc_auc"] == pytest.approx(auc)
+
+
+@pytest.mark.parametrize("columns", [BOTH, SWAPPED])
+def test_columns_that_say_what_is_positive_need_no_option(bmft, scored, tmp_path, columns):
+    write, auc = scored
+    names = {"truth": "y_true", "y_score_abnormal": "y_score_yes", "y_score_normal": "y_score_No"}
+    table = write("truth", *columns, "sex", **names)
+    assert bmft("audit", "--predictions", table, "--sensitive", "sex", "--json", "a.json") == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["classes"], found["overall"]["roc_auc"]) == (["No", "yes"], pytest.approx(auc))
+
+
+def test_two_scores_that_do_not_add_up_to_one_are_refused(bmft, scored, tmp_path, capsys):
+    table = scored[0]("y_true", "y_score_abnormal", "y_score", "sex", y_score="y_score_normal")
+    assert bmft("audit", "--predictions", table, "--sensitive", "sex", "--positive", "abnormal") == 4
+    assert "add up to" in capsys.readouterr().err
+
+
+POLICY = """
+[[check]]
+metric = "false_positive_rate"
+sensitive = ["sex"]
+max_difference = 0.9
+[[non_inferiority]]
+metric = "roc_auc"
+margin = 0.99
+"""
+
+
+def test_a_gate_says_which_class_is_positive_and_warns_of_swapped_ones_and_the_baselines(
+    bmft, scored, tmp_path, capsys
+):
+    write, auc = scored
+    (tmp_path / write("y_true", *BOTH, "sex")).rename(tmp_path / "good.csv")
+    write("y_true", "y_score_normal", "sex", y_score_normal="y_score")
+    (tmp_path / "fairness.toml").write_text(POLICY)
+    outputs = ["--json", "g.json", "--junit", "g.xml", "--summary", "g.md"]
+    options = ["--predictions", "good.csv", "--positive", "abnormal", "--baseline", "p.csv", *outputs]
+    assert bmft("gate", *options) == 0
+    texts = [capsys.readouterr().out, *((tmp_path / name).read_text() for name in ("g.md", "g.xml"))]
+    for text in texts:
+        assert "abnormal is positive, normal is not" in text
+        assert "of the baseline the classes look swapped" in text
+        assert f"{1 - auc:.3f}" in text
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert found["assumed"]["classes"][0]["value"] == "abnormal is positive, normal is not"
+    assert len([one for one in found["warnings"] if "swapped" in one]) == 1
+    bmft("gate", *options[:1], "p.csv", *options[2:4], "--baseline", "good.csv", *outputs)
+    assert "warning: the classes look swapped: the ROC AUC of abnormal" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def mirrored(named):
+    """Options for the study's model with the positive output last, and for its mirror image."""
+    data = ["--data", named / "named.csv", "--label", "dx", *TEST, "--positive", "melanoma", "--epochs", "2,1"]
+    return {
+        order: [named / f"{order}.pt", *data, "--classes", ",".join(names)]
+        for order, names in (("positive_last", NAMES), ("positive_first", NAMES[::-1]))
+    }
+
+
+def assert_mirrored(one, other):
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (one, other))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name].flip(0) if name.startswith("fc.") else other[name]), name
+
+
+def test_a_patch_of_a_turned_run_makes_its_checkpoint_and_the_report_names_the_class(bmft, mirrored, tmp_path, capsys):
+    for order, options in mirrored.items():
+        assert bmft("debias", *options, "--keep", "last", "--out", f"{order}.pt", "--report", order) == 0
+        assert "Classes: melanoma is positive, nevus is not" in capsys.readouterr().out
+        for name in ("report.html", "report.md", "report.json"):
+            assert "melanoma is positive" in (tmp_path / order / name).read_text()
+    assert_mirrored("positive_last.pt", "positive_first.pt")
+    patch = "positive_first.patch.safetensors"
+    assert bmft("patch", "apply", mirrored["positive_first"][0], patch, "--out", "again.pt") == 0
+    assert bmft("patch", "revert", "positive_first.pt", patch, "--out", "back.pt") == 0
+    one, two = (torch.load(name, weights_only=True)["state_dict"] for name in ("again.pt", "positive_first.pt"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    before, back = (torch.load(p, weights_only=True)["state_dict"] for p in (mirrored["positive_first"][0], "back.pt"))
+    assert all(torch.equal(before[name], back[name]) for name in before)
+
+
+def test_a_search_on_a_turned_model_is_repeated_by_its_best_toml(bmft, mirrored, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    for order, options in mirrored.items():
+        loose = ["--max-auc-drop", "0.2", "--max-group-auc-drop", "0.3", "--set", "path=[1.0]"]
+        asked = ["--trials", "3", *loose, "--out", f"{order}.pt", "--report", order]
+        assert bmft("search", *options, *asked) == 0
+        assert "Classes: melanoma is positive" in capsys.readouterr().out
+    assert_mirrored("positive_last.pt", "positive_first.pt")
+    options = [one for one in mirrored["positive_first"] if one not in ("--epochs", "2,1")]
+    assert bmft("debias", *options, "--config", "positive_first/best.toml", "--out", "again.pt") == 0
+    one, two = (torch.load(name, weights_only=True)["state_dict"] for name in ("again.pt", "positive_first.pt"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_search_from_weights_whose_outputs_are_in_another_order_is_refused(bmft, named, capsys):
+    data = ["--data", named / "named.csv", "--label", "dx", *TEST, "--positive", "melanoma"]
+    start = ["--from", named / "positive_first_says.pt"]
+    assert bmft("search", named / "positive_last_says.pt", *data, *start) == 2
+    assert "--from" in capsys.readouterr().err
+
+
+def test_a_comparison_says_which_class_is_positive(bmft, mirrored, tmp_path, capsys):
+    options = ["--methods", "dfr", "--seeds", "1", "--tuning", "1", "--jobs", "1"]
+    assert bmft("compare", *mirrored["positive_first"], *options) == 0
+    assert "Classes: melanoma is positive" in capsys.readouterr().out
+    for name in ("compare.html", "compare.md", "compare.json"):
+        assert "melanoma is positive" in (tmp_path / "compare" / name).read_text()
+
+
+def test_classes_and_positive_may_stand_in_the_settings_file(bmft, named, tmp_path, oracle):
+    (tmp_path / "bmft.toml").write_text('classes = ["nevus", "melanoma"]\npositive = "melanoma"\n')
+    data = ["--data", named / "named.csv", "--label", "dx", *TEST, "--json", "a.json"]
+    assert bmft("audit", named / "one.pt", *data) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["overall"]["roc_auc"] == pytest.approx(oracle, abs=1e-6)
+
+
+def test_inspect_shows_the_outputs_in_their_order_and_who_says_so(bmft, named, capsys):
+    assert bmft("inspect", named / "positive_first_says.pt") == 0
+    assert re.search("melanoma.*nevus.*from the checkpoint's class_to_idx", capsys.readouterr().out)
+
+
+def test_the_config_beside_a_hugging_face_file_names_the_classes(tmp_path):
+    save_file({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "nevus", "1": "melanoma"}}')
+    found = class_names(read_checkpoint(tmp_path / "model.safetensors"))
+    assert found == (("nevus", "melanoma"), "the checkpoint's config.json/id2label")
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    assert class_names(read_checkpoint(tmp_path / "other.safetensors")) is None
+
+
+def test_names_that_are_as_many_as_the_outputs_go_before_others(tmp_path):
+    other = {"classes": [f"object {k}" for k in range(80)]}
+    state = {"fc.weight": torch.zeros(3, 5), "fc.bias": torch.zeros(3)}
+    torch.save({"state_dict": state, **other, "hyper_parameters": {"label_names": list("xyz")}}, tmp_path / "m.pt")
+    assert class_names(read_checkpoint(tmp_path / "m.pt")).names == ("x", "y", "z")
+
+
+def test_a_baseline_whose_outputs_are_in_another_order_is_measured_about_the_same_class(bmft, named, tmp_path, oracle):
+    (tmp_path / "fairness.toml").write_text(POLICY)
+    data = ["--data", named / "named.csv", "--label", "dx", *TEST[2:], "--json", "g.json"]
+    last, first = named / "positive_last_says.pt", named / "positive_first_says.pt"
+    assert bmft("gate", last, "--baseline", first, "--positive", "melanoma", *data) == 3
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert [one["reason"] for one in found["checks"] if one["bound"] == "margin"] == [
+        "the baseline gives the same scores: a model compared with itself shows nothing"
+    ]
+    # Without it each checkpoint's last class is positive, and they are not the same.
+    assert bmft("gate", last, "--baseline", first, *data) == 4

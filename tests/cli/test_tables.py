@@ -25,7 +25,7 @@ def test_a_single_audit_has_a_line_per_group_and_one_for_the_gaps(report):
         "gap",
         "equalized",
         str(report.unknown["sex"]),
-        "positive",
+        "Classes:",
     ]
     female = report.by_group["sex"]["female"]
     assert lines[1].split()[1:4] == [str(female["n"]), str(female["n_positive"]), f"{female['roc_auc']:.3f}"]

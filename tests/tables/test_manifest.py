@@ -148,7 +148,7 @@ def test_several_columns_are_labels_of_0_and_1(manifest):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([1, 2, 1, 2, 1, 2], "has 1, 2: expected 0/1"),
+        ([1, 2, 1, 2, 3, 2], "has 1, 2, 3: expected 0/1"),
         ([-3, 1, 0, 1, 0, 1], "has -3: expected 0/1"),
         ([0.5, 1, 0, 1, 0, 1], r"has 0\.5: expected 0/1"),
         ([0, 1, "x", 1, 0, 1], "has x: expected 0/1"),
