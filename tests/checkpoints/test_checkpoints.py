@@ -411,7 +411,7 @@ def test_the_bytes_do_not_depend_on_the_files_name(container):
 def test_the_bytes_do_not_depend_on_the_process(tmp_path, state):
     torch.save(lightning(state), tmp_path / "m.ckpt")
     script = (
-        "import sys; from bmft.checkpoints import *; c = read_checkpoint(sys.argv[1]);"
+        "import sys; from bmft.checkpoints import read_checkpoint, write_checkpoint; c = read_checkpoint(sys.argv[1]);"
         "write_checkpoint(c, {k: t + 1 for k, t in c.state.items()}, sys.argv[2])"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
