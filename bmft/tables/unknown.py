@@ -16,7 +16,7 @@ from bmft.errors import ConfigError
 from bmft.tables.reading import Ints, Texts, as_number, column
 
 _CODES = (
-    "? | . | - | -- | -1 | na | n/a | #n/a | <na> | nan | nat | null | unk | unknown | missing | unspecified | "
+    "? | . | - | -- | -1 | na | n/a | #n/a | nan | nat | null | unk | unknown | missing | unspecified | "
     "undisclosed | undetermined | not known | not reported | not specified | not stated | not recorded | not given | "
     "not provided | not available | declined | declined to answer | patient declined to answer | patient refused | "
     "prefer not to answer | prefer not to say | unable to obtain"
@@ -120,7 +120,7 @@ class Unknown:
     def why_not(self, table: pd.DataFrame, name: str, text: Texts) -> Texts:
         """``(n,)`` the code by which each id of a column is not known, `BLANK` of an empty one, else ""."""
         said, default = self.codes_of(table, name)
-        return reasons(text, lambda value: folded(value) in said or (default and folded(value) in UNKNOWN))
+        return reasons(text, lambda value: folded(value) in said or (default and is_listed(value)))
 
 
 BY_DEFAULT = Unknown()
@@ -141,23 +141,36 @@ def _split(said: str, columns: Sequence[str]) -> tuple[str | None, str]:
 
 
 def folded(text: str) -> str:
-    """A code whatever its case, its blanks and the way a number is written.
+    """A code whatever its case, its blanks, the brackets around it and the way a number is written.
 
-    >>> folded(" Not_Reported "), folded("-1.0")
+    >>> folded(" [Not_Reported] "), folded("-1.0")
     ('not reported', '-1')
     """
     number = as_number(text)
     if number is not None and abs(number) < 2**53:
         return f"{number:.15g}"
-    return " ".join(_JOINED.sub(" ", text.casefold()).split())
+    return " ".join(_JOINED.sub(" ", text.casefold().strip(" []()<>{}\"'")).split())
 
 
 _JOINED = re.compile(r"(?<=[a-z])[-_](?=[a-z])")
 
 
+def is_listed(text: str) -> bool:
+    """Whether a value is on the default list, or several on it that are joined.
+
+    >>> is_listed("Unknown or Not Reported"), is_listed("NA/unknown"), is_listed("Other/Unknown")
+    (True, True, False)
+    """
+    code = folded(text)
+    return code in UNKNOWN or all(part in UNKNOWN for part in _OR.split(code))
+
+
+_OR = re.compile(r" *[/,;] *| or ")
+
+
 def is_code(text: str) -> bool:
     """Whether a label like this is not known, unless a class is called so."""
-    return folded(text) in UNKNOWN | UNCERTAIN
+    return is_listed(text) or folded(text) in UNCERTAIN
 
 
 def reasons(text: Texts, is_unknown: Callable[[str], bool]) -> Texts:

@@ -6,9 +6,25 @@ import pytest
 from hypothesis import given, strategies as st
 
 from bmft.errors import ConfigError, DataError
-from bmft.tables import UNKNOWN, Unknown, encode_attribute, encode_attributes, encode_labels, read_manifest
+from bmft.tables import Unknown, encode_attribute, encode_attributes, encode_labels, read_manifest
 
-ABSENT = ["-1", "unknown", "Unknown", " NA ", "n/a", "N/A", "not reported", "Not_Specified", "?", "", "nan", "missing"]
+ABSENT = [
+    "-1",
+    "unknown",
+    "Unknown",
+    " NA ",
+    "n/a",
+    "N/A",
+    "not reported",
+    "Not_Specified",
+    "?",
+    "",
+    "nan",
+    "missing",
+    "[Not Available]",
+    "<NA>",
+    "Unknown or Not Reported",
+]
 
 
 def table(**columns):
@@ -29,7 +45,9 @@ def test_a_code_for_not_known_is_no_group(code):
     assert ids.tolist() == [0, -1, 1, 0]
 
 
-@pytest.mark.parametrize("name", ["other", "Other", "none", "mixed", "0", "N", "unknowable"])
+@pytest.mark.parametrize(
+    "name", ["other", "Other", "none", "mixed", "0", "N", "unknowable", "Other/Unknown", "A or B", "()"]
+)
 def test_what_says_something_is_a_group(name):
     attribute, ids = encode_attribute(table(sex=["f", name, "m"]), "sex")
     assert name in attribute.groups
@@ -40,7 +58,7 @@ def test_what_says_something_is_a_group(name):
 def test_the_groups_are_those_of_the_rows_kept_by_hand(values):
     frame = table(sex=values)
     _, ids = encode_attribute(frame, "sex")
-    absent = pd.Series(values).str.strip().str.lower().str.replace("_", " ").isin(UNKNOWN | {""})
+    absent = pd.Series(values).isin(ABSENT)
     assert (ids < 0).tolist() == absent.tolist()
     assert [sorted(set(values) - set(np.array(values)[absent.to_numpy()]))[i] for i in ids[ids >= 0]] == [
         value for value, gone in zip(values, absent, strict=True) if not gone
