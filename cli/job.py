@@ -19,7 +19,7 @@ from bmft.checkpoints import Checkpoint, assembled, class_names, output_names, r
 from bmft.data import GroupedData, Preprocessing, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
-from bmft.models import find_head, listed_outputs, read_as, settle
+from bmft.models import find_head, listed_outputs, read_as, settle, unlike_training
 from bmft.tables import ROLES, no_split, splits_by_role
 from bmft.training import Conditions
 
@@ -206,7 +206,9 @@ class Job:
         common = replace(self.common, data=path, images=None, split_column=None)
         data = replace(self, common=common)._load(None)
         known = self.fit.classes
-        also = shared_with(self.fit, data, Path(path).name)
+        name = Path(path).name
+        unlike = (replace(one, value=f"of {name}, {one.value}") for one in unlike_training(self.model, data))
+        also = (*shared_with(self.fit, data, name), *unlike)
         settings().announce(also)
         data = _told(data, *also)
         if data.classes == known:

@@ -33,6 +33,7 @@ from bmft.models.outputs import (
 )
 from bmft.models.purpose import answer_to_an_image as answer_to_an_image, purpose_of as purpose_of
 from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
+from bmft.models.seen import unlike_training as unlike_training
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
 from bmft.models.turning import (
     positive_first as positive_first,

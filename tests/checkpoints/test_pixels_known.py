@@ -65,6 +65,17 @@ def test_timms_configuration_gives_timms_own_transform(tmp_path, manifest, mode,
     assert torch.allclose(found, theirs(Image.fromarray(SHAPES[shape])), atol=1e-5)
 
 
+def test_a_folder_with_timms_configuration_in_it_is_read(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"input_size": [3, 16, 16], "crop_pct": 1.0, "crop_mode": "squash", **HALF}
+    (folder / "config.json").write_text(json.dumps({"architecture": "x", "pretrained_cfg": config}))
+    save_file({"fc.weight": torch.ones(2)}, folder / "model.safetensors")
+    assert read_checkpoint(folder).pixels[0] == Preprocessing(16, NUMBERS, "squash", 1.0, "bicubic")
+    # Beside a file of weights in it, too.
+    assert read_checkpoint(folder / "model.safetensors").pixels == read_checkpoint(folder).pixels
+
+
 def test_what_timms_configuration_leaves_out_is_as_timm_takes_it(tmp_path, manifest):
     data = pytest.importorskip("timm.data")
     config = {"input_size": [3, 16, 24]}

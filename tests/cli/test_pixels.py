@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from bmft import load_manifest
 from bmft_cli.job import Transform
@@ -182,3 +183,24 @@ def test_data_with_a_transform_go_to_other_processes(folder, study, monkeypatch,
     )
     there = pickle.loads(pickle.dumps(data))
     assert torch.equal(there.inputs(slice(0, 2)), data.inputs(slice(0, 2)))
+
+
+def test_another_sites_images_are_checked_too(bmft, study, folder, options, capsys):
+    rows = [row for row in (study / "isic.csv").read_text().splitlines() if not row.startswith("img/fit")]
+    (folder / "dark.csv").write_text("\n".join(rows[:41]))
+    (folder / "img").mkdir()
+    for row in rows[1:41]:
+        name = row.split(",")[0]
+        Image.open(study / name).point(lambda value: value // 4).save(folder / name)
+    how = ["--normalize", "imagenet", "--eval", "dark=dark.csv", "--method", "threshold", "--report", "r"]
+    assert bmft("debias", "model.pt", *options, *how) in (0, 1)
+    (line,) = remarks(capsys)
+    assert line.startswith("bmft: warning: pixels: of dark.csv, they do not look like those the network was trained on")
+
+
+@pytest.mark.parametrize(
+    "option", [["--resize", "pad"], ["--transform", "a:b"], ["--crop-fraction", 0.5], ["--bits", 12]]
+)
+def test_predictions_have_no_pixels(bmft, option, capsys):
+    assert bmft("audit", "--predictions", "p.csv", "--sensitive", "sex", *option) == 2
+    assert f"{option[0]}: goes with a CHECKPOINT" in capsys.readouterr().err
