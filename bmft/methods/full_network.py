@@ -77,8 +77,11 @@ class _RobustLoss:
         weights[: len(self.weights)] = self.weights.to(losses.device)
         weights = weights * torch.exp(self.rate * means.detach())
         # Scaled to a mean of 1: a cell first seen later starts with the weight the others started with.
-        self.weights = weights / weights.mean()
-        return (self.weights / size * means).sum()
+        weights = weights / weights.mean()
+        if torch.is_grad_enabled():
+            # Without, a line search only asks: it would compare losses of other weights.
+            self.weights = weights
+        return (weights / size * means).sum()
 
     def _cells(self, targets: Tensor, groups: Tensor) -> Tensor:
         """Group x label; with several labels per sample, the group."""

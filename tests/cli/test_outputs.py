@@ -212,3 +212,29 @@ def test_search_compare_and_gate_take_an_output_too(bmft, study, many, data_opti
     assert bmft("debias", *own, "--method", "threshold", "--keep", "last", "--out", "fair.pt") == 0
     assert bmft("gate", "fair.pt", *own[1:], "--policy", "p.toml", "--baseline", many, "--json", "gate.json") == 0
     assert "Malignant" in json.dumps(json.loads(Path("gate.json").read_text())["assumed"]["output"])
+
+
+def test_one_hot_label_columns_are_measured_as_the_classes_of_a_softmax(bmft, study, data_options, tmp_path, capsys):
+    write_many(study, tmp_path / "three.pt", names=None)
+    content = torch.load("three.pt", weights_only=True)
+    for name in ("fc.weight", "fc.bias"):
+        content["state_dict"][name] = content["state_dict"][name][:3]
+    torch.save(content, "three.pt")
+    table = pd.read_csv(study / "isic.csv")
+    names = np.array(["NV", "BCC", "MEL"])
+    own = np.where(table["malignant"] == 1, 2, table["age"] > 50)
+    for place, name in enumerate(names):
+        table[name] = (own == place).astype(int)
+    table.to_csv("hot.csv", index=False)
+    options = ["hot.csv" if one == str(study / "isic.csv") else one for one in data_options]
+    at = options.index("--label")
+    options[at : at + 2] = [word for name in names for word in ("--label", name)]
+    found = audited(bmft, "three.pt", *options, "--images", study)
+    logits, _ = outputs_on(study, "three.pt", "test")
+    right = names[logits.argmax(1)] == names[own[(table["split"] == "test").to_numpy()]]
+    assert found["overall"]["accuracy"] == pytest.approx(right.mean(), abs=1e-9)
+    assert "exactly one of the 3 label columns is 1 in every row" in found["assumed"]["classes"][0]["value"]
+    assert "--multi-label" in capsys.readouterr().err
+    labels = audited(bmft, "three.pt", *options, "--images", study, "--multi-label")
+    decided = (torch.sigmoid(logits).numpy() >= 0.5) == np.eye(3)[own[(table["split"] == "test").to_numpy()]]
+    assert labels["overall"]["accuracy"] == pytest.approx(decided.mean(), abs=1e-9)
