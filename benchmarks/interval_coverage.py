@@ -83,10 +83,7 @@ def closed(n: int, args: argparse.Namespace) -> dict[str, float]:
     one, other = intervals.wilson(x, size[0]), intervals.wilson(y, size[1])
     found = {
         "Wilson": (one, 0.85),
-        "Newcombe": (
-            intervals.difference(x / size[0], intervals.wilson(x, size[0]), y / size[1], intervals.wilson(y, size[1])),
-            0.1,
-        ),
+        "Newcombe": (intervals.difference(x / size[0], one, y / size[1], other), 0.1),
         "Miettinen-Nurminen": (intervals.miettinen_nurminen(x, size[0], y, size[1]), 0.1),
         "Tango (paired)": (intervals.tango(cells[1], cells[2], n), 0.05),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bmft._common import as_json, html_table, in_words, short, unknown_name, with_interval
+from bmft._common import as_json, html_table, in_words, plain, short, unknown_name, with_interval
 from bmft.auditing.gap_intervals import summarise_intervals
 from bmft.auditing.group_intervals import Sample
 from bmft.auditing.metrics import (
@@ -172,7 +172,7 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN is None."""
-        kept = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "predictions"}
+        kept = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "predictions"}
         return {"schema": SCHEMA, **kept}
 
     @classmethod
@@ -359,14 +359,6 @@ def _flags(predictions: Predictions, columns: Sequence[Column], figures: Figures
 
 def _constant(column: Column) -> bool:
     return bool(np.ptp(column.scores) == 0 or column.decisions.all() or not column.decisions.any())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _measured(value: Any) -> Any:

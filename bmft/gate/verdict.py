@@ -4,12 +4,12 @@ As JSON values, JUnit XML, Markdown, and the lines GitHub shows beside a commit.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree as ET
 
-from bmft._common import html_table, in_words, one_line, short
+from bmft._common import html_table, in_words, one_line, plain, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,9 +144,9 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``gate.json``: plain values, None for what could not be measured."""
-        checks = [_plain(asdict(one)) for one in self.checks]
+        checks = plain(self.checks)
         head = {"schema": SCHEMA, "decision": self.decision, "on_inconclusive": self.on_inconclusive}
-        return {**head, "checks": checks, "warnings": list(self.warnings), **_plain(dict(self.facts))}
+        return {**head, "checks": checks, "warnings": list(self.warnings), **plain(self.facts)}
 
     def to_text(self) -> str:
         """The decision and each check with its figures and reason, for a terminal, which no name can make obey."""
@@ -262,11 +262,3 @@ def _xml(text: str) -> str:
         c if c in "\t\n" or (c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff") else "?"
         for c in text
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

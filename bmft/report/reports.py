@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmft._common import in_words, put
+from bmft._common import in_words, plain, put
 from bmft.auditing import AuditReport, changes_in_words, drifts_in_words
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
@@ -12,7 +12,7 @@ from bmft.report.modelcard import front_matter
 from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
 from bmft.report.sections import Sides
-from bmft.report.values import DebiasReport, Report, plain, to_json, versions
+from bmft.report.values import DebiasReport, Report, to_json, versions
 from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bmft._common import html_table, humanise, in_words, short, with_interval
+from bmft._common import html_table, humanise, in_words, plain, short, with_interval
 from bmft.auditing import HEADLINE, AuditReport, Drift, Epoch, auc_splits
 
 if TYPE_CHECKING:
@@ -141,7 +138,7 @@ Report = DebiasReport | AuditReport
 def to_json(obj: Any) -> str:
     """JSON of a report or of any value with ``to_dict``: numbers are numbers, NaN and infinity are null.
 
-    >>> to_json({"gap": float("nan"), "n": np.int64(3)}).split()
+    >>> to_json({"gap": float("nan"), "n": 3}).split()
     ['{', '"gap":', 'null,', '"n":', '3', '}']
     """
     return json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -156,20 +153,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def plain(value: Any) -> Any:
-    """Values JSON has. Pictures (bytes) are left out: the HTML holds them."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items() if not isinstance(item, bytes)}
-    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
