@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         GroupBatch as GroupBatch,
         GroupedData as GroupedData,
         from_arrays as from_arrays,
+        from_datamodule as from_datamodule,
+        from_dataset as from_dataset,
         load_manifest as load_manifest,
     )
     from bmft.errors import BmftError as BmftError
@@ -46,7 +48,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "auditing": ("AuditReport", "Predictions"),
     "checkpoints": ("WeightPatch", "load_checkpoint", "read_checkpoint", "write_checkpoint"),
-    "data": ("GroupBatch", "GroupedData", "from_arrays", "load_manifest"),
+    "data": ("GroupBatch", "GroupedData", "from_arrays", "from_datamodule", "from_dataset", "load_manifest"),
     "errors": ("BmftError",),
     "fairtune": ("search",),
     "gate": ("load_policy",),

@@ -32,7 +32,16 @@ from bmft.data.preprocessing import Preprocessing
 from bmft.data.sampling import Balance, batch_rows
 from bmft.data.sources import ArraySource, DecodedImages, Source, StreamedImages, images_from_array, load_images
 from bmft.errors import ConfigError, DataError
-from bmft.tables import Attribute, ClassNames, Unknown, about_classes, read_manifest, split_names as names_in_table
+from bmft.tables import (
+    Attribute,
+    ClassNames,
+    Ints,
+    Manifest,
+    Unknown,
+    about_classes,
+    read_manifest,
+    split_names as names_in_table,
+)
 
 
 def from_arrays(
@@ -266,6 +275,13 @@ def load_manifest(
         source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, bits=bits, **pixels)
         index = readable(manifest, files, bad, on_bad_image)
         rows, assumed = manifest.rows[index], files.assumed
+    return grouped_from(manifest, source, index, rows, (*assumed, *own.assumed(*known, resized=source.resized)))
+
+
+def grouped_from(
+    manifest: Manifest, source: Source, index: Ints, rows: Ints, assumed: Sequence[Assumption]
+) -> GroupedData:
+    """A checked manifest's `rows` and their inputs, at `index` in the `source`."""
     return GroupedData(
         task=cast(Task, manifest.labels.task),
         targets=torch.from_numpy(manifest.labels.targets[rows]),
@@ -279,7 +295,7 @@ def load_manifest(
         _index=torch.from_numpy(index),
         _table=manifest.table,
         _patients=manifest.patients,
-        assumed=(*manifest.assumed, *assumed, *own.assumed(*known, resized=source.resized)),
+        assumed=(*manifest.assumed, *assumed),
         outputs_reversed=manifest.labels.outputs_reversed,
     )
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bmft._common import did_you_mean, replacing
-from bmft.datasets.joining import join
 from bmft.errors import ConfigError, DataError
+from bmft.tables import join
 
 DATASETS = {
     "ham10000": "bmft.datasets.ham10000",

@@ -6,6 +6,7 @@ from bmft.tables.attributes import (
     encode_attributes as encode_attributes,
     product as product,
 )
+from bmft.tables.joining import join as join
 from bmft.tables.labels import (
     ClassNames as ClassNames,
     Labels as Labels,

@@ -43,6 +43,7 @@ def read_manifest(
     target: str | Sequence[str],
     sensitive: str | Sequence[str],
     *,
+    table: pd.DataFrame | None = None,
     classes: Sequence[str] | ClassNames | None = None,
     positive: str | None = None,
     multi_label: bool = False,
@@ -53,12 +54,12 @@ def read_manifest(
     allow_shared_rows: bool = False,
     unknown: Unknown = BY_DEFAULT,
 ) -> Manifest:
-    """Read and check a table; the arguments are `data.load_manifest`'s.
+    """Read and check a table, or the `table` given; the arguments are `data.load_manifest`'s.
 
     Classes, groups and clusters are numbered over the whole table, so that its splits agree. Rows without any label
     are left out and counted.
     """
-    table = read_table(path)
+    table = read_table(path) if table is None else table
     try:
         labels = encode_labels(table, target, classes, positive, unknown, multi_label)
         rows = rows_of_splits(table, split_column, split)

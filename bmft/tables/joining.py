@@ -10,7 +10,7 @@ import pandas as pd
 
 from bmft._common import did_you_mean, short
 from bmft.errors import ConfigError, DataError
-from bmft.tables import column, read_table
+from bmft.tables.reading import column, read_table
 
 log = logging.getLogger(__name__)
 
