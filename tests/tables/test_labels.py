@@ -122,5 +122,5 @@ def test_a_value_beside_the_named_classes_is_listed_with_its_row(column):
 
 
 def test_several_label_columns_say_what_1_means():
-    found = encode_labels(pd.DataFrame({"edema": ["0", "1"], "mass": ["1", "0"]}), ["edema", "mass"])
+    found = encode_labels(pd.DataFrame({"edema": ["0", "1"], "mass": ["1", "1"]}), ["edema", "mass"])
     assert found.assumed[0].value == "1 is positive in edema, mass"
