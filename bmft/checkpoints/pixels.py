@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights, get_weight
 
@@ -79,8 +80,8 @@ def _json(path: Path) -> Any:
 
 def _parsed(value: Any) -> Any:
     """A plain value; what its text stands for, as a safetensors file has texts only."""
-    if isinstance(value, Tensor):
-        return value.tolist() if value.numel() <= 3 else None
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist() if np.prod(value.shape) <= 3 else None
     try:
         return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
     except (ValueError, RecursionError):

@@ -144,6 +144,10 @@ def test_hyper_parameters_say_it(tmp_path, where):
     [
         ({"image_mean": [0.5], "image_std": [0.25]}, Preprocessing(normalize="0.5/0.25")),
         ({"mean": torch.tensor([0.5] * 3), "std": torch.tensor([0.25] * 3)}, Preprocessing(normalize=NUMBERS)),
+        (
+            {"mean": np.full(3, 0.5), "std": np.full(3, 0.25), "img_size": np.int64(32), "crop_pct": np.zeros(9)},
+            Preprocessing(32, NUMBERS),
+        ),
         ({"mean": [127.5] * 3, "std": [63.75] * 3}, Preprocessing(normalize=NUMBERS)),
         ({"val_crop_size": 224, "val_resize_size": 256}, Preprocessing(224, crop_fraction=0.875)),
         ({"mean": [0.5] * 3}, None),
