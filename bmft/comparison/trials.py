@@ -166,16 +166,12 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
         "n": len(before),
         **compared(world, trial.method, trial.config, before, after),
         "moved": outcome.patch.moved / sum(p.numel() for p in model.parameters()),
-        "image_passes": max(0, used - _audited(world)),
+        # Measuring before and after is no part of a method's cost.
+        "image_passes": max(0, used - len(world.select) - 2 * len(world.measured)),
         "seconds": report.seconds["total"] - report.seconds["audit"],
         "leakage": compared_leakage(*probes),
         "evaluations": _sites(world, trial, outcome.model),
     }
-
-
-def _audited(world: World) -> int:
-    """Image-passes of measuring before and after, which are no part of a method's cost."""
-    return len(world.select) + 2 * len(world.measured)
 
 
 def _reference(world: World, name: str) -> dict[str, Any]:

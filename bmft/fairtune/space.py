@@ -79,7 +79,8 @@ class Space:
         return {**{switch: switch in self.own for switch in self.switches}, **self._middle(base)}
 
     def _middle(self, base: Settings) -> dict[str, Any]:
-        return {self.rate[0]: _start(self.rate, base), **{key: _now(key, base) for key in self.also}}
+        start = base.lr[0] if self.rate[0] == "lr" else base.trust
+        return {self.rate[0]: start, **{key: _now(key, base) for key in self.also}}
 
     def switched(self, params: Params) -> dict[str, dict[str, bool]]:
         """Block -> component -> whether it is tuned."""
@@ -151,10 +152,6 @@ def _labelled(kind: str, names: tuple[str, ...], detail: Detail) -> list[tuple[s
         (f"norm{place}", tuple(n for n in names if n.rpartition(".")[0] == owner))
         for place, owner in enumerate(owners, 1)
     ]
-
-
-def _start(rate: tuple[str, float, float], base: Settings) -> float:
-    return base.lr[0] if rate[0] == "lr" else base.trust
 
 
 def _now(key: str, base: Settings) -> Any:

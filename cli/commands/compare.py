@@ -83,7 +83,8 @@ def compare(
     world = World(job.model, job.fit, job.select, job.test, elsewhere, job.conditions(how.conditions))
     config = dict(how.config)
     epochs = config.pop("epochs", (3, 5))
-    budget = Budget(epochs if isinstance(epochs, tuple) else (epochs, epochs), _points(path), tuning, seeds)
+    points = tuple(path) if isinstance(path, tuple | list) else (path,)
+    budget = Budget(epochs if isinstance(epochs, tuple) else (epochs, epochs), points, tuning, seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     with ProgressBar() as bar:
         comparison = run(
@@ -105,10 +106,6 @@ def compare(
     for sentence in comparison.verdict():
         click.echo(sentence)
     click.echo(write_comparison(comparison, report))
-
-
-def _points(path: Any) -> tuple[float, ...]:
-    return tuple(path) if isinstance(path, tuple | list) else (path,)
 
 
 def comparison_table(comparison: Comparison) -> str:
