@@ -3,140 +3,21 @@
 Only forms whose name has the text; a library that is not installed is a dash. `tests/test_forms.py` runs the same.
 """
 
-import csv
-import io
 import json
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from benchmarks.common import footer, table
-from bmft.checkpoints import build_from, read_checkpoint
-from bmft.models import forward_logits
-
-SIZE, ROWS = 32, 96
-COLUMNS = ("inspect", "audit", "debias", "loaded again by its own library")
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to keep a classifier.
-
-    Attributes:
-        name: of the row.
-        needs: the packages that make it and load it again.
-        make: writes one into a folder and gives its path.
-        load: the library's own loader: path -> images to logits.
-        options: what the command line has to be told.
-        channels: of the images.
-        size: what they are resized to.
-        ours: bmft's model and images to what `load` gives.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    make: Callable[[Path], Path]
-    load: Callable[[Path], Callable[[Tensor], Any]]
-    options: tuple[str, ...] = ()
-    channels: int = 3
-    size: int = SIZE
-    ours: Callable[[nn.Module, Tensor], Tensor] = forward_logits
-
-    @property
-    def missing(self) -> list[str]:
-        """The packages that are not installed."""
-        return [name for name in self.needs if find_spec(name) is None]
-
-
-def write_data(folder: Path, channels: int = 3, size: int = SIZE) -> list[str]:
-    """Drawn images as an npz with their table; the options that name them."""
-    rng = np.random.default_rng(0)
-    labels, groups = rng.integers(0, 2, ROWS), rng.integers(0, 2, ROWS)
-    images = rng.integers(0, 200, (ROWS, SIZE, SIZE, channels), dtype=np.uint8)
-    images[:, 8:24, 8:24] += (40 * labels).astype(np.uint8)[:, None, None, None]
-    np.savez(folder / "study.npz", images=images if channels == 3 else images[..., 0])
-    with (folder / "study.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["ill", "sex", "patient", "split"])
-        names = np.repeat(["fit", "select", "test"], ROWS // 3)
-        rows.writerows(zip(labels, groups, range(ROWS), names, strict=True))
-    data = ["--data", folder / "study.npz", "--label", "ill", "--sensitive", "sex", "--cluster", "patient"]
-    more = ["--normalize", "0.5/0.25"] if channels == 1 else []
-    data += ["--split-column", "split", "--image-size", size, "--threshold-from", "select"]
-    return [*map(str, data), *more]
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    """A command's exit code, and the last line it said."""
-    from bmft_cli.main import main
-
-    shown = io.StringIO()
-    with redirect_stdout(shown), redirect_stderr(shown):
-        code = main(list(arguments))
-    return code, shown.getvalue().strip().rpartition("\n")[2]
-
-
-def through(form: Form, folder: Path) -> dict[str, str]:
-    """What became of one form in each column: ``yes``, or what was said."""
-    torch.manual_seed(0)
-    with quiet():
-        path = form.make(folder)
-    data, out = write_data(folder, form.channels, form.size), path.with_name(f"fair{path.suffix}")
-    options = [*form.options, "--quiet"]
-    own = [*data, "--device", "cpu"]
-    commands = {
-        "inspect": ["inspect", str(path), *options],
-        "audit": ["audit", str(path), *own, *options, "--json", str(folder / "audit.json")],
-        "debias": ["debias", str(path), *own, *options, "--out", str(out), "--epochs", "1", "--keep", "last"],
-    }
-    found = {}
-    for name, command in commands.items():
-        code, said = run(*command)
-        found[name] = "yes" if code == 0 else f"{code}: {said}"
-    found[COLUMNS[-1]] = again(form, path, out) if out.exists() else "nothing was written"
-    return found
-
-
-def again(form: Form, path: Path, out: Path) -> str:
-    """Whether the library's loader makes of the result what bmft makes of it, and no longer what it was."""
-    images = torch.rand(4, form.channels, form.size, form.size)
-    trusted = "--trust-pickle" in form.options
-    arch = form.options[form.options.index("--arch") + 1] if "--arch" in form.options else None
-    answers, kept = [], []
-    for one in (path, out):
-        checkpoint = read_checkpoint(one, trust_pickle=trusted)
-        with quiet(), torch.no_grad():
-            theirs, ours = form.load(one)(images), form.ours(build_from(checkpoint, arch=arch), images)
-        if not torch.allclose(theirs, ours, atol=1e-5):
-            return f"bmft makes another model of {one.name}: {float((theirs - ours).abs().max()):.2g} apart"
-        answers.append(theirs)
-        kept.append(checkpoint)
-    if list(kept[0].state) != list(kept[1].state) or kept[0].container != kept[1].container:
-        return "its names or its container are others"
-    return "yes" if not torch.allclose(*answers, atol=1e-6) else "it answers as before"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, libraries' remarks and progress bars go nowhere."""
-    import warnings
-
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
+from benchmarks.roundtrip import COLUMNS, SIZE, Form, through
 
 _TRANSFORMER = {
     "hidden_size": 32,
@@ -286,8 +167,255 @@ def small_timm(name: str, **options: Any) -> nn.Module:
     return timm.create_model(name, num_classes=2, **options)  # type: ignore[no-any-return]
 
 
+def monai_net(name: str, *arguments: Any, **options: Any) -> nn.Module:
+    from monai.networks import nets
+
+    return getattr(nets, name)(*arguments, **options)  # type: ignore[no-any-return]
+
+
+def monai_vit() -> nn.Module:
+    return monai_net("ViT", in_channels=3, classification=True, spatial_dims=2, **_VIT)
+
+
+def first_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda images: model(images)[0]  # type: ignore[no-any-return]
+
+
+def monai_saver(folder: Path) -> Path:
+    """What MONAI's CheckpointSaver keeps of a network and its optimizer at the end."""
+    from ignite.engine import Engine
+    from monai.handlers import CheckpointSaver
+
+    network = _densenet()
+    engine = Engine(lambda *_: None)
+    kept = {"net": network, "opt": torch.optim.SGD(network.parameters(), lr=0.1)}
+    CheckpointSaver(str(folder), kept, save_final=True, final_filename="model.pt").attach(engine)
+    engine.run([0], max_epochs=1)
+    return folder / "model.pt"
+
+
+def monai_saver_load(path: Path) -> nn.Module:
+    network = _densenet()
+    network.load_state_dict(torch.load(path, weights_only=True)["net"])
+    return network.eval()
+
+
+_BUNDLE = {
+    "spatial_dims": 2,
+    "network_def": {
+        "_target_": "DenseNet121",
+        "spatial_dims": "@spatial_dims",
+        "in_channels": 1,
+        "out_channels": 2,
+        "init_features": 16,
+    },
+    "network": "$@network_def.to('cpu')",
+}
+
+
+def monai_bundle(folder: Path) -> Path:
+    from monai.bundle import ConfigParser
+
+    bundle = folder / "bundle"
+    for name in ("configs", "models"):
+        (bundle / name).mkdir(parents=True)
+    (bundle / "configs" / "inference.json").write_text(json.dumps(_BUNDLE))
+    (bundle / "configs" / "metadata.json").write_text(json.dumps({"version": "0.1.0", "task": "classification"}))
+    network = ConfigParser(_BUNDLE).get_parsed_content("network_def")
+    torch.save(network.state_dict(), bundle / "models" / "model.pt")
+    return bundle
+
+
+def monai_bundle_load(path: Path) -> nn.Module:
+    from monai.bundle import load
+
+    found: nn.Module = load(
+        name=path.name, bundle_dir=str(path.parent), source="monaihosting", workflow_type="inference"
+    )
+    return found.eval()
+
+
+def xray_net(**options: Any) -> nn.Module:
+    import torchxrayvision
+
+    return torchxrayvision.models.DenseNet(**{"num_classes": 2, **_SMALL_XRAY, **options})  # type: ignore[no-any-return]
+
+
+_LIGHTNING = """
+import torch
+import lightning
+from torch import nn
+
+class Lit(lightning.LightningModule):
+    def __init__(self, width: int, num_classes: int = 2, lr: float = 0.1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(8, num_classes),
+        )
+
+    def forward(self, images):
+        return self.net(images)
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+class Own(Lit):
+    def __init__(self, width: int, num_classes: int = 2, lr: float = 0.1):
+        super().__init__(width, num_classes, lr)
+        self.net = None
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3))
+        self.classifier = nn.Linear(8, num_classes)
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(num_classes))
+
+    def forward(self, images):
+        return self.classifier(self.backbone(images).mean((2, 3)))
+"""
+
+
+def lit_class(folder: Path, name: str) -> Any:
+    from bmft.models.naming import found_function
+
+    return found_function(f"{folder}/lit.py:{name}")
+
+
+def lightning_checkpoint(name: str, folder: Path) -> Path:
+    import lightning
+
+    (folder / "lit.py").write_text(_LIGHTNING)
+    data = torch.utils.data.TensorDataset(torch.rand(4, 3, SIZE, SIZE), torch.tensor([0, 1, 0, 1]))
+    options = {"max_steps": 1, "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(accelerator="cpu", default_root_dir=folder, **options)  # type: ignore[arg-type,unused-ignore]
+    trainer.fit(lit_class(folder, name)(6), torch.utils.data.DataLoader(data, 2))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def lightning_load(name: str, path: Path) -> nn.Module:
+    return lit_class(path.parent, name).load_from_checkpoint(path, map_location="cpu").eval()  # type: ignore[no-any-return]
+
+
+def fastai_learner(folder: Path) -> Any:
+    from fastai.vision.all import ImageDataLoaders, get_image_files, resnet18, vision_learner
+    from PIL import Image
+
+    for place in range(4):
+        (folder / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (SIZE, SIZE), (60 * place, 0, 0)).save(folder / "images" / f"{place % 2}_{place}.png")
+    files = get_image_files(folder / "images")
+    options = {"valid_pct": 0.5, "bs": 2, "num_workers": 0, "seed": 1, "device": "cpu"}
+    loaders = ImageDataLoaders.from_name_func(folder, files, _first_letter, **options)
+    learner = vision_learner(loaders, resnet18, pretrained=False)
+    learner.create_opt()
+    return learner
+
+
+def _first_letter(name: str) -> str:
+    return name[0]
+
+
+def fastai_saved(folder: Path) -> Path:
+    fastai_learner(folder).save("last")
+    return folder / "models" / "last.pth"
+
+
+def fastai_saved_load(path: Path) -> nn.Module:
+    learner = fastai_learner(path.parents[1])
+    learner.load(path.stem, device="cpu")
+    return learner.model.eval()  # type: ignore[no-any-return]
+
+
+def fastai_exported(folder: Path) -> Path:
+    fastai_learner(folder).export(folder / "export.pkl")
+    return folder / "export.pkl"
+
+
+def fastai_exported_load(path: Path) -> nn.Module:
+    from fastai.learner import load_learner
+
+    return load_learner(path).model.eval()  # type: ignore[no-any-return]
+
+
+def yolo_saved(folder: Path) -> Path:
+    from ultralytics import YOLO
+
+    model = YOLO("yolo11n-cls.yaml")
+    model.model = type(model.model)("yolo11n-cls.yaml", nc=2, verbose=False)
+    model.save(folder / "best.pt")
+    return folder / "best.pt"
+
+
+def yolo_load(path: Path) -> Callable[[Tensor], Tensor]:
+    from ultralytics import YOLO
+
+    model = YOLO(path).model.float().eval()
+    return lambda images: model(images)[1]  # type: ignore[no-any-return]
+
+
+_PROBE = """
+import open_clip
+from torch import nn
+
+class Probe(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+        text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+        self.visual = open_clip.CLIP(16, vision, text).visual
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        return self.head(self.visual(images))
+"""
+
+
+def probe_net(folder: Path) -> nn.Module:
+    from bmft.models.naming import found_function
+
+    return found_function(f"{folder}/probe.py:Probe")(2)  # type: ignore[no-any-return]
+
+
+def probe_saved(folder: Path) -> Path:
+    (folder / "probe.py").write_text(_PROBE)
+    return bare(partial(probe_net, folder), folder)
+
+
+def probe_load(path: Path) -> nn.Module:
+    return strictly(partial(probe_net, path.parent), path)
+
+
+def reference_saved(folder: Path) -> Path:
+    """What torchvision's references/classification/train.py keeps."""
+    model = torchvision.models.resnet18(num_classes=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    kept = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1).state_dict(),
+        "epoch": 3,
+        "args": Namespace(model="resnet18", data_path="/data", lr=0.1, weights=None, output_dir=Path("run")),
+        "model_ema": average.state_dict(),
+    }
+    torch.save(kept, folder / "checkpoint.pth")
+    return folder / "checkpoint.pth"
+
+
+def reference_load(path: Path) -> nn.Module:
+    model = torchvision.models.resnet18(num_classes=2)
+    model.load_state_dict(torch.load(path, weights_only=False)["model"])
+    return model.eval()
+
+
+_SMALL_XRAY = {"block_config": (1, 1, 1, 1), "growth_rate": 8, "num_init_features": 8}
+_XRAY = ",".join(["torchxrayvision:DenseNet", *(f"{key}={value}" for key, value in _SMALL_XRAY.items())])
 _HF_NEEDS = ("transformers",)
-_SMALL = {"img_size": SIZE}
+_densenet = partial(monai_net, "DenseNet121", spatial_dims=2, in_channels=1, out_channels=2)
+_VIT = {"img_size": SIZE, "patch_size": 8, "hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 2}
 _TIMM = ("timm",)
 
 
@@ -325,6 +453,64 @@ FORMS = [
     ),
     _bare("torchvision, one channel and a replaced head", (), grey_resnet, channels=1),
     _bare("torchvision, a head of two layers", (), deeper_head),
+    Form("torchvision, its reference training's checkpoint", (), reference_saved, reference_load),
+    _bare("MONAI DenseNet121", ("monai",), _densenet, channels=1),
+    _bare(
+        "MONAI DenseNet121, named",
+        ("monai",),
+        _densenet,
+        "--arch",
+        "monai:DenseNet121,spatial_dims=2,in_channels=1,out_channels=2",
+        channels=1,
+    ),
+    _bare("MONAI ResNet", ("monai",), partial(monai_net, "resnet18", spatial_dims=2, num_classes=2)),
+    _bare(
+        "MONAI EfficientNetBN",
+        ("monai",),
+        partial(monai_net, "EfficientNetBN", "efficientnet-b0", pretrained=False, num_classes=2),
+    ),
+    _bare(
+        "MONAI SEResNet",
+        ("monai",),
+        partial(monai_net, "SEResNet50", spatial_dims=2, in_channels=3, num_classes=2),
+        seed=1,
+    ),
+    Form(
+        "MONAI ViT, named",
+        ("monai", "einops"),
+        partial(bare, monai_vit),
+        lambda path: first_of(strictly(monai_vit, path)),
+        (
+            "--arch",
+            "monai:ViT,in_channels=3,img_size=32,patch_size=8,hidden_size=24,mlp_dim=32,num_layers=2,num_heads=2",
+        ),
+    ),
+    Form("MONAI CheckpointSaver", ("monai", "ignite"), monai_saver, monai_saver_load, channels=1),
+    Form("MONAI bundle", ("monai", "ignite"), monai_bundle, monai_bundle_load, channels=1),
+    _bare("torchxrayvision DenseNet", ("torchxrayvision",), xray_net, "--arch", _XRAY, channels=1),
+    _bare(
+        "torchxrayvision DenseNet with op_threshs",
+        ("torchxrayvision",),
+        partial(xray_net, num_classes=1, op_threshs=torch.tensor([0.4])),
+        "--arch",
+        f"{_XRAY},op_threshs=True",
+        data=("--answer-is", "probabilities"),
+        channels=1,
+    ),
+    *(
+        Form(
+            f"Lightning, {what}",
+            ("lightning",),
+            partial(lightning_checkpoint, name),
+            partial(lightning_load, name),
+            ("--arch", "{folder}/lit.py:" + name),
+        )
+        for name, what in (("Lit", "self.net"), ("Own", "a backbone and a classifier of one's own"))
+    ),
+    Form("fastai, learn.save", ("fastai",), fastai_saved, fastai_saved_load),
+    Form("fastai, learn.export", ("fastai",), fastai_exported, fastai_exported_load, ("--trust-pickle",)),
+    Form("Ultralytics", ("ultralytics",), yolo_saved, yolo_load, ("--trust-pickle",)),
+    Form("open_clip, a linear probe", ("open_clip",), probe_saved, probe_load, ("--arch", "{folder}/probe.py:Probe")),
 ]
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.forms import COLUMNS, FORMS, through
+from benchmarks.forms import FORMS
+from benchmarks.roundtrip import COLUMNS, through
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)

@@ -14,6 +14,7 @@ from torch import nn
 from bmft._common import listed, short
 from bmft.checkpoints.checkpoint import Checkpoint
 from bmft.checkpoints.folders import WEIGHTS
+from bmft.checkpoints.layout import held_model
 from bmft.errors import CheckpointError
 from bmft.models import Kind, OutputNames, kind_of_problem
 from bmft.tables import ClassNames
@@ -111,6 +112,12 @@ def _named(
 def _inside(value: Any, wanted: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, nn.Module):
         entries: Mapping[Any, Any] = {key: vars(value).get(key) for key in (*wanted, "config", "hparams")}
+        if "classes" in wanted:
+            # Ultralytics and torchxrayvision
+            entries = {**entries, "classes": vars(value).get("names"), "class_names": vars(value).get("targets")}
+    elif held_model(value):
+        # fastai
+        entries = {"classes": list(getattr(getattr(value, "dls", None), "vocab", ()))}
     elif isinstance(value, Namespace):
         entries = vars(value)
     elif isinstance(value, Mapping):

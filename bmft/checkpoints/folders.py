@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from bmft._common import short
+from bmft.checkpoints.bundles import bundle_network, bundle_weights
 from bmft.checkpoints.formats import Folder, WeightFile, read_file, write_file
 from bmft.checkpoints.huggingface import adapted, classifier_of, config_of, is_transformers
 from bmft.checkpoints.layout import in_precision, tensors_of
@@ -25,7 +26,20 @@ log = logging.getLogger(__name__)
 HUGGING_FACE, FOLDER = "Hugging Face folder", "folder"
 # In the order in which the libraries look.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pt2", ".h5", ".msgpack", ".onnx", ".index.json")
+_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pt2",
+    ".ts",
+    ".trt",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".index.json",
+)
 _NO_MODEL = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states", "adapter_model")
 
 
@@ -45,6 +59,8 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> WeightFile:
             raise CheckpointError(f"{path} adapts {base}, which is no folder that transformers wrote")
         return replace(file, content=adapter(file.content), content_hash=_hash_of(path, [file.content_hash]))
     said = config_of(path)
+    if bundle_weights(path) is not None and (network := bundle_network(path)) is not None:
+        said = {**said, "arch": network}
     parts = {name: read_file(path / name, trust_pickle=trust_pickle) for name in _files(path)}
     content_hash = _hash_of(path, [part.content_hash for part in parts.values()])
     stale = tuple(name for name in _others(path) if name not in parts)
@@ -112,6 +128,8 @@ def _inside(folder: Path) -> set[str]:
 
 def _files(folder: Path) -> list[str]:
     """The files that hold the model, as the libraries choose."""
+    if (inside := bundle_weights(folder)) is not None:
+        return [inside]
     for name in WEIGHTS:
         if (folder / name).is_file():
             return [name]
@@ -128,10 +146,12 @@ def _files(folder: Path) -> list[str]:
         raise CheckpointError(
             f"{folder} holds {len(found)} files of weights ({', '.join(found[:5])}): name the one that is meant"
         )
-    inside = sorted(p.name for p in folder.iterdir())
+    names = sorted(p.name for p in folder.iterdir())
+    if steps := [name for name in names if name.startswith("checkpoint-")]:
+        raise CheckpointError(f"{folder} holds {len(steps)} checkpoints ({', '.join(steps[:5])}): name the one meant")
     raise CheckpointError(
         f"{folder} is a folder without weights: expected model.safetensors, pytorch_model.bin or one file of weights; "
-        f"it holds {', '.join(inside[:5]) or 'nothing'}"
+        f"it holds {', '.join(names[:5]) or 'nothing'}"
     )
 
 

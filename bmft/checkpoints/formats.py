@@ -7,14 +7,15 @@ import pickle
 import pickletools
 import re
 import struct
+import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from bmft._common import replacing
 from bmft.checkpoints import harmless
+from bmft.checkpoints.layout import held_model
 from bmft.errors import CheckpointError, UntrustedPickleError
 
 ZIP, LEGACY, PICKLE, SAFETENSORS = "torch", "torch (before 1.6)", "pickle", "safetensors"
@@ -146,6 +148,9 @@ def write_file(file: WeightFile, content: Any, path: Path) -> None:
         with replacing(path) as target:
             if file.kind == SAFETENSORS:
                 _write_safetensors(file.header, content, target)
+            elif held_model(content) and callable(export := getattr(content, "export", None)):
+                # fastai's Learner cannot be pickled as it is once it was read: it knows how.
+                target.write(_exported_by(export))
             elif file.kind == PICKLE:
                 pickle.dump(content, target)
             else:
@@ -156,6 +161,13 @@ def write_file(file: WeightFile, content: Any, path: Path) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) else None
         raise CheckpointError(f"{path} cannot be written: {reason or _first_line(error)}") from error
+
+
+def _exported_by(export: Callable[[Path], Any]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder).resolve() / "export.pkl"
+        export(path)
+        return path.read_bytes()
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -261,14 +273,29 @@ def _named(file: BufferedReader, kind: str) -> list[str]:
     """The classes and functions that reading the pickle would import, plain tensors' own left out."""
     file.seek(0)
     if kind == ZIP:
-        with torch.serialization.safe_globals(harmless.harmless()):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        try:
+            with torch.serialization.safe_globals(harmless.harmless()):
+                return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        # Torch looks into no pickle with instructions that its own never have, such as fastai's export.
+        except pickle.UnpicklingError:
+            return _plain_left_out(_globals_in_archive(file))
     # Before torch 1.6 a magic number, a version and the machine's integers stand before the content.
     names = {name for _ in range(4 if kind == LEGACY else 1) for name in _globals(file)}
-    return sorted(name for name in names if not _PLAIN.fullmatch(name))
+    return _plain_left_out(names)
 
 
-def _globals(file: BufferedReader) -> Iterator[str]:
+def _plain_left_out(names: Iterable[str]) -> list[str]:
+    return sorted({name for name in names if not _PLAIN.fullmatch(name)})
+
+
+def _globals_in_archive(file: BufferedReader) -> Iterator[str]:
+    with zipfile.ZipFile(file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(name) as content:
+            yield from _globals(content)
+
+
+def _globals(file: IO[bytes]) -> Iterator[str]:
     strings = ["", ""]
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("GLOBAL", "INST"):

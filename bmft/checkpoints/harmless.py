@@ -12,6 +12,8 @@ import pathlib
 import pickle
 import types
 import uuid
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
 import numpy as np
@@ -60,6 +62,9 @@ def harmless() -> list[Any]:
         named += [(_ForeignPath, f"{module}.{_FOREIGN.__name__}")]
     for package in ("numpy.core", "numpy._core"):
         named += [(_RECONSTRUCT, f"{package}.multiarray._reconstruct"), (_SCALAR, f"{package}.multiarray.scalar")]
+    if find_spec("fastcore"):
+        # The list in which fastai keeps an optimizer's settings.
+        named.append(import_module("fastcore.foundation").L)
     return named
 
 

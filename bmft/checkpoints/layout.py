@@ -20,8 +20,13 @@ _SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "args")
 def at(content: Any, keys: Iterable[str]) -> Any:
     """What lies under `keys`, one after the other."""
     for key in keys:
-        content = content[key]
+        content = content[key] if isinstance(content, Mapping) else getattr(content, key)
     return content
+
+
+def held_model(content: Any) -> bool:
+    """Whether it is an object, such as fastai's Learner, whose ``model`` is the network."""
+    return not isinstance(content, Mapping | nn.Module) and isinstance(getattr(content, "model", None), nn.Module)
 
 
 def tensors_of(found: Any) -> dict[str, Tensor]:
@@ -165,7 +170,11 @@ def _replaced(content: Any, keys: tuple[str, ...], value: Any) -> Any:
     if not keys:
         return value
     outer = copy.copy(content)
-    outer[keys[0]] = _replaced(content[keys[0]], keys[1:], value)
+    inner = _replaced(at(content, keys[:1]), keys[1:], value)
+    if isinstance(content, Mapping):
+        outer[keys[0]] = inner
+    else:
+        setattr(outer, keys[0], inner)
     return outer
 
 

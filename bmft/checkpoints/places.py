@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bmft._common import short, shown
-from bmft.checkpoints.layout import at, tensors_of
+from bmft.checkpoints.layout import at, held_model, tensors_of
 from bmft.checkpoints.names import prefixes
 from bmft.errors import CheckpointError, ConfigError
 
@@ -55,6 +55,8 @@ def weight_sets(content: Any) -> list[WeightSet]:
     def walk(value: Any, keys: tuple[str, ...]) -> Iterator[WeightSet]:
         if isinstance(value, nn.Module):
             yield from _parts(keys, tensors_of(value))
+        elif held_model(value):
+            yield from walk(value.model, (*keys, "model"))
         elif isinstance(value, Mapping) and len(keys) <= _DEPTH and next(visits, None) is not None:
             tensors = tensors_of(value)
             if any("." in key for key in tensors):
@@ -105,6 +107,8 @@ def why(chosen: WeightSet) -> tuple[str, bool]:
 def _default_keys(content: Any, depth: int = 0) -> tuple[str, ...] | None:
     if isinstance(content, nn.Module) and content.state_dict():
         return ()
+    if held_model(content):
+        return ("model",)
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return None
     for name in ENTRIES:

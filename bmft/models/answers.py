@@ -1,5 +1,6 @@
 """How a model's answer is read: which part of what `forward` returns, as logits or probabilities, which output."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -253,6 +254,9 @@ def choose(answer: Any, n: int, sizes: range | set[int] | None = None) -> tuple[
     right = [path for path, tensor in fitting.items() if sizes is None or tensor.numel() // n in sizes]
     if len(right) == 1:
         return right[0], "the only part of the right shape"
+    for one, other in itertools.permutations(right, 2) if len(right) == 2 else ():
+        if _is_softmax(found[one], found[other]):
+            return other, f"part {one!r} is its softmax"
     if not found:
         raise ArchitectureError(
             f"the model answers with a {type(answer).__name__}: expected a tensor of logits, or a dict, tuple or "
@@ -264,6 +268,11 @@ def choose(answer: Any, n: int, sizes: range | set[int] | None = None) -> tuple[
         f"{problem} the model's answer could be its logits, ({n}, {size}) for {n} samples: it holds {_listed(found)}. "
         "Name the part that does (--answer)."
     )
+
+
+def _is_softmax(probabilities: Tensor, logits: Tensor) -> bool:
+    alike = probabilities.shape == logits.shape and probabilities.dim() == 2
+    return alike and torch.allclose(probabilities, logits.softmax(1), atol=1e-6)
 
 
 def parts(answer: Any, path: str = "") -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from bmft._common import short
 from bmft.errors import ArchitectureError, MissingExtraError
 from bmft.models import libraries
 from bmft.models.architectures import Entry, index, make_entry, shapes_of
@@ -58,7 +59,7 @@ def build_model(arch: str, *, num_outputs: int | None = None, settings: Mapping[
         outputs = {} if num_outputs is None else {"num_classes": num_outputs}
         return _called(arch, build(rest), (), {**named.options, **outputs})
     if library in libraries.MAKERS:
-        return _called(arch, *libraries.maker(library, rest, num_outputs), named.options)
+        return _called(arch, libraries.maker(library, rest, num_outputs), named.arguments, named.options)
     factory = found_function(named.name)
     options = {**_taken(factory, settings or {}, len(named.arguments)), **named.options}
     size = size_option(factory)
@@ -115,6 +116,8 @@ def readings(arch: str, *, trusted: bool = True) -> tuple[str, ...]:
         return ()
     name = parsed(arch).name
     library, _, rest = name.partition(":")
+    if library in libraries.MAKERS:
+        return (arch,) if trusted or rest.isidentifier() else ()
     if rest:
         return (arch,) if trusted or rest.split(".")[0] in _names(library) else ()
     known = [library for library in _LIBRARIES if name.split(".")[0] in _names(library)]
@@ -156,6 +159,8 @@ def _called(arch: str, build: Callable[..., Any], arguments: tuple[Any, ...], op
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError) as error:
         given = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in options.items())])
         raise ArchitectureError(f"{arch} cannot be built with ({given}): {error}") from error
+    except ImportError as error:
+        raise MissingExtraError(f"{arch} needs a package that is not installed: {short(error)}") from error
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
             f"{arch} gives a {type(model).__name__}: expected a function that returns a torch.nn.Module"

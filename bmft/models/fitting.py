@@ -16,6 +16,7 @@ from bmft.models.head import find_head
 from bmft.models.naming import parsed, spelled
 
 _SIZE_OPTIONS = {"timm": "img_size", "torchvision": "image_size"}
+_CHANNEL_OPTIONS = {"timm": "in_chans", "monai": "in_channels", "torchxrayvision": "in_channels"}
 _USUAL_SIZES = (224, 384, 256, 192, 128, 64, 32, 96, 112, 160, 288, 320, 336, 448, 512, 518)
 
 
@@ -115,8 +116,9 @@ def _options(arch: str, network: nn.Module, shapes: Shapes) -> Iterator[dict[str
     more: dict[str, Any] = {}
     stem = _stem(network)
     channels = shapes.get(f"{stem[0]}.weight", ())[1:2] if stem else ()
-    if library == "timm" and stem and channels not in ((), (stem[1].in_channels,)) and "in_chans" not in named.options:
-        more["in_chans"] = channels[0]
+    own_channels = _CHANNEL_OPTIONS.get(library, "")
+    if own_channels and stem and channels not in ((), (stem[1].in_channels,)) and own_channels not in named.options:
+        more[own_channels] = channels[0]
         yield dict(more)
     option = _SIZE_OPTIONS.get(library)
     own = shapes_of(network.state_dict())

@@ -7,6 +7,7 @@ from bmft.errors import ArchitectureError
 from bmft.models.architectures import Shapes, fit_of, index, matches, nearest
 from bmft.models.building import need_timm, outline_shapes
 from bmft.models.fitting import Fitted, fitted
+from bmft.models.libraries import candidates
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,10 @@ def recognised(shapes: Shapes) -> Fitted:
     """
     if matches(shapes):
         return fitted(infer_architecture(shapes), lambda _: shapes)
+    for arch in candidates(shapes):
+        found = fitted(arch, lambda _: shapes)
+        if not found.fit.distance:
+            return found
     near = [fitted(arch, lambda _: shapes) for arch in _usable(shapes)]
     exact = [one for one in near if not one.fit.distance]
     ours = [one for one in exact if one.arch.startswith("torchvision:")] or exact
