@@ -278,7 +278,7 @@ class Own(Lit):
 
 
 def lit_class(folder: Path, name: str) -> Any:
-    from bmft.models.naming import found_function
+    from bmft.models import found_function
 
     return found_function(f"{folder}/lit.py:{name}")
 
@@ -374,7 +374,7 @@ class Probe(nn.Module):
 
 
 def probe_net(folder: Path) -> nn.Module:
-    from bmft.models.naming import found_function
+    from bmft.models import found_function
 
     return found_function(f"{folder}/probe.py:Probe")(2)  # type: ignore[no-any-return]
 

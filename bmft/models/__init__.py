@@ -25,6 +25,7 @@ from bmft.models.features import penultimate_features as penultimate_features
 from bmft.models.fitting import Fitted as Fitted, compare as compare, fitted as fitted
 from bmft.models.head import Head as Head, find_head as find_head, reset_head as reset_head
 from bmft.models.modes import evaluating as evaluating, trainable as trainable
+from bmft.models.naming import found_function as found_function
 from bmft.models.outputs import (
     Kind as Kind,
     OutputNames as OutputNames,
