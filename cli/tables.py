@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bmft._common import in_words, with_interval
+from bmft._common import SHOWN, in_words, with_interval
 
 from .console import settings, table
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
 
-_RATES = {"roc_auc": "ROC AUC", "true_positive_rate": "TPR", "false_positive_rate": "FPR"}
 _ODDS = "equalized_odds_difference"
 
 
@@ -40,7 +39,7 @@ def warn_of(report: AuditReport, whose: str = "", *, swapped: bool = True) -> No
 
 def _attribute(reports: Mapping[str, AuditReport], attribute: str) -> str:
     named = len(reports) > 1
-    rows = [[attribute, "", "n", "positive", *_RATES.values()]]
+    rows = [[attribute, "", "n", "positive", *SHOWN.values()]]
     for group in next(iter(reports.values())).by_group[attribute]:
         rows += _block(group, reports, lambda report, g=group: _group(report, attribute, g), counts=True)
     rows += _block("gap", reports, lambda report: _gaps(report, attribute), counts=False)
@@ -67,13 +66,13 @@ def _block(title: str, reports: Mapping[str, AuditReport], cells: Any, *, counts
 
 def _group(report: AuditReport, attribute: str, group: str) -> list[str]:
     figures, intervals = report.by_group[attribute][group], report.intervals["by_group"][attribute][group]
-    rates = [with_interval(figures[name], intervals.get(name)) for name in _RATES]
+    rates = [with_interval(figures[name], intervals.get(name)) for name in SHOWN]
     return [f"{figures['n']:,}", f"{figures['n_positive']:,}", *rates]
 
 
 def _gaps(report: AuditReport, attribute: str) -> list[str]:
     gaps, intervals = report.gaps[attribute], report.intervals["gaps"][attribute]
-    names = [f"{name}_difference" for name in _RATES]
+    names = [f"{name}_difference" for name in SHOWN]
     return ["", "", *(with_interval(gaps[name], intervals.get(name)) for name in names)]
 
 

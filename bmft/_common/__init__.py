@@ -11,6 +11,7 @@ from bmft._common.files import (
 from bmft._common.plain import plain as plain
 from bmft._common.text import (
     MOST as MOST,
+    SHOWN as SHOWN,
     did_you_mean as did_you_mean,
     folded as folded,
     html_table as html_table,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+# The figures of a small table, and their names there.
+SHOWN = {"roc_auc": "ROC AUC", "true_positive_rate": "TPR", "false_positive_rate": "FPR"}
 MOST = 20  # names or problems that one message lists
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bmft._common import as_json, html_table, in_words, plain, short, unknown_name, with_interval
+from bmft._common import SHOWN, as_json, html_table, in_words, plain, short, unknown_name, with_interval
 from bmft.auditing.gap_intervals import summarise_intervals
 from bmft.auditing.group_intervals import Sample
 from bmft.auditing.metrics import (
@@ -40,7 +40,6 @@ SCHEMA = 1
 CONSTANT = "constant predictor"
 Figures = dict[str, Any]
 HEADLINE = "equalized_odds_difference"
-SHOWN = {"roc_auc": "ROC AUC", "true_positive_rate": "TPR", "false_positive_rate": "FPR"}  # in a notebook
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -37,7 +37,7 @@ class Budget:
         epochs: of the extractor step and of the head step. Methods that train the whole network at once get as many
             passes over the fit images as the two-step methods make in all: their epochs, one for the importance and
             one per point of the path for the features.
-        path: how far along the extractor goes, see `bmft.methods.Settings`.
+        path: how far along the extractor goes, see `bmft.Settings`.
         tuning: learning rates tried per method and seed, chosen on select.
         seeds: repetitions.
     """

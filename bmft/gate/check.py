@@ -1,6 +1,6 @@
 """The fairness gate: an audit and a policy in, a verdict with a reason for every check out.
 
-How a bound is held against the data is in `bmft.judgement`; here is what is compared, what is refused, and
+How a bound is held against the data is in `bmft.gate.decisions`; here is what is compared, what is refused, and
 what waivers change.
 """
 
