@@ -248,7 +248,7 @@ class Job:
             transform=None if common.transform is None else Transform(common.transform),
             known=self.known_pixels,
             bits=common.bits,
-            channels=_channels(self.model),
+            channels=channels_of(self.model),
             on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
             workers=common.workers,
         )
@@ -311,7 +311,7 @@ class Transform:
             raise DataError(f"--transform {self.name} raises {type(error).__name__}: {first_line(error)}") from error
 
 
-def _channels(model: nn.Module) -> int:
+def channels_of(model: nn.Module) -> int:
     """Channels of the images: what the first convolution takes; 3 where there is none."""
     layers = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     # A kernel's own shape tells the channels of one group only.

@@ -25,6 +25,7 @@ COMMANDS = {
     "search": "Search for what to fine-tune (FairTune).",
     "plan": "Say how many samples a gate needs.",
     "patch": "Show, apply or revert what a debiasing changed.",
+    "export": "Write a checkpoint as ONNX or as a folder for the hub.",
     "inspect": "Say what a checkpoint holds and what would be tuned.",
     "prepare": "Turn a public dataset's folder, or a form such as DICOM or Parquet, into a manifest.",
     "demo": "Run the main job on generated data.",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         write_checkpoint as write_checkpoint,
     )
     from bmft.checkpoints.classes import class_names as class_names, output_names as output_names
+    from bmft.checkpoints.exporting import write_hub_folder as write_hub_folder, write_onnx as write_onnx
     from bmft.checkpoints.folders import check_place as check_place
     from bmft.checkpoints.loading import (
         assembled as assembled,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "checkpoint": ("Checkpoint", "as_stored", "read_checkpoint", "write_checkpoint"),
     "classes": ("class_names", "output_names"),
+    "exporting": ("write_hub_folder", "write_onnx"),
     "folders": ("check_place",),
     "loading": ("assembled", "build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),
