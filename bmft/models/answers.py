@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bmft._common import Assumption, folded
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError
 from bmft.models.outputs import Kind, OutputNames, apart, listed_outputs, output_names_of, output_place
+from bmft.models.weights import check_module
 
 # A plain attribute: deepcopy and pickle keep it, a state dict does not have it.
 _MARK = "_bmft_reading"
@@ -117,6 +118,7 @@ def read_as(
 
 def reading_of(model: nn.Module) -> Reading:
     """How this model's answer is read."""
+    check_module(model)
     found = model.__dict__.get(_MARK)
     return found if isinstance(found, Reading) else Reading()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bmft.errors import ArchitectureError
+from bmft.errors import ArchitectureError, ConfigError
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -59,12 +59,27 @@ def check_tunable(model: nn.Module) -> None:
         )
 
 
+def check_module(model: object) -> None:
+    """Raise unless it is a module.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"a {type(model).__name__} was given as the model: expected a torch.nn.Module; of a file "
+            "bmft.load_checkpoint(path) makes one"
+        )
+
+
 def check_values(model: nn.Module) -> None:
     """Raise unless every weight has values.
 
     Raises:
+        ConfigError: it is no module.
         ArchitectureError: it is a ScriptModule, or a weight or buffer is on the meta device or not yet initialized.
     """
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ArchitectureError(
             "the model is a ScriptModule (torch.jit), whose layers cannot be taken apart: build the nn.Module that it "

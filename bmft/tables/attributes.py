@@ -15,7 +15,7 @@ import pandas as pd
 from bmft._common import Assumption, listed, short
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.tables.reading import Ints, Texts, as_number, column
-from bmft.tables.unknown import BY_DEFAULT, DOUBTFUL, Unknown, folded, is_listed, reasons, said_of_groups
+from bmft.tables.unknown import BY_DEFAULT, DOUBTFUL, Unknown, is_listed, plain_code, reasons, said_of_groups
 
 MAX_PLAIN_NUMBERS = 12  # more distinct numbers than this are a measurement to cut, not a list of groups
 
@@ -121,13 +121,13 @@ def _factor(table: pd.DataFrame, factor: str, unknown: Unknown) -> _Factor:
 
     def is_unknown(value: str) -> bool:
         number = as_number(value)
-        if folded(value) in said or not default or number is None:
-            return folded(value) in said or (default and is_listed(value))
+        if plain_code(value) in said or not default or number is None:
+            return plain_code(value) in said or (default and is_listed(value))
         return (number < 0 and not below) or (ages and number in _NO_AGE)
 
     def is_doubtful(value: str) -> bool:
         number = as_number(value)
-        odd = folded(value) in DOUBTFUL if not edges else ages and number is not None and number > _OLDEST
+        odd = plain_code(value) in DOUBTFUL if not edges else ages and number is not None and number > _OLDEST
         return default and odd and not is_unknown(value)
 
     why, doubtful = reasons(text, is_unknown), reasons(text, is_doubtful)

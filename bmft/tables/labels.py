@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bmft._common import Assumption, did_you_mean, listed, short
+from bmft._common import Assumption, did_you_mean, folded, listed, short
 from bmft.errors import ConfigError, DataError
 from bmft.tables.reading import Ints, Texts, as_number, column
-from bmft.tables.unknown import BLANK, BY_DEFAULT, Unknown, counted, folded, is_code, reasons, unsure
+from bmft.tables.unknown import BLANK, BY_DEFAULT, Unknown, counted, is_code, plain_code, reasons, unsure
 
 # The pairs of words that say by themselves which one is positive, in lower case, the positive one last.
 WORDS = (("0", "1"), ("false", "true"), ("no", "yes"), ("negative", "positive"), ("neg", "pos"))
@@ -162,10 +162,10 @@ def _one_of(
 
 def _known(table: pd.DataFrame, name: str, classes: Sequence[str], unknown: Unknown) -> tuple[Texts, Texts]:
     """A column's labels, "" for those that are not known, and why these are not."""
-    text, own = column(table, name, role="label"), {_folded(one) for one in classes}
+    text, own = column(table, name, role="label"), {folded(one) for one in classes}
     said, default = unknown.codes_of(table, name, label=True)
     why = reasons(
-        text, lambda value: folded(value) in said or (default and is_code(value) and _folded(value) not in own)
+        text, lambda value: plain_code(value) in said or (default and is_code(value) and folded(value) not in own)
     )
     return np.where(why == "", text, ""), why
 
@@ -275,7 +275,7 @@ def _shown(names: Sequence[str]) -> str:
 
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name).strip() for name in ([classes] if isinstance(classes, str) else classes))
-    if len({_folded(name) for name in names}) < max(2, len(names)) or "" in names:
+    if len({folded(name) for name in names}) < max(2, len(names)) or "" in names:
         raise ConfigError(f"classes {names!r}: two or more names are needed, each once.")
     return names
 
@@ -293,11 +293,7 @@ def _positive(names: tuple[str, ...], positive: str | None) -> str:
 
 def tells_positive(names: Sequence[str]) -> bool:
     """Whether two names say by themselves that the second is positive, such as no and yes."""
-    return tuple(map(_folded, names)) in WORDS
-
-
-def _folded(name: str) -> str:
-    return " ".join(str(name).replace("_", " ").split()).casefold()
+    return tuple(map(folded, names)) in WORDS
 
 
 def _spelled(values: Iterable[str], names: Sequence[str]) -> Mapping[str, str]:
@@ -312,10 +308,10 @@ def _spelled(values: Iterable[str], names: Sequence[str]) -> Mapping[str, str]:
 
 def _by_name(values: Iterable[str], names: Sequence[str]) -> Mapping[str, str]:
     """Each value that is a class -> the class, whatever the case and the blanks where that tells them apart."""
-    folded = {_folded(name): name for name in names}
-    if len(folded) < len(names):
+    by_key = {folded(name): name for name in names}
+    if len(by_key) < len(names):
         return {value: value for value in values if value in names}
-    return {value: folded[_folded(value)] for value in values if _folded(value) in folded}
+    return {value: by_key[folded(value)] for value in values if folded(value) in by_key}
 
 
 def _numbers(name: str, text: Texts, known: Sequence[str]) -> Ints:

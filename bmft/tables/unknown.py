@@ -102,7 +102,7 @@ class Unknown:
             if own == name and not code:
                 default = False
             elif own == name or (own is None and not label):
-                found.add(folded(code))
+                found.add(plain_code(code))
         return frozenset(found), default
 
     def unmet(self, table: pd.DataFrame, names: Iterable[str]) -> list[Assumption]:
@@ -111,8 +111,8 @@ class Unknown:
         for said in [self.codes] if isinstance(self.codes, str) else self.codes:
             own, code = _split(str(said), columns)
             looked = names if own is None else (own,)
-            held = {folded(value) for name in looked for value in set(column(table, name, role="sensitive"))}
-            if code and folded(code) not in held:
+            held = {plain_code(value) for name in looked for value in set(column(table, name, role="sensitive"))}
+            if code and plain_code(code) not in held:
                 value = f"no row holds the code {short(code, 40)!r}{f' in {own}' if own else ''}"
                 found.append(Assumption("unknown", value, "the rows", f"--unknown {short(said, 40)}", guess=True))
         return found
@@ -120,7 +120,7 @@ class Unknown:
     def why_not(self, table: pd.DataFrame, name: str, text: Texts) -> Texts:
         """``(n,)`` the code by which each id of a column is not known, `BLANK` of an empty one, else ""."""
         said, default = self.codes_of(table, name)
-        return reasons(text, lambda value: folded(value) in said or (default and is_listed(value)))
+        return reasons(text, lambda value: plain_code(value) in said or (default and is_listed(value)))
 
 
 BY_DEFAULT = Unknown()
@@ -140,10 +140,10 @@ def _split(said: str, columns: Sequence[str]) -> tuple[str | None, str]:
     return said[:end].strip(), said[end + 1 :].strip()
 
 
-def folded(text: str) -> str:
+def plain_code(text: str) -> str:
     """A code whatever its case, its blanks, the brackets around it and the way a number is written.
 
-    >>> folded(" [Not_Reported] "), folded("-1.0")
+    >>> plain_code(" [Not_Reported] "), plain_code("-1.0")
     ('not reported', '-1')
     """
     number = as_number(text)
@@ -161,7 +161,7 @@ def is_listed(text: str) -> bool:
     >>> is_listed("Unknown or Not Reported"), is_listed("NA/unknown"), is_listed("Other/Unknown")
     (True, True, False)
     """
-    code = folded(text)
+    code = plain_code(text)
     return code in UNKNOWN or all(part in UNKNOWN for part in _OR.split(code))
 
 
@@ -170,7 +170,7 @@ _OR = re.compile(r" *[/,;] *| or ")
 
 def is_code(text: str) -> bool:
     """Whether a label like this is not known, unless a class is called so."""
-    return is_listed(text) or folded(text) in UNCERTAIN
+    return is_listed(text) or plain_code(text) in UNCERTAIN
 
 
 def reasons(text: Texts, is_unknown: Callable[[str], bool]) -> Texts:
@@ -222,4 +222,4 @@ def _rows(number: int) -> str:
 
 def unsure(why: Texts) -> npt.NDArray[np.bool_]:
     """Which of the codes say that somebody looked and could not tell."""
-    return np.array([folded(one) in UNCERTAIN for one in why], dtype=bool)
+    return np.array([plain_code(one) in UNCERTAIN for one in why], dtype=bool)
