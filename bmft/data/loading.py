@@ -159,7 +159,8 @@ def as_grouped(
     attributes, classes = (names, None) if like is None else (like.attributes, like.classes)
     grouped = from_arrays(inputs, targets, groups, attributes=attributes, classes=classes)
     if like is not None:
-        assumed = tuple(dict.fromkeys((*like.assumed, *grouped.assumed)))
+        own = [one for one in grouped.assumed if one.subject != "classes"]  # `like` says which is which
+        assumed = tuple(dict.fromkeys((*like.assumed, *own)))
         grouped = replace(grouped, assumed=assumed, outputs_reversed=like.outputs_reversed)
     return grouped if like is None or names is None else grouped.with_attributes(*names)
 

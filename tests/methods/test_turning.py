@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import bmft
 from bmft.comparison import Budget, World, compare
-from bmft.data import from_arrays
+from bmft.data import as_grouped, from_arrays
 from bmft.errors import ConfigError, DataError
 from bmft.methods import debias
 from bmft.models import read_as, turn_head, turned_model
@@ -174,6 +175,15 @@ def test_importance_and_leakage_do_not_mind_which_output_is_first():
     for name, tensor in scores[0].items():
         other = scores[1][name].flip(0) if name.startswith("2.") else scores[1][name]
         torch.testing.assert_close(tensor, other)
+
+
+def test_batches_of_a_set_keep_what_it_says_of_its_classes():
+    data = mirrored()[2]
+    from_batches = as_grouped(DataLoader(data, batch_size=50))
+    assert from_batches.outputs_reversed
+    for found in (data, from_batches):
+        (said,) = [one.value for one in found.assumed if one.subject == "classes"]
+        assert said == "sick is positive, well is not; the model's outputs are sick, well"
 
 
 def test_sets_that_disagree_about_the_order_are_refused():
