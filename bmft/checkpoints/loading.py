@@ -20,6 +20,7 @@ from bmft.models import (
     Fit,
     Fitted,
     Kind,
+    check_takes_images,
     check_values,
     compare,
     components,
@@ -106,6 +107,7 @@ def assembled(
         )
     with torch.random.fork_rng(devices=[]):
         model = network.build()
+    check_takes_images(model)
     return _load(model, checkpoint, network.arch), network.assumed
 
 

@@ -32,7 +32,11 @@ from bmft.models.outputs import (
     kind_of_problem as kind_of_problem,
     listed_outputs as listed_outputs,
 )
-from bmft.models.purpose import answer_to_an_image as answer_to_an_image, purpose_of as purpose_of
+from bmft.models.purpose import (
+    answer_to_an_image as answer_to_an_image,
+    check_takes_images as check_takes_images,
+    purpose_of as purpose_of,
+)
 from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
 from bmft.models.seen import unlike_training as unlike_training
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for

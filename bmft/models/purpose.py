@@ -53,6 +53,16 @@ def purpose_of(shapes: Shapes) -> str | None:
     )
 
 
+def check_takes_images(model: nn.Module) -> None:
+    """Refuse a network of volumes.
+
+    Raises:
+        ArchitectureError: it is one.
+    """
+    if any(isinstance(module, nn.Conv3d) for module in model.modules()):
+        raise ArchitectureError(f"{type(model).__name__} takes volumes, of three dimensions: {_INSTEAD}")
+
+
 def answer_to_an_image(model: nn.Module) -> str:
     """What the model answers to two images of noise, in words; it is run in evaluation mode and left as it was.
 
@@ -62,8 +72,7 @@ def answer_to_an_image(model: nn.Module) -> str:
     >>> answer_to_an_image(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
     '2 outputs for an image of 3 x 224 x 224'
     """
-    if any(isinstance(module, nn.Conv3d) for module in model.modules()):
-        raise ArchitectureError(f"{type(model).__name__} takes volumes, of three dimensions: {_INSTEAD}")
+    check_takes_images(model)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
     reasons = []

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.forms import hf_folder, hf_model
-from bmft.checkpoints import build_from, read_checkpoint, write_checkpoint
-from bmft.errors import CheckpointError
+from bmft.checkpoints import build_from, load_checkpoint, read_checkpoint, write_checkpoint
+from bmft.errors import ArchitectureError, CheckpointError
 from bmft.models import build_model
 
 
@@ -134,3 +134,10 @@ def test_an_adapter_of_a_model_that_is_not_here_says_how_to_merge_it(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "google/vit-base"}))
     with pytest.raises(CheckpointError, match="merge_and_unload"):
         read_checkpoint(folder)
+
+
+def test_a_network_of_volumes_is_refused_as_such_also_where_it_is_named(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\ndef net(): return nn.Sequential(nn.Conv3d(1, 2, 1))")
+    torch.save(torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1)).state_dict(), tmp_path / "m.pt")
+    with pytest.raises(ArchitectureError, match="takes volumes, of three dimensions"):
+        load_checkpoint(tmp_path / "m.pt", arch=f"{tmp_path}/net.py:net")
