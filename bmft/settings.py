@@ -64,7 +64,7 @@ def _setting(default: Any, help: str, **facts: Any) -> Any:
 
 _Named = str | Callable[..., Any]
 _Balance = Literal["none", "group", "group_in_label", "cell"]
-_LISTS = ("tune", "freeze", "augment", "path")  # a single value is a list of one, no pair
+_LISTS = ("tune", "freeze", "augment", "path", "strengths", "views")  # a single value is a list of one, no pair
 _ZERO_TO_ONE: Any = {"low": 0, "high": 1, "open": "low"}
 
 
@@ -107,6 +107,21 @@ class Settings:
     on_out_of_memory: Literal["fail", "halve"] = _setting(
         "fail", "halve: half as many samples at once for as long as memory runs out; a step stays of batch_size samples"
     )
+    strengths: tuple[float, ...] = _setting(
+        (),
+        "weights of the gap in step 1's loss, from the weakest; the end of each is a candidate. None: one training at "
+        "the first bias_weight, and candidates along the path",
+        low=0,
+    )
+    order_weight: float = _setting(0.0, "weight of the term that holds the ranking inside each group", low=0)
+    views: tuple[str, ...] = _setting(
+        (),
+        "flips of the fit images that step 1 sees, too: those the network was trained with, or none; auto: hflip and "
+        "vflip as far as it answers flipped images alike",
+        choices=("auto", "none", "hflip", "vflip", "transpose"),
+        option=True,
+    )
+    warmup: int = _setting(0, "steps over which step 1's learning rate rises", low=0)
     bias_weight: tuple[float, ...] = _setting(
         (2.0, 1.0, 0.4, 0.1),
         "weight of the gap in the loss: the first is step 1's, every other is tried in step 2, in this order",
@@ -188,8 +203,9 @@ class Settings:
     reset: Literal["zero", "partial", "keep"] = _setting("zero", "the head before step 2")
     operating_point: Literal["kept", "free"] = _setting(
         "kept",
-        "kept: every new head is tried a second time with its bias put where as many of the fit rows are called "
-        "positive as by the original; free: only as trained",
+        "kept: candidates have the head's bias put where as many fit rows are called positive as by the original (in "
+        "preset path they are tried as trained, too); free: as trained",
+        option=True,
     )
     tune: tuple[str, ...] = _setting(
         (), "only parameters whose names match a pattern may move in step 1, in whatever block", option=True
@@ -205,6 +221,8 @@ class Settings:
             raise ConfigError(
                 f"bias_weight is {list(self.bias_weight)}: expected one for step 1 and at least one for step 2"
             )
+        if len(self.views) > 1 and {"auto", "none"} & {*self.views}:
+            raise ConfigError(f"views is {list(self.views)}: auto and none stand alone")
         if not self.path:
             raise ConfigError("path is []: expected fractions in [0, 1]")
 
@@ -294,7 +312,8 @@ def _fitting(name: str, value: Any, default: Any) -> Any:
         value = tuple(value) if several else (value,) * (1 if name in _LISTS else 2)
         if name not in (*_LISTS, "bias_weight") and len(value) != 2:
             raise ConfigError(f"{name} is {shown(list(value))}: expected one value, or two (step 1, step 2)")
-    sample = default[0] if isinstance(default, tuple) and default else default
+    empty = "" if name in ("tune", "freeze", "augment", "views") else 0.0
+    sample = (default[0] if default else empty) if isinstance(default, tuple) else default
     for part in value if isinstance(value, tuple) else (value,):
         _check_kind(name, part, sample)
     return value

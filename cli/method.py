@@ -46,6 +46,19 @@ _CHOICE = [
         default="best",
         help="best: chosen on select, do no harm; last: the final epoch, whatever it is.",
     ),
+    _method(
+        "--accept",
+        type=click.Choice(["likely", "shown"]),
+        default="likely",
+        help="The least evidence of a smaller gap for which a result is written; shown: its interval excludes 0.",
+    ),
+    _method(
+        "--confidence",
+        type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+        default=0.9,
+        metavar="P",
+        help="One-sided, for that evidence.",
+    ),
 ]
 _LIMITS = [
     _method(
@@ -64,7 +77,7 @@ def _option_of(name: str, kind: Any, fact: Fact) -> Any:
     names = f": {', '.join(fact.choices)}, or package.module:name" if fact.custom else ""
     attributes: dict[str, Any] = {"help": f"{fact.help[0].upper()}{fact.help[1:]}{names}."}
     if fact.choices and not fact.custom:
-        attributes["type"] = click.Choice(fact.choices)
+        attributes |= {"type": click.Choice(fact.choices), "multiple": isinstance(kind, tuple)}
     elif isinstance(kind, tuple) and kind:
         attributes["type"] = Pair(type(kind[0]))
     elif isinstance(kind, tuple):
@@ -77,7 +90,11 @@ def _option_of(name: str, kind: Any, fact: Fact) -> Any:
 _SHOWN = {name: fact for name, fact in FACTS.items() if fact.option}
 _NAMES = ("preset", *_SHOWN)
 _SETTINGS = [
-    _method("--preset", type=click.Choice(["default", "paper"]), help="paper: the published settings."),
+    _method(
+        "--preset",
+        type=click.Choice(["default", "path", "paper"]),
+        help="path: one training, then many heads and epochs along its way; paper: the published settings.",
+    ),
     *(_option_of(name, getattr(Settings(), name), fact) for name, fact in _SHOWN.items()),
 ]
 _MORE = [
@@ -119,6 +136,7 @@ def _receiving_how(function: Callable[..., Any], limits: list[Any]) -> Callable[
         config = method_settings() | _split(beta) | asked | more
         method, keep = values.pop("method", ""), values.pop("keep", "best")
         conditions = {"keep": keep, **{name: values.pop(name) for name in LIMITS}}
+        conditions |= {name: values.pop(name) for name in ("accept", "confidence") if name in values}
         return function(how=How(method, {k: _resolved(k, v) for k, v in config.items()}, conditions), **values)
 
     return apply_options(command, [*limits, *_SETTINGS, *_MORE])

@@ -6,6 +6,7 @@ from bmft.auditing.audit import (
     AuditReport as AuditReport,
     audit_predictions as audit_predictions,
 )
+from bmft.auditing.evidence import Claim as Claim, claim_of as claim_of, weigh as weigh
 from bmft.auditing.goals import GOALS as GOALS, Epoch as Epoch, Goal as Goal
 from bmft.auditing.group_intervals import GroupStatistics as GroupStatistics, Sample as Sample, gather as gather
 from bmft.auditing.harm import (
@@ -35,6 +36,7 @@ from bmft.auditing.others import (
 )
 from bmft.auditing.predictions import Predictions as Predictions, pick_threshold as pick_threshold
 from bmft.auditing.predictions_file import read_predictions as read_predictions
+from bmft.auditing.resampled import Resampled as Resampled, resampled_figures as resampled_figures, units_of as units_of
 from bmft.auditing.swapped import (
     SWAPPED as SWAPPED,
     TURN as TURN,

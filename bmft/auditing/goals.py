@@ -97,6 +97,7 @@ class Epoch:
         harm: every limit that it breaks, in words.
         chosen: whether it was kept.
         goals: goal -> value, where an epoch is chosen by another goal than the gap.
+        strength: the gap's weight at its end, where that rises.
     """
 
     step: int
@@ -109,6 +110,7 @@ class Epoch:
     harm: tuple[str, ...] = ()
     chosen: bool = False
     goals: Mapping[str, float] = field(default_factory=dict)
+    strength: float | None = None
 
     @property
     def eligible(self) -> bool:
@@ -119,11 +121,12 @@ class Epoch:
         """Plain values, as reports and journals have them."""
         values = asdict(self)
         goals, harm, chosen = values.pop("goals"), list(values.pop("harm")), values.pop("chosen")
+        values |= {} if (strength := values.pop("strength")) is None else {"strength": strength}
         return {**values, "eligible": self.eligible, "harm": harm, "chosen": chosen, **goals}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
         """What `to_dict` made into `values`."""
-        own = {name: values[name] for name in cls.__dataclass_fields__ if name != "goals"}
+        own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         goals = {name: values[name] for name in values if name not in (*own, "eligible")}
         return cls(**{**own, "harm": tuple(values["harm"])}, goals=goals)

@@ -58,7 +58,7 @@ class Budget:
         if method == "head":
             # On cached features an epoch is no image-pass: as many heads' worth as the two-step methods train.
             epochs = (0, head * len(self.path) * 2)
-        given = METHODS[method].reading(given)
+        given = METHODS[method].reading({"preset": "path", **given})
         base = settings_for(method, given)
         rates = {"lr": tuple(rate * RATES[number] for rate in base.lr), "trust": base.trust * RATES[number]}
         return given | METHODS[method].reading({"epochs": epochs, "path": self.path, **rates})

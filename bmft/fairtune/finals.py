@@ -108,5 +108,5 @@ def measured_at_last(
 
 def passes(outcome: Outcome, fit: GroupedData) -> int:
     """Images that a run looked at for training: importance, epochs of step 1, features per point of the path."""
-    epochs = sum(entry.step == 1 for entry in outcome.report.history)
+    epochs = max((entry.epoch for entry in outcome.report.history if entry.step == 1), default=0)
     return len(fit) * (2 + int(epochs) + len(list(outcome.report.config["path"])))

@@ -48,7 +48,7 @@ from bmft.models import Activations, kept_mark, reading_of, settle, state_hash, 
 from bmft.training import Conditions, Limits
 
 # An inner run is shorter than a debiasing by itself, unless `config` says otherwise.
-INNER: Mapping[str, Any] = {"epochs": (4, 3), "path": (0.5, 1.0)}
+INNER: Mapping[str, Any] = {"preset": "path", "epochs": (4, 3), "path": (0.5, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class _Search:
 
         The winner's own trial is such a run, where it was this worker's.
         """
-        alone, aimed = settings_for(self.method, config), {"choose": self.config["choose"], **config}
+        alone = settings_for(self.method, config)
+        aimed = {**{name: self.config[name] for name in ("preset", "choose")}, **config}
         point = self.space.settings(best.params, settings_for(self.method, self.config))
         tried = settings_for(self.method, self.values(best.params))
         named = [

@@ -39,6 +39,7 @@ from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress, Run
 from bmft.methods.table import METHODS, settings_for
 from bmft.methods.turning import positive_last
+from bmft.methods.views import known_views
 from bmft.models import (
     Activations,
     copied,
@@ -175,7 +176,7 @@ def debias(
     data = apart(data, allow=allow_shared_rows)
     look = watched(progress, lambda now: now.place)
     run = _prepare(model, data, settings, conditions, look, activations)
-    described = settings.to_dict() | conditions.to_dict()
+    described = run.settings.to_dict() | conditions.to_dict()
     described |= {"head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes]}
     described |= reading_of(run.model).described()
     hashes = {name: part.content_hash for name, part in data.items()}
@@ -198,7 +199,9 @@ def debias(
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)
     run.seconds["total"] = time.perf_counter() - start
+    claim = run.selection.claim
     recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
+    recipe |= {} if claim is None else {"evidence": claim.word}
     return Outcome(
         result,
         mask,
@@ -218,6 +221,7 @@ def debias(
             hashes=hashes,
             skipped=skipped_images(*data.values()),
             other_outputs=others,
+            claim=None if claim is None else claim.to_dict() | {"rows": run.selection.rows_that_settle()},
         ),
     )
 
@@ -262,6 +266,7 @@ def _prepare(
     tuned = laid_out_for_speed(working_copy(model, where))
     settle(tuned, data["fit"], multi_label=conditions.multi_label, place=lambda tensor: tensor.to(where))
     fit, select = (data[name].on(where, room_for_pixels(where)) for name in ("fit", "select"))
+    settings = replace(settings, views=known_views(tuned, fit, settings.views))
     gap = gap_measure(settings, conditions.threshold)
     return Run(
         model=tuned,
@@ -270,7 +275,14 @@ def _prepare(
         select=select,
         settings=settings,
         conditions=replace(conditions, multi_label=conditions.multi_label or fit.task == "multilabel"),
-        selection=Selection(tuned, gap, conditions, tensors_of(model), settings.choose),
+        selection=Selection(
+            tuned,
+            gap,
+            conditions,
+            tensors_of(model),
+            settings.choose,
+            few=bool(settings.strengths) and settings.choose == "gap",
+        ),
         generator=torch.Generator().manual_seed(conditions.seed),
         autocast=autocast_for(where, settings.precision, tuned),
         progress=progress,
@@ -285,6 +297,11 @@ def _result(model: nn.Module, run: Run) -> tuple[bool, nn.Module]:
     As the model came, layout and all: what is reported is then what an audit of the file says, to the last bit.
     """
     accepted, result = run.selection.finish(), copied(model)
+    tried = len(run.selection.history) > 1 and run.settings.strengths
+    if not accepted and tried and run.positive is not None:
+        run.selection.remarks.append(
+            "candidates call as many positive as the original does: --operating-point free lets that change"
+        )
     if accepted:
         result.load_state_dict(in_own_precision(run.model.state_dict(), model.state_dict()))
     return accepted, result

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from bmft import fairness
 from bmft.auditing import AuditReport, Epoch, Predictions
 from bmft.compute import Room, Share
 from bmft.data import GroupedData
@@ -23,14 +25,17 @@ from bmft.models import (
     Head,
     Tail,
     as_head_of,
-    forward_logits,
+    forward_with_others,
     penultimate_features,
+    reading_of,
     reset_head,
     tail_above,
     upper,
 )
 from bmft.settings import Settings
 from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, tune
+
+AfterEpoch = Callable[[int, float], bool]
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class Run:
     journal: Journal | None = None
     begun: int = 0  # epochs of the trainings that were begun
     expected: int = 0  # epochs of the whole run, as far as they are known
+    start: torch.Tensor | None = None
+    preferred: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +131,10 @@ class Run:
         """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
         with self.timed("extractor"):
             fit, select = self._entering(mask, step)
-            look = self._after_epoch(1, self.tail or self.model, select, step)
+            if step.strengths:
+                look = self._after_strengths(select, step)
+            else:
+                look = self._after_epoch(1, self.tail or self.model, select, step)
 
             def train(keeper: EpochKeeper | None) -> None:
                 options = {"tail": self.tail, "autocast": self.autocast, "keeper": keeper}
@@ -162,28 +172,34 @@ class Run:
     def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
         """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
         if step.augment or step.norm_stats != "frozen":
-            return self.fit, self.select
-        tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())])
+            return self.viewed, self.select
+        tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())], self.viewed)
         if tail is None:
-            return self.fit, self.select
+            return self.viewed, self.select
         select = self.room(lambda size: self.activations.of(tail, self.select, batch_size=size))
         if select is None:
-            return self.fit, self.select
+            return self.viewed, self.select
         self.tail = tail
         return fit, select
 
-    def above(self, names: Sequence[str]) -> tuple[Tail | None, GroupedData]:
-        """The part of the network above all that stays when only these move, and the fit set as it enters that part.
+    @cached_property
+    def viewed(self) -> GroupedData:
+        """The fit set as step 1 sees it: with the settings' views of every image."""
+        return self.fit.with_views(self.settings.views) if self.settings.views else self.fit
 
-        None, and the fit set as it is, where there is no such part or no room for what enters it.
+    def above(self, names: Sequence[str], data: GroupedData | None = None) -> tuple[Tail | None, GroupedData]:
+        """The part of the network above all that stays when only these move, and the data as they enter that part.
+
+        None, and the data (by default the fit set) as they are, where there is no such part or no room for what enters.
         """
+        given = self.fit if data is None else data
         sample = self.fit.take(slice(0, 4)).to(self.device).inputs
         tail = tail_above(self.model, names, sample, autocast=self.autocast)
         if tail is None:
-            return None, self.fit
+            return None, given
         keep = self.activations.of
-        fit = self.room(lambda size: keep(tail, self.fit, autocast=self.autocast, batch_size=size))
-        return (None, self.fit) if fit is None else (tail, fit)
+        kept = self.room(lambda size: keep(tail, given, autocast=self.autocast, batch_size=size))
+        return (None, given) if kept is None else (tail, kept)
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
@@ -203,37 +219,50 @@ class Run:
             inside = f"{self.head.name}." if self.head.name else ""
             rows = self.head.rows(self.model)
             mask = WeightMask({name: rows[inside + name] for name, _ in model.named_parameters()})
+        strength = self.selection.history[self.preferred].strength
         with as_head_of(self.model, model):
             for loss in head_losses(self.settings):
                 reset()
-                look = self._after_epoch(2, model, select, step)
-                look = self._at_the_operating_point(look, model, fit)
-                self._tune(model, fit, loss, mask, step, after_epoch=look)
+                look = self._after_epoch(2, model, select, step, strength)
+                look = self._at_the_operating_point(look, model, fit, both=strength is None)
+                if strength is not None:
+                    look = partial(_last_of, step.epochs, look)
+                self._tune(model, fit, loss, mask, step, after_epoch=look, start=self.start)
 
     def _at_the_operating_point(
-        self, look: Callable[[int, float], bool], model: nn.Module, fit: GroupedData
-    ) -> Callable[[int, float], bool]:
-        """`look` at two heads: as trained, and with its bias put where the original's share of the fit set is positive.
+        self, look: AfterEpoch, model: nn.Module, fit: GroupedData, *, both: bool
+    ) -> AfterEpoch:
+        """`look` at the head with its bias put where the original's share of the fit set is positive.
 
-        A gap also shrinks when fewer of everybody are called positive; then the second may do less harm.
+        A gap also shrinks when fewer of everybody are called positive, which is no help. With `both` the head as it was
+        trained is looked at, too.
         """
-        head = model if model is not self.model else self.model.get_submodule(self.head.name)
+        head = model if model not in (self.model, self.tail) else self.model.get_submodule(self.head.name)
         bias = getattr(head, "bias", None)
-        if self.settings.operating_point == "free" or self.positive is None or not isinstance(bias, nn.Parameter):
+        positive = self.positive
+        if self.settings.operating_point == "free" or positive is None or not isinstance(bias, nn.Parameter):
             return look
         place = self.head.output
         own = bias.detach() if place is None else bias.detach()[place, None]
 
-        def both(epoch: int, loss: float) -> bool:
-            shift = _shift(self._logits(model, fit), self.positive, self.conditions.threshold).to(bias)
+        def shifted(epoch: int, loss: float) -> bool:
+            logits = self._own(self._logits(model, fit))
+            if logits.shape[1] > len(positive):
+                logits = logits[:, 1:] - logits[:, :1]
+            shift = _shift(logits, positive, self.conditions.threshold).to(bias)
+            # Of two outputs the second's: the first is its reference.
+            shift = torch.cat([shift.new_zeros(len(own) - len(shift)), shift])
             trained = bias.detach().clone()
-            with torch.no_grad():
-                own.add_(shift)
-                look(epoch, loss)
-                bias.copy_(trained)
-            return look(epoch, loss)
+            try:
+                with torch.no_grad():
+                    own.add_(shift)
+                stop = look(epoch, loss)
+            finally:
+                with torch.no_grad():
+                    bias.copy_(trained)
+            return look(epoch, loss) if both else stop
 
-        return both
+        return shifted
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, data: GroupedData) -> torch.Tensor:
@@ -241,15 +270,21 @@ class Run:
 
         def work(size: int) -> torch.Tensor:
             batches = share.of(data).batches(size)
-            return torch.cat([forward_logits(model, batch.to(self.device).inputs).float() for batch in batches])
+            return torch.cat([forward_with_others(model, batch.to(self.device).inputs).float() for batch in batches])
 
         return share.gather(self.room(work))
 
+    def _own(self, logits: torch.Tensor) -> torch.Tensor:
+        """Those of the output that is meant, where it is one of many."""
+        return logits if reading_of(self.model).output is None else logits[:, :1]
+
     def measure_operating_point(self) -> None:
         """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
-        logits = self._logits(self.model, self.fit)
-        if self.conditions.multi_label or logits.shape[1] == 1:
-            self.positive = (torch.sigmoid(logits) >= self.conditions.threshold).sum(0)
+        self.start = self._logits(self.model, self.fit)
+        logits = self._own(self.start)
+        if self.conditions.multi_label or logits.shape[1] <= 2:
+            probabilities = fairness.probabilities(logits, multi_label=self.conditions.multi_label)
+            self.positive = (probabilities >= self.conditions.threshold).sum(0)
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
@@ -299,24 +334,51 @@ class Run:
             entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
         self.progress(Progress("candidates", number, of, entry, self.selection.kept, number, of))
 
+    def _after_strengths(self, select: GroupedData, step: Step) -> AfterEpoch:
+        """Look at the last epoch of each strength, with the head as it is."""
+        model, tail = self.tail or self.model, self.tail
+        exact = None if tail is None else self.room(lambda size: self.activations.of(tail, self.fit, batch_size=size))
+        where = (self.model, self.fit) if exact is None else (model, exact)
+
+        def look(epoch: int, loss: float) -> bool:
+            strength, later = step.strengths[epoch - 1], step.strengths[epoch:]
+            if later and later[0] == strength:
+                whole = (epoch, self.expected)
+                self.progress(Progress("step 1", epoch, step.epochs, None, self.selection.kept, *whole))
+                return False
+            judged = self._after_epoch(1, model, select, step, strength)
+            return self._at_the_operating_point(judged, *where, both=False)(epoch, loss)
+
+        return look
+
+    def prefer(self) -> None:
+        """Change the model: to the candidate of step 1 that would be chosen if this were the end."""
+        with self.timed("selection"):
+            self.preferred = self.selection.prefer()
+
     def _after_epoch(
-        self, number: int, model: nn.Module, select: GroupedData, step: Step
-    ) -> Callable[[int, float], bool]:
+        self, number: int, model: nn.Module, select: GroupedData, step: Step, strength: float | None = None
+    ) -> AfterEpoch:
         first, before = len(self.selection.history), self.begun
-        self.begun += step.epochs
-        self.expected = max(self.expected, self.begun)
+        if strength is None:
+            self.begun += step.epochs
+            self.expected = max(self.expected, self.begun)
 
         def look(epoch: int, loss: float) -> bool:
             with self.timed("selection"):
                 predictions = self.predict(model, select)
-                entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss)
+                entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss, strength=strength)
             whole = (before + epoch, self.expected)
             self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept, *whole))
-            patience = self.settings.patience if number == 1 else 0
+            patience = self.settings.patience if number == 1 and strength is None else 0
             ranks = [self.selection.rank(entry) for entry in self.selection.history[first:]]
             return bool(patience) and no_better_for(patience, ranks)
 
         return look
+
+
+def _last_of(epochs: int, look: AfterEpoch, epoch: int, loss: float) -> bool:
+    return look(epoch, loss) if epoch == epochs else False
 
 
 def no_better_for(patience: int, ranks: Sequence[float]) -> bool:
@@ -331,10 +393,8 @@ def no_better_for(patience: int, ranks: Sequence[float]) -> bool:
     return min(ranks[-patience:]) > min(ranks)
 
 
-def _shift(logits: torch.Tensor, positive: torch.Tensor | None, threshold: float) -> torch.Tensor:
+def _shift(logits: torch.Tensor, positive: torch.Tensor, threshold: float) -> torch.Tensor:
     """What to add to each column of ``(n, K)`` for `positive` of them to reach the threshold; 0 for none or all."""
-    if positive is None:
-        return torch.zeros(logits.shape[1])
     descending = logits.sort(0, descending=True).values
     inside = (positive > 0) & (positive < len(logits))
     place = positive.clamp(1, len(logits) - 1)[None]

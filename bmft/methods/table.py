@@ -19,12 +19,25 @@ from bmft.settings import FACTS, Settings
 
 @dataclass(frozen=True)
 class Method:
-    """A named method: what it does, its default settings and the published ones, and which settings it reads."""
+    """A named method: what it does, its settings without strengths and the published ones, and which settings it reads.
+
+    `graded` are its default settings where they are others than those without strengths.
+    """
 
     run: Callable[[Run], WeightMask]
-    defaults: Settings
+    path: Settings
     paper: Settings
     uses: frozenset[str]
+    graded: Settings | None = None
+
+    @property
+    def defaults(self) -> Settings:
+        """What it is told unless a preset is named."""
+        return self.graded or self.path
+
+    def preset(self, name: str) -> Settings:
+        """The settings of a preset in `PRESETS`."""
+        return {"default": self.defaults, "path": self.path, "paper": self.paper}[name]
 
     def reading(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Those of these values that it reads, the preset among them."""
@@ -70,19 +83,45 @@ _PAPER_SWIFT = replace(
     _PAPER, bias_weight=(0.9, 0.1), task_weight=(0.1, 0.9), balance=("group", "group"), reset="partial"
 )
 _DEFAULTS = Settings()
+
+
+# Step 1 at rising strengths, the ranking inside groups held, and few candidates, whose choice can be corrected for.
+_GRADED = replace(
+    _DEFAULTS,
+    strengths=(0.5, 1.0, 2.0, 3.0, 4.5, 7.0),
+    order_weight=0.1,
+    warmup=5,
+    epochs=(13, 5),
+    lr=(0.0, 1e-3),
+    optimizer="adam",
+    trust=1.5,
+    average=0.93,
+    bias_weight=(2.0, 0.5),
+    path=(1.0,),
+    reset="keep",
+    views=("auto",),
+)
+
+
 _FULL = replace(_DEFAULTS, depth=1.0)
 _HEAD = replace(_DEFAULTS, bias_weight=(0.0, 0.0), epochs=(0, 20))
 _RW = replace(_PAPER, task_weight=(1.0, 1.0), balance=("group_in_label", "group_in_label"), reset="keep")
 
 METHODS: Mapping[str, Method] = {
-    "bmft": Method(bmft, _DEFAULTS, _PAPER, _TWO_STEPS),
+    "bmft": Method(bmft, _DEFAULTS, _PAPER, _TWO_STEPS, _GRADED),
     "swift": Method(
         swift,
         replace(_FULL, rank="ratio", reset="partial"),
         _PAPER_SWIFT,
         _TWO_STEPS - {"rank", "fraction", "granularity"},
     ),
-    "random_mask": Method(bmft, replace(_FULL, score="random"), replace(_PAPER, score="random"), _TWO_STEPS),
+    "random_mask": Method(
+        bmft,
+        replace(_FULL, score="random"),
+        replace(_PAPER, score="random"),
+        _TWO_STEPS,
+        replace(_GRADED, depth=1.0, score="random"),
+    ),
     "head": Method(
         head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20)), _TRAINED | _HEAD_STEP
     ),
@@ -109,6 +148,9 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+PRESETS = ("default", "path", "paper")
+
+
 def installed_methods() -> tuple[str, ...]:
     """Names in `METHODS` of those that can run here: ``lora`` needs peft."""
     return tuple(name for name in METHODS if name != "lora" or peft_installed())
@@ -116,6 +158,9 @@ def installed_methods() -> tuple[str, ...]:
 
 def settings_for(method: str, config: Mapping[str, Any] | Settings | None = None) -> Settings:
     """The settings of a named method with these values; ``preset = "paper"`` starts from the published ones.
+
+    ``preset = "path"``, the default of the methods that have no rising strengths, trains once and tries many heads and
+    epochs along the way.
 
     Whole `Settings` are taken as they are.
 
@@ -132,9 +177,9 @@ def settings_for(method: str, config: Mapping[str, Any] | Settings | None = None
         return config
     named, values = METHODS[method], dict(config or {})
     preset = values.pop("preset", "default")
-    if preset not in ("default", "paper"):
-        raise ConfigError(f"preset is {preset!r}: expected 'default' or 'paper'")
-    base = named.paper if preset == "paper" else named.defaults
+    if preset not in PRESETS:
+        raise ConfigError(f"preset is {preset!r}: expected one of {', '.join(PRESETS)}")
+    base = named.preset(preset)
     settings = base.with_values(values)
     for name in values:
         if name not in named.uses and getattr(settings, name) != getattr(base, name):

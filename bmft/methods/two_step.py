@@ -6,7 +6,7 @@ import torch
 
 from bmft import fairness
 from bmft.masks import WeightMask, relative, weight_importances
-from bmft.methods.losses import extractor_loss, head_losses, objective_of, step_of
+from bmft.methods.losses import extractor_loss, graded, head_losses, objective_of, step_of
 from bmft.methods.run import Run, from_original_head
 from bmft.models import blocks
 from bmft.training import SelectedWeights
@@ -28,8 +28,19 @@ def bmft(run: Run) -> WeightMask:
 def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
     """Change the model: the extractor under `mask`, then the head from `reset` along the path.
 
-    Where no weight of the extractor may move, the head is all there is to train.
+    Where no weight of the extractor may move, the head is all there is to train. Given strengths, step 1 goes through
+    them without a break, and where it is at the end of each is a candidate; one more is a head trained on top of the
+    one that would be chosen so far.
     """
+    if run.settings.strengths:
+        step = graded(run.settings, len(run.fit))
+        run.expected = step.epochs + (step_of(run.settings, 1).epochs if run.body else 0)
+        run.tune_extractor(mask if run.body else run.head_mask(), extractor_loss(run.settings), step)
+        run.begun = step.epochs
+        run.prefer()
+        if run.body and run.preferred:
+            run.tune_head(reset)
+        return
     if not run.body:
         run.tune_head(reset)
         return

@@ -5,23 +5,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from bmft.report.claim import corrected_metrics
+from bmft.report.values import DebiasReport
 from bmft.report.wording import GAPS, Json, gap_name, interval_of, measure, percent, span, value_of
 
 _OVERALL = ("roc_auc", "accuracy", "balanced_accuracy", "true_positive_rate", "false_positive_rate")
 
 
-def front_matter(audit: Json, *, name: str, data: str, split: str) -> str:
+def front_matter(audit: Json, *, name: str, data: str, split: str, debiased: DebiasReport | None = None) -> str:
     """YAML between two ``---`` lines: tags, and a model index with the figures of `audit`.
+
+    Where `debiased` has figures corrected for the choice, they are the ones; its evidence and kind stand beside them.
 
     Every scalar is written as JSON, which YAML reads as it is: no name can break out of its place.
     """
     metrics = [*_metrics(audit)]
+    if debiased is not None and debiased.corrected:
+        metrics = corrected_metrics(debiased.corrected)
     task = {"type": "image-classification", "name": f"{audit['task'].capitalize()} classification"}
     dataset = {"type": _identifier(data), "name": data, "split": split}
     results = [{"task": task, "dataset": dataset, "metrics": metrics}]
     card: dict[str, Any] = {"tags": ["bmft", "fairness", "image-classification"]}
     if metrics:  # the hub refuses a result without figures
         card["model-index"] = [{"name": name, "results": results}]
+    if debiased is not None:
+        card["bmft-figures"] = f"measured on {debiased.kind_in_words}"
+        card |= {} if debiased.claim is None else {"bmft-evidence": debiased.claim["word"]}
     return "\n".join(["---", *_yaml(card), "---", "", ""])
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bmft._common import in_words, plain, put
-from bmft.auditing import AuditReport, changes_in_words, drifts_in_words
+from bmft.auditing import HEADLINE, AuditReport, changes_in_words, drifts_in_words
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
+from bmft.report.claim import corrected_gap_sentence, corrected_section, evidence_sentence, why_worse
 from bmft.report.modelcard import front_matter
 from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
@@ -78,8 +79,9 @@ def _audit_page(report: AuditReport, date: str) -> Page:
 def _debias_page(report: DebiasReport, date: str) -> Page:
     sides = _sides(report)
     status, words = _status(report)
+    corrected = plain(report.corrected)
     found = [
-        sections.decision_section(sides),
+        corrected_section(corrected) if corrected else sections.decision_section(sides, why_worse(report.config)),
         sections.groups_section(sides),
         sections.curves_section(sides),
         extras.epochs_section(plain(report.history)),
@@ -89,7 +91,8 @@ def _debias_page(report: DebiasReport, date: str) -> Page:
         appendix.run_section(_facts(report)),
         appendix.limits_section(sides.before, evaluated_on=report.evaluated_on),
     ]
-    title = headline(sides.before, sides.after, status=status)
+    gaps = {one["attribute"]: one["after"] for one in corrected if one["figure"] == HEADLINE}
+    title = headline(sides.before, sides.after, status=status, corrected=gaps)
     return Page(title, status, words, _lead(report, sides), _present(found), date)
 
 
@@ -131,20 +134,20 @@ def _sides(report: DebiasReport) -> Sides:
 
 
 def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
-    where = {
-        "test": "the test split, which neither the fitting nor the choice of the epoch has seen",
-        "select": "the select split, which also chose the epoch: expect somewhat less on new data",
-    }.get(report.evaluated_on, report.evaluated_on)
+    gaps = [corrected_gap_sentence(one) for one in plain(report.corrected) if one["figure"] == HEADLINE]
+    plainly = () if gaps else (auc_sentence(sides.before, sides.after),)
+    evidence = evidence_sentence(plain(report.claim))
     return (
         f"Why: {report.reason.rstrip('.').replace('->', '→')}.",
         *caveats(sides.after or sides.before),
-        " ".join(gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]),
-        auc_sentence(sides.before, sides.after),
-        *(changes_in_words(report.before, report.after) if sides.after else ()),
+        " ".join(gaps or [gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]]),
+        *plainly,
+        *(changes_in_words(report.before, report.after) if sides.after and not gaps else ()),
         *in_words(sides.before["assumed"], "output"),
         *in_words(sides.before["assumed"], "classes"),
         *others_sentence(report),
-        f"Measured on {where} ({count(report.before.n)} cases).",
+        *([evidence] if evidence else []),
+        f"Measured on {report.kind_in_words} (the {report.evaluated_on} split, {count(report.before.n)} cases).",
     )
 
 
@@ -174,6 +177,7 @@ def _front_matter(report: Report) -> str:
         name=Path(str(config.get("checkpoint") or "model")).stem,
         data=Path(str(config.get("data") or "evaluation data")).stem,
         split=report.evaluated_on if isinstance(report, DebiasReport) else "evaluation",
+        debiased=report if isinstance(report, DebiasReport) else None,
     )
 
 

@@ -81,8 +81,8 @@ def verdict(change: charts.Estimate | None, better: int) -> str:
     return ("higher" if up else "lower") if better == 0 else "better" if up == (better > 0) else "worse"
 
 
-def decision_section(sides: Sides) -> Section:
-    """The outcome as one small table, then who got better and who got worse."""
+def decision_section(sides: Sides, why_worse: str = "") -> Section:
+    """The outcome as one small table, then who got better and who got worse, with `why_worse` where anybody did."""
     before, changes = sides.before, sides.changes
     rows: list[tuple[Cell, ...]] = [
         (f"{measure(key).name}, everyone", *sides.cells(("overall", key), changes.get(("", "", key)), 1))
@@ -93,6 +93,9 @@ def decision_section(sides: Sides) -> Section:
         if "worst_class" in gaps:
             worst = sides.cells(("gaps", attribute, "worst_class", HEADLINE))
             rows.append((f"Gap between groups of {attribute}, worst class", *worst))
+        for group in before["by_group"][attribute]:
+            error = sides.cells(("by_group", attribute, group, "expected_calibration_error"))
+            rows.append((f"Calibration error, {attribute} = {group}", *error))
     caption = (
         "The gap is the equalized odds difference: the larger of the differences in true and in false "
         f"positive rate between two groups; 0 is none. Small print: {percent(before['level'])} interval."
@@ -101,11 +104,11 @@ def decision_section(sides: Sides) -> Section:
     if several(before["overall"]):
         blocks = (Paragraph(_SEVERAL), *blocks)
     if changes:
-        blocks += (Heading("Who got better, who got worse"), *_who_moved(sides))
+        blocks += (Heading("Who got better, who got worse"), *_who_moved(sides, why_worse))
     return Section("decision", "In short", blocks)
 
 
-def _who_moved(sides: Sides) -> Iterator[Block]:
+def _who_moved(sides: Sides, why_worse: str) -> Iterator[Block]:
     """Every change of a group that its paired interval tells from 0; the better ones folded."""
     judged = [
         (verdict(change, better), f"{attribute} = {group}", short_name(key), change)
@@ -121,6 +124,8 @@ def _who_moved(sides: Sides) -> Iterator[Block]:
         table = Table(caption, ("Group", "Figure", "Change"), tuple(found), text_columns=2)
         if found:
             yield table if word == "worse" else Folded("What got better", (table,))
+        if found and word == "worse" and why_worse:
+            yield Paragraph(why_worse)
     unclear = sum(word not in ("worse", "better") for word, *_ in judged)
     yield Paragraph(f"No clear change in {unclear} of the {len(judged)} figures compared.")
 

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _OWN_WAY = ("extra", "other_outputs")  # how they are in JSON
 SIDES = ("before", "after")
+_KINDS: Mapping[str, str] = {
+    "held out": "rows that neither trained nor chose",
+    "corrected": "rows that chose, and corrected for the choice, which was resampled for it",
+    "uncorrected": "rows that chose, and not corrected for the choice: expect somewhat less on new data",
+    "shared": "rows of which fit or select may hold some, as was allowed",
+    "unchosen": "rows that only looked on: the last epoch was kept as asked",
+    "original": "rows that chose nothing better than the original",
+}
 _PACKAGES = ("bmft", "torch", "torchvision", "captum", "fairlearn", "numpy", "scikit-learn", "timm", "optuna")
 
 
@@ -43,6 +51,8 @@ class DebiasReport:
         skipped: unreadable images that were left out.
         other_outputs: where one output of many was debiased: set -> name of another output -> how far it moved there,
             see `bmft.auditing.Drift`.
+        claim: what may be claimed of the reduction on the rows that chose, as `bmft.auditing.Claim` has it, and under
+            ``rows`` how many of each group would show it; None where the choice was among too many to say.
         extra: optional pages, each as plain values:
 
             - ``pixels``: a list of `bmft.inference.Explanation`
@@ -68,19 +78,49 @@ class DebiasReport:
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     skipped: int = 0
     other_outputs: Mapping[str, Mapping[str, Drift]] = field(default_factory=dict)
+    claim: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return short(f"DebiasReport({self.summary})", 300)
 
     @property
+    def kind(self) -> str:
+        """Which kind of figure the results are: see `kind_in_words`."""
+        if self.evaluated_on == "test":
+            inferred = [one for entries in self.before.assumed.values() for one in entries]
+            shared = any(one.get("option") == "--allow-shared-rows" for one in inferred)
+            return "shared" if shared else "held out"
+        if not self.accepted:
+            return "original"
+        if self.config.get("keep") == "last":
+            return "unchosen"
+        return "uncorrected" if self.claim is None else "corrected"
+
+    @property
+    def kind_in_words(self) -> str:
+        """The rows that the results were measured on, such as "rows that neither trained nor chose"."""
+        return _KINDS[self.kind]
+
+    @property
+    def corrected(self) -> Sequence[Mapping[str, Any]]:
+        """The figures that are results where the rows measured on also chose, see `bmft.auditing.Claim`."""
+        return self.claim["figures"] if self.kind == "corrected" and self.claim is not None else ()
+
+    def _gap_after(self, attribute: str) -> float | None:
+        found = [one["after"] for one in self.corrected if (one["attribute"], one["figure"]) == (attribute, HEADLINE)]
+        after: float | None = found[0] if found else self.after.gaps.get(attribute, {}).get(HEADLINE)
+        return after
+
+    @property
     def summary(self) -> str:
         """The outcome in one line: method, whether it was accepted, each gap and the ROC AUC before and after."""
         said = [f"{self.method}, {'accepted' if self.accepted else 'original kept'}"]
         for name, gaps in self.before.gaps.items():
-            after = self.after.gaps.get(name, {}).get(HEADLINE)
+            after = self._gap_after(name)
             said.append(f"{name}: odds gap {with_interval(gaps[HEADLINE], None)} -> {with_interval(after, None)}")
         auc = [with_interval(side.overall["roc_auc"], None) for side in (self.before, self.after)]
+        said += [] if self.claim is None else [f"evidence {self.claim['word']}"]
         return ", ".join([*said, f"ROC AUC {' -> '.join(auc)}", f"{self.before.n} rows of {self.evaluated_on}"])
 
     def _repr_html_(self) -> str:
@@ -121,6 +161,8 @@ class DebiasReport:
         values = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in _OWN_WAY}
         old, new = auc_splits(self.before), auc_splits(self.after)
         split = {name: {"before": old[name]._asdict(), "after": new[name]._asdict()} for name in old if name in new}
+        word = None if self.claim is None else self.claim["word"]
+        values |= {"kind": self.kind, "evidence": word, "claim": plain(self.claim)}
         more = {"auc_split": plain(split), "assumed": plain(self.before.assumed), "extra": plain(rest)}
         return {"schema": SCHEMA, **values, **more, **top}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from types import MappingProxyType
 from typing import Any
 
 from bmft._common import humanise
@@ -149,8 +150,13 @@ def caveats(audit: Json) -> list[str]:
     return [f"Careful: {flag}. {turn if flag.startswith(SWAPPED) else little}" for flag in audit["flags"]]
 
 
-def headline(before: Json, after: Json | None, *, status: str) -> str:
-    """The page's title: what happened to the largest gap, or that the original was kept."""
+def headline(
+    before: Json, after: Json | None, *, status: str, corrected: Mapping[str, float] = MappingProxyType({})
+) -> str:
+    """The page's title: what happened to the largest gap, or that the original was kept.
+
+    `corrected` are attributes' gaps after, corrected for the choice.
+    """
     if status == "kept":
         return "The original model was kept"
     found = {name: gaps.get(HEADLINE) for name, gaps in before["gaps"].items()}
@@ -163,7 +169,7 @@ def headline(before: Json, after: Json | None, *, status: str) -> str:
     old = number(known[name])
     if after is None:
         return f"Error rates differ by up to {old} between groups of {name}"
-    new = after["gaps"][name].get(HEADLINE)
+    new = corrected.get(name, after["gaps"][name].get(HEADLINE))
     return f"The gap between groups of {name} {_moved(known[name], new)} from {old} to {number(new)}"
 
 

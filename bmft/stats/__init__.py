@@ -1,6 +1,6 @@
 """Intervals and the bootstrap, as plain functions of numpy arrays."""
 
-from bmft.stats.bootstrap import Statistic as Statistic, Units as Units
+from bmft.stats.bootstrap import Statistic as Statistic, Units as Units, resampled_rows as resampled_rows
 from bmft.stats.curves import reliability_bins as reliability_bins, roc_points as roc_points
 from bmft.stats.intervals import (
     Interval as Interval,

@@ -13,7 +13,7 @@ A *cell* is a set of rows a statistic is taken of, usually a group; `cells` make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,11 +79,9 @@ def bootstrap(
     >>> replicates.shape, bool(0.2 < replicates.std() < 0.3)
     ((500, 1), True)
     """
-    generator = np.random.default_rng(seed)
     parts: dict[str, list[Array]] = {name: [] for name in statistics}
     with np.errstate(invalid="ignore", divide="ignore"):
-        for start in range(0, resamples, BATCH):
-            counts = draw(units, min(BATCH, resamples - start), generator)
+        for counts in _draws(units, resamples, seed):
             for name, statistic in statistics.items():
                 parts[name].append(statistic(counts))
     return {name: np.concatenate(part, axis=1).T for name, part in parts.items()}
@@ -98,6 +96,24 @@ def draw(units: Units, resamples: int, generator: np.random.Generator) -> Counts
         drawn = generator.integers(0, size, (size, resamples), dtype=np.int32) * np.int64(resamples) + columns
         counts[members] = np.bincount(drawn.ravel(), minlength=size * resamples).reshape(size, resamples)
     return counts
+
+
+def _draws(units: Units, resamples: int, seed: int) -> Iterator[Counts]:
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, BATCH):
+        yield draw(units, min(BATCH, resamples - start), generator)
+
+
+def resampled_rows(units: Units, *, resamples: int, seed: int = 0) -> Iterator[NDArray[np.intp]]:
+    """The rows of each resample that `bootstrap` draws, as often as they were drawn: for figures that know no counts.
+
+    >>> rows = resampled_rows(Units.of([7, 7, 3], strata=[0, 0, 0]), resamples=50)
+    >>> all((sample == 0).sum() == (sample == 1).sum() for sample in rows)
+    True
+    """
+    everyone = np.arange(len(units.of_row))
+    for counts in _draws(units, resamples, seed):
+        yield from (np.repeat(everyone, column[units.of_row]) for column in counts.T.astype(np.intp))
 
 
 def point(statistic: Statistic, units: Units) -> Array:

@@ -17,6 +17,9 @@ class Conditions:
         threshold: probability from which a decision is positive.
         limits: what a result may cost.
         keep: ``"best"`` is chosen on select, ``"last"`` is the final epoch, whatever it is.
+        accept: the least evidence with which one of few candidates is kept: ``"likely"`` or ``"shown"``, see
+            `bmft.auditing.Claim`.
+        confidence: of that evidence, one-sided.
         head: module path of the layer that makes the logits; found by running the model otherwise.
         multi_label: the outputs are labels of yes or no each, not classes.
         seed: of every draw.
@@ -31,6 +34,8 @@ class Conditions:
     threshold: float = 0.5
     limits: Limits = field(default_factory=Limits)
     keep: Literal["best", "last"] = "best"
+    accept: Literal["likely", "shown"] = "likely"
+    confidence: float = 0.9
     head: str | None = None
     multi_label: bool = False
     seed: int = 0
@@ -40,6 +45,14 @@ class Conditions:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ConfigError(f"keep is {self.keep!r}: expected 'best' or 'last'")
+        if self.accept not in ("likely", "shown"):
+            raise ConfigError(f"accept is {self.accept!r}: expected 'likely' or 'shown'")
+        if not 0.5 < self.confidence < 1:
+            raise ConfigError(f"confidence is {self.confidence}: expected more than 0.5 and less than 1, such as 0.9")
+
+    def accepts(self, word: str) -> bool:
+        """Whether evidence of that word is enough."""
+        return word in ("shown", self.accept)
 
     def but(self, **values: Any) -> "Conditions":
         """The same conditions with these values, each a name of this class or of its `limits`.
@@ -56,7 +69,8 @@ class Conditions:
 
     def to_dict(self) -> dict[str, Any]:
         """What of them decides the result, as plain values for a report."""
-        return {"seed": self.seed, "threshold": self.threshold, **asdict(self.limits), "keep": self.keep}
+        own = {"keep": self.keep, "accept": self.accept, "confidence": self.confidence}
+        return {"seed": self.seed, "threshold": self.threshold, **asdict(self.limits), **own}
 
 
 def _names(value: Any) -> Iterable[str]:

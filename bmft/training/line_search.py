@@ -28,18 +28,20 @@ def best_step(
     *,
     seed: int,
     batches: int = 4,
+    factor: float = 3.0,
     room: Room | None = None,
 ) -> float:
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
     The step is the one that the optimizer takes first. From the rate at which the slope alone would take the loss to 0
-    it goes up or down by factors of 3 for as long as the loss falls; a parabola through the slope would be quicker, but
+    it goes up or down by `factor` for as long as the loss falls; a parabola through the slope would be quicker, but
     the gap's loss has a kink where the gap is 0. No step is longer than a tenth of the weights' norm: on weights that
     hardly matter any step may seem to help.
 
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.
         seed: of their choice.
+        factor: between the rates that are tried.
         room: how many samples fit at once.
     """
     room = room or Room()
@@ -55,24 +57,24 @@ def best_step(
 
     @cache
     def loss_after(power: int) -> float:
-        rate = _FIRST_RATE * 3.0**power
+        rate = _FIRST_RATE * factor**power
         if rate > longest:
             return math.inf
         chosen.write_back(start - rate * direction)
         return _mean_loss(model, pooled, taken, room)
 
-    best = _first_power(untouched, float(direction.dot(gradient)), longest)
+    best = _first_power(untouched, float(direction.dot(gradient)), longest, factor)
     way = 1 if loss_after(best) < untouched and loss_after(best + 1) < loss_after(best) else -1
     while abs(best) < _FACTORS and (loss_after(best + way) < loss_after(best) or not loss_after(best) < untouched):
         best += way
     chosen.write_back(start)
-    return float(_FIRST_RATE * 3.0**best)
+    return float(_FIRST_RATE * factor**best)
 
 
-def _first_power(loss: float, slope: float, longest: float) -> int:
-    """The power of 3 where the line search begins: just below where a line of that slope is 0, or the longest step."""
+def _first_power(loss: float, slope: float, longest: float, factor: float) -> int:
+    """The power of `factor` where the search begins: below where a line of that slope is 0, or the longest."""
     rate = min(loss / slope if loss > 0 and slope > 0 else _FIRST_RATE, longest)
-    power = math.floor(math.log(rate / _FIRST_RATE, 3)) if rate > 0 else -_FACTORS
+    power = math.floor(math.log(rate / _FIRST_RATE, factor)) if rate > 0 else -_FACTORS
     return max(1 - _FACTORS, min(_FACTORS - 1, power))
 
 

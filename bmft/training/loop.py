@@ -40,6 +40,7 @@ def tune(
     tail: Tail | None = None,
     room: Room | None = None,
     keeper: EpochKeeper | None = None,
+    start: torch.Tensor | None = None,
     remark: Callable[[str], None] = _log.warning,
 ) -> None:
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
@@ -51,8 +52,9 @@ def tune(
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
     gradient is put together from pieces, exactly: the gap stays that of all its samples. Given a `keeper`, every epoch
     is kept, and the training goes on from what it holds; where an optimizer, an objective or statistics may hold more
-    than it keeps, the training starts over. Training and gradient flags of the model are as before on the way out, also
-    on failure.
+    than it keeps, the training starts over. The loss's order term compares with the logits `start` ``(n, outputs)``, by
+    default those at the beginning. Training and gradient flags of the model are as before on the way out, also on
+    failure.
 
     Where a loss or a logit is not finite, the training goes back to the end of the epoch before. If the learning rate
     was found by `best_step`, it goes on from there at a third of it, up to three times; else it ends there. `remark` is
@@ -73,14 +75,24 @@ def tune(
             if kept
             else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
         )
-        start = kept["start"].to(device) if kept else None
+        start = kept["start"].to(device) if kept else start
         columns = None if reading_of(runs).output is None else 1
-        pooled = PooledLoss(loss, data, logits, multi_label, start, columns)
+        pooled = PooledLoss(loss, data, logits, multi_label, start, columns, views=step.copies)
         rate = (
             float(kept["numbers"][0])
             if kept
             else step.lr
-            or step.trust * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room)
+            or step.trust
+            * best_step(
+                runs,
+                chosen,
+                pooled,
+                data,
+                step,
+                seed=generator.initial_seed(),
+                factor=2.0 if step.strengths else 3.0,
+                room=room,
+            )
         )
         state = TrainingState(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
         if kept:
@@ -107,6 +119,8 @@ def _epoch(
 ) -> float:
     """Take the steps of one more epoch; returns the mean loss."""
     state.epoch += 1
+    if step.strengths:
+        state.pooled.bias_weight = step.strengths[state.epoch - 1]
     device, generator, total = state.chosen.vector.device, state.generator, 0.0
     batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
     batches = batches[: math.ceil(len(batches) * step.share)]

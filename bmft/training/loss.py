@@ -48,6 +48,9 @@ class PooledLoss:
     Attributes:
         start: the logits that the order and the others term compare with; by default those given.
         own: how many of their columns are meant; all by default. The rest are of other outputs.
+        images: samples, each of which the data hold once for every view. The gap is of the latest view seen of each:
+            in a table of all views most would be old.
+        bias_weight: of the gap from now on; the loss's own at first.
     """
 
     def __init__(
@@ -58,36 +61,40 @@ class PooledLoss:
         multi_label: bool,
         start: Tensor | None = None,
         own: int | None = None,
+        *,
+        views: int = 1,
     ) -> None:
         device = logits.device
         self.objective = fairness.over_attributes(loss.objective, combine=loss.combine)
-        self.loss, self.multi_label, self.logits = loss, multi_label, logits.detach().float()
-        self.groups = data.groups.to(device)
+        self.loss, self.multi_label, self.bias_weight = loss, multi_label, loss.bias_weight
+        self.start = (logits if start is None else start).detach().float().clone()
+        self.images = len(data) // views
+        self.logits = logits[: self.images].detach().float()
+        self.groups = data.groups[: self.images].to(device)
         self.own = self.logits.shape[1] if own is None else own
         columns = fairness.probabilities(self.logits[:1, : self.own], multi_label=multi_label).shape[1]
-        self.labels = data.targets.to(device)
+        self.labels = data.targets[: self.images].to(device)
         self.targets = fairness.one_vs_rest(self.labels, columns)
-        self.sample_weights = _sample_weights(data, loss.balance).to(device)
-        self.cells = _cells(data, "cell").to(device)
+        self.sample_weights = _sample_weights(data, loss.balance)[: self.images].to(device)
+        self.cells = _cells(data, "cell")[: self.images].to(device)
         self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
-        self.start = self.logits.clone() if start is None else start
         # Of several attributes, a group is a combination of theirs; so are the samples that lack one.
         self.blocs = torch.unique(self.groups, dim=0, return_inverse=True)[1]
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
         """The loss of the samples `index`, whose logits these are."""
-        logits = logits.float()
+        logits, seen, index = logits.float(), index, index % self.images
         own, others = logits[:, : self.own], logits[:, self.own :]
         total = torch.zeros((), device=logits.device)
         if self.loss.task_weight:
             total = total + self.loss.task_weight * self._task(own, index)
-        if self.loss.bias_weight:
-            total = total + self.loss.bias_weight * self._bias(logits, index)
+        if self.bias_weight:
+            total = total + self.bias_weight * self._bias(logits, index)
         if self.loss.order_weight:
-            moved = own - self.start[index, : self.own]
+            moved = own - self.start[seen, : self.own]
             total = total + self.loss.order_weight * reordering(moved, self.blocs[index])
         if self.loss.others_weight and others.shape[1]:
-            total = total + self.loss.others_weight * distance(others, self.start[index, self.own :])
+            total = total + self.loss.others_weight * distance(others, self.start[seen, self.own :])
         return total
 
     def _task(self, logits: Tensor, index: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ class Journal:
     def _best_file(self, chosen: int) -> Path:
         return self.folder / f"best-{chosen}.safetensors"
 
+    def _candidate_file(self, place: int) -> Path:
+        return self.folder / f"candidate-{place}.safetensors"
+
     def _keep(self, path: Path, number: int, selection: Selection, tensors: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
         best = self._best_file(selection.chosen)
@@ -88,6 +92,11 @@ class Journal:
         # First the weights, then the file that names them, then the others go: a kill in between does no harm.
         if selection.chosen and not best.exists():
             put(in_order(save(_plain(selection.state), named)), best)
+        for place, (predictions, state) in selection.candidates.items() if selection.few else ():
+            if place and not self._candidate_file(place).exists():
+                found = {"scores": predictions.scores, "others": predictions.others}
+                tensors_of = {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
+                put(in_order(save(_plain({**state, **tensors_of}), named)), self._candidate_file(place))
         put(in_order(save(_plain(tensors), named)), path)
         for other in self.folder.glob("best-*.safetensors"):
             if other != best:
@@ -98,7 +107,14 @@ class Journal:
         best = self._best_file(where["chosen"])
         # Of a stage that is not the last one, the weights it preferred may be gone: those of a later one will do.
         state = self._read(best)[0] if where["chosen"] and best.exists() else {}
-        selection.load_state([Epoch.from_dict(e) for e in where["history"]], where["chosen"], state, where["remarks"])
+        candidates = {}
+        for place in range(1, len(where["history"]) if selection.few else 0):
+            kept = self._read(self._candidate_file(place))[0]
+            others = kept.pop("others").numpy() if "others" in kept else None
+            scores = kept.pop("scores").numpy()
+            candidates[place] = replace(selection.candidates[0][0], scores=scores, others=others), kept
+        history = [Epoch.from_dict(entry) for entry in where["history"]]
+        selection.load_state(history, where["chosen"], state, where["remarks"], candidates)
         return tensors, where
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,17 +3,29 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
-from bmft.auditing import CONSTANT, GOALS, AuditReport, Epoch, Predictions, Violation, audit_predictions, violations
+from bmft.auditing import (
+    CONSTANT,
+    GOALS,
+    AuditReport,
+    Claim,
+    Epoch,
+    Predictions,
+    Violation,
+    audit_predictions,
+    claim_of,
+    violations,
+    weigh,
+)
 from bmft.errors import ConstantPredictorError
 from bmft.models import changes, put_back, tensors_of
+from bmft.training.choice import Gap, figures_of
 from bmft.training.conditions import Conditions
-
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -32,10 +44,14 @@ class Selection:
         state: what differs from the original in that choice, as `bmft.models.changes` has it.
         chosen: its place in the history.
         remarks: what else is to be said of how it came about, such as a training that was set back.
+        few: there are few candidates: all are kept, and `finish` chooses among them, from the weakest strength on, by
+            `bmft.auditing.weigh`, instead of taking the best as they come.
+        candidates: place in the history -> predictions and changes, of those that were kept.
+        claim: what may be claimed of the choice among few.
     """
 
     model: nn.Module
-    gap: Callable[[Predictions], float]
+    gap: Gap
     conditions: Conditions
     original: Mapping[str, Tensor]
     choose: str = "gap"
@@ -46,6 +62,9 @@ class Selection:
     chosen: int = 0
     remarks: list[str] = field(default_factory=list)
     further: Callable[[], Iterable[Violation]] = tuple
+    few: bool = False
+    candidates: dict[int, tuple[Predictions, dict[str, Tensor]]] = field(default_factory=dict)
+    claim: Claim | None = None
 
     def start(self, predictions: Predictions) -> None:
         """The untouched model.
@@ -54,7 +73,7 @@ class Selection:
             ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
         """
         report = self._add(predictions, step=0, epoch=0, loss=math.nan)
-        self.kept = report
+        self.kept, self.candidates[0] = report, (predictions, {})
         if CONSTANT in report.flags:
             raise ConstantPredictorError(
                 f"the model is a constant predictor on the select set at threshold {self.conditions.threshold:g}: "
@@ -62,14 +81,20 @@ class Selection:
                 "or let --threshold-from select pick the threshold."
             )
 
-    def consider(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> Epoch:
+    def consider(
+        self, predictions: Predictions, *, step: int, epoch: int, loss: float, strength: float | None = None
+    ) -> Epoch:
         """Record an epoch and keep what it changed if it is now the best."""
-        report = self._add(predictions, step=step, epoch=epoch, loss=loss)
-        entry, best = self.history[-1], self.history[self.chosen]
-        if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
+        report = self._add(predictions, step=step, epoch=epoch, loss=loss, strength=strength)
+        entry, place = self.history[-1], len(self.history) - 1
+        if self.few or self.conditions.keep == "last" or self.rank(entry) < self.rank(self.history[self.chosen]):
             entry = self.history[-1] = replace(entry, harm=(*entry.harm, *map(str, self.further())))
-        if self.conditions.keep == "last" or self.rank(entry) < self.rank(best):
-            self.chosen, self.kept = len(self.history) - 1, report
+        if self.few:
+            self.candidates[place] = predictions, changes(self.original, tensors_of(self.model))
+            if self.rank(entry) <= min(map(self.rank, self.history)):
+                self.kept = report
+        elif self.conditions.keep == "last" or self.rank(entry) < self.rank(self.history[self.chosen]):
+            self.chosen, self.kept = place, report
             self.state = changes(self.original, tensors_of(self.model))
         return entry
 
@@ -81,22 +106,75 @@ class Selection:
         return entry.gap if self.choose == "gap" else GOALS[self.choose].sign * entry.goals[self.choose]
 
     def load_state(
-        self, history: Sequence[Epoch], chosen: int, state: dict[str, Tensor], remarks: Sequence[str] = ()
+        self,
+        history: Sequence[Epoch],
+        chosen: int,
+        state: dict[str, Tensor],
+        remarks: Sequence[str] = (),
+        candidates: Mapping[int, tuple[Predictions, dict[str, Tensor]]] = MappingProxyType({}),
     ) -> None:
         """Be where a selection was that had this history and these changes of its choice, whose audit is not known."""
         self.history, self.chosen, self.state = list(history), chosen, state
         self.remarks[:] = remarks
+        self.candidates |= candidates
         self.kept = None if chosen else self.untouched
+
+    def prefer(self) -> int:
+        """Change the model: to what would be chosen if this were the end; returns its place in the history."""
+        place = self._weighed()[0] if self.few else self.chosen
+        self._turn_into(self.candidates[place][1] if self.few else self.state)
+        return place
+
+    def _weighed(self) -> tuple[int, Claim]:
+        """The place of the smallest movement that is as good as the best, and what may be claimed of it."""
+        conditions = self.conditions
+        way = sorted(self.candidates, key=lambda place: (self.history[place].strength or 0.0, place))
+        if conditions.keep == "last":
+            way = [0, *way[1:][-1:]]
+        figures = figures_of(self.gap, [self.candidates[place][0] for place in way], conditions.seed)
+        if conditions.keep == "last":
+            last = len(way) - 1
+            return way[last], claim_of(figures, last, np.full(figures.gap.shape[1] - 1, last), conditions.confidence)
+        leeway = figures.leeway()
+        for number, place in enumerate(way[1:], 1):
+            report = self._audited(self.candidates[place][0])
+            own = {attribute: float(errors[number]) for attribute, errors in leeway.items()}
+            harm = self._harm(report, own)
+            # What was found elsewhere than on select stays.
+            known = {*harm, *self._harm(report, {})}
+            elsewhere = tuple(one for one in self.history[place].harm if one not in known)
+            self.history[place] = replace(self.history[place], harm=harm + elsewhere)
+        eligible = [self.history[place].eligible for place in way]
+        number, claim = weigh(figures, conditions.limits, eligible, confidence=conditions.confidence)
+        return way[number], claim
+
+    def rows_that_settle(self) -> dict[str, dict[str, int]]:
+        """Attribute -> group -> rows that would show what is only likely; empty where nothing is to settle."""
+        if self.claim is None or self.untouched is None or self.claim.word != "likely":
+            return {}
+        times = self.claim.times
+        return {
+            attribute: {group: math.ceil(times * figures["n"]) for group, figures in groups.items()}
+            for attribute, groups in self.untouched.by_group.items()
+        }
 
     def finish(self) -> bool:
         """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
+        if self.few:
+            place, self.claim = self._weighed()
+            enough = self.conditions.keep == "last" or self.conditions.accepts(self.claim.word)
+            self.chosen = place if enough else 0
+            self.state = self.candidates[self.chosen][1]
         self.history[self.chosen] = replace(self.history[self.chosen], chosen=True)
         if self.chosen:
-            weights = tensors_of(self.model)
-            for name, tensor in self.original.items():
-                weights[name].copy_(tensor)
-            put_back(weights, self.state)
+            self._turn_into(self.state)
         return self.chosen > 0
+
+    def _turn_into(self, changed: Mapping[str, Tensor]) -> None:
+        weights = tensors_of(self.model)
+        for name, tensor in self.original.items():
+            weights[name].copy_(tensor)
+        put_back(weights, changed)
 
     def reason(self) -> str:
         """Why this epoch was chosen, or why none was, in one sentence; and what else is to be said of it."""
@@ -109,6 +187,8 @@ class Selection:
         change = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in named.items())
         if self.conditions.keep == "last" and self.chosen:
             return f"the last epoch was kept as asked (select: {change})"
+        if self.claim is not None and any(entry.eligible for entry in self.history[1:]):
+            return self._claimed(self.claim)
         if self.chosen:
             count = sum(e.eligible for e in self.history[1:])
             return (
@@ -116,6 +196,24 @@ class Selection:
                 f"{len(self.history) - 1} epochs that do no harm (select: {change})"
             )
         return self._why_none()
+
+    def _claimed(self, claim: Claim) -> str:
+        """What was chosen among few, with the figures that may be claimed."""
+        harmless = sum(entry.eligible for entry in self.history[1:])
+        among = f"of {len(self.history) - 1} candidates {harmless} do no harm"
+        if claim.word == "none":
+            return f"{among}, and none has a smaller gap once that is corrected for the choice; the original is kept"
+        figures = (
+            f"{claim.word}: gap {claim.before:.3f} -> {claim.after:.3f} on select, corrected for the choice; "
+            f"smaller by {claim.reduction:.3f}, 90 % interval {claim.low:.3f} to {claim.high:.3f}"
+        )
+        if claim.word == "likely":
+            figures += f"; {claim.times:.1f} times as many rows would show it"
+        if not self.chosen:
+            return f"{among}, but a smaller gap is not shown ({figures}); the original is kept"
+        entry = self.history[self.chosen]
+        which = f"strength {entry.strength:g}" + (", with a head of its own" if entry.step == 2 else "")
+        return f"{which}, the smallest movement that is as good as the best: {among} ({figures})"
 
     def _better(self, degree: Literal["er", "est"]) -> str:
         """As "smaller gap" or "highest worst group AUC"."""
@@ -137,10 +235,17 @@ class Selection:
             f"{nearest.gap:.3f}, but {'; '.join(nearest.harm)}); the original is kept"
         )
 
-    def _add(self, predictions: Predictions, *, step: int, epoch: int, loss: float) -> AuditReport:
-        report = audit_predictions(predictions, threshold=self.conditions.threshold, intervals=False)
+    def _audited(self, predictions: Predictions) -> AuditReport:
+        return audit_predictions(predictions, threshold=self.conditions.threshold, intervals=False)
+
+    def _harm(self, report: AuditReport, leeway: Mapping[str, float]) -> tuple[str, ...]:
+        return tuple(map(str, violations(self.untouched or report, report, self.conditions.limits, leeway)))
+
+    def _add(
+        self, predictions: Predictions, *, step: int, epoch: int, loss: float, strength: float | None = None
+    ) -> AuditReport:
+        report = self._audited(predictions)
         self.untouched = self.untouched or report
-        harm = violations(self.untouched, report, self.conditions.limits)
         goals = {} if self.choose == "gap" else {self.choose: GOALS[self.choose].of(report)}
         self.history.append(
             Epoch(
@@ -151,8 +256,9 @@ class Selection:
                 roc_auc=report.overall["roc_auc"],
                 worst_group_roc_auc=GOALS["worst_group_auc"].figure(report),
                 balanced_accuracy=report.overall["balanced_accuracy"],
-                harm=tuple(map(str, harm)),
+                harm=self._harm(report, {}),
                 goals=goals,
+                strength=strength,
             )
         )
         return report
@@ -160,14 +266,3 @@ class Selection:
 
 def _words(goal: str) -> str:
     return goal.replace("_", " ").replace("auc", "AUC")
-
-
-def gap_of(objective: Objective, *, threshold: float, on_decisions: bool) -> Callable[[Predictions], float]:
-    """The objective as a measure of predictions: of 0/1 decisions at `threshold`, or of the probabilities."""
-
-    def gap(predictions: Predictions) -> float:
-        values = predictions.decisions(threshold) if on_decisions else predictions.scores
-        scores, targets = torch.as_tensor(values, dtype=torch.float64), torch.from_numpy(predictions.targets)
-        return float(objective(scores, targets, torch.from_numpy(predictions.groups)))
-
-    return gap

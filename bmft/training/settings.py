@@ -38,6 +38,8 @@ class Step:
             evens out the noise of small groups. 0 keeps the last step's weights.
         warmup: steps over which the learning rate rises to its value.
         share: of the set's batches that an epoch takes; 1/4 where the set holds four views of every image.
+        copies: of every image that the set holds, one whole set after the other.
+        strengths: the gap's weight in each epoch; the loss's own where there are none.
         norm_stats: ``"frozen"`` keeps the running statistics of normalization layers, ``"update"`` lets them move.
             Dropout stays off in both.
     """
@@ -55,6 +57,8 @@ class Step:
     trust: float = 0.1
     warmup: int = 0
     share: float = 1.0
+    copies: int = 1
+    strengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, fact in FACTS.items():
@@ -62,6 +66,8 @@ class Step:
                 fact.check(name, getattr(self, name))
         if self.warmup < 0 or not 0 < self.share <= 1:
             raise ConfigError(f"warmup {self.warmup}, share {self.share}: expected at least 0, and a share in (0, 1]")
+        if self.strengths and len(self.strengths) != self.epochs:
+            raise ConfigError(f"{len(self.strengths)} strengths for {self.epochs} epochs: expected one for each")
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], rate: float | None = None) -> torch.optim.Optimizer:
         """The optimizer of these parameters; `rate` in the place of its learning rate, where given."""

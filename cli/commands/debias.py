@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,20 +149,31 @@ def outcome_table(job: Job, outcome: Outcome) -> str:
     from bmft.auditing import changes_in_words, drifts_in_words
 
     moved, total = outcome.patch.moved, sum(p.numel() for p in job.model.parameters())
-    where = f"{outcome.report.evaluated_on} rows (n = {outcome.before.n:,})"
-    if outcome.report.evaluated_on == "select":
-        where += "; they also chose the epoch: expect somewhat less on new data"
     report = outcome.report
+    where = f"{report.evaluated_on} rows (n = {outcome.before.n:,})"
+    corrected = [_corrected_table(report.corrected), "group by group, not corrected: no results"]
     others = drifts_in_words(report.other_outputs, report.config["max_other_drift"])
     return "\n".join(
         [
-            f"measured on the {where}",
+            f"measured on the {where}: {report.kind_in_words}",
+            *(corrected if report.corrected else []),
             audit_table({"before": outcome.before, "after": outcome.after}),
             *(said.replace("→", "->") for said in changes_in_words(outcome.before, outcome.after) if outcome.accepted),
             f"moved {moved:,} of {total:,} weights ({moved / total:.1%})",
             *([others] if others else []),
         ]
     )
+
+
+def _corrected_table(figures: Sequence[Mapping[str, Any]]) -> str:
+    from bmft._common import with_interval
+
+    rows = [["", "", "before", "after", "change, 90 % interval"]]
+    for one in figures:
+        change = with_interval(one["after"] - one["before"], (one["low"], one["high"]))
+        name = one["figure"].replace("_", " ").replace("roc auc", "ROC AUC")
+        rows.append([one["attribute"], name, f"{one['before']:.3f}", f"{one['after']:.3f}", change])
+    return table(rows, left=2)
 
 
 def write_outcome(job: Job, outcome: Outcome, target: Path) -> list[Path]:

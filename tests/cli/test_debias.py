@@ -112,13 +112,14 @@ def test_without_a_split_column_fit_and_select_are_cut_from_the_data(bmft, study
     shown = capsys.readouterr()
     assert "half of" in shown.err
     assert "measured on the select rows" in shown.out
-    assert "they also chose the epoch" in shown.out
+    assert "rows that only looked on: the last epoch" in shown.out
 
 
 def test_a_split_column_without_test_rows_measures_on_select(debias, capsys):
     assert debias("--test", "select", "--allow-shared-rows", *FAST) == 0
+    assert "rows of which fit or select may hold some" in capsys.readouterr().out
     assert debias("--test", "nowhere", *FAST) == 0
-    assert "measured on the select rows (n = 240); they also chose the epoch" in capsys.readouterr().out
+    assert "measured on the select rows (n = 240): rows that only looked on" in capsys.readouterr().out
 
 
 def containers(study):
@@ -300,7 +301,7 @@ def interrupt_after(monkeypatch, looks):
 def test_resume_goes_on_to_the_same_bytes_and_leaves_nothing_behind(debias, tmp_path, monkeypatch, looks):
     for name in ("whole", "again"):
         (tmp_path / name).mkdir()
-    options = ["--epochs", "3,1", "--keep", "last", "--set", "path=[1.0]"]
+    options = ["--preset", "path", "--epochs", "3,1", "--keep", "last", "--set", "path=[1.0]"]
     assert debias(*options, "--out", "whole/fair.pt", "--report", "whole/report") == 0
     with monkeypatch.context() as patched:
         interrupt_after(patched, looks)

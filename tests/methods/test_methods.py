@@ -19,6 +19,7 @@ from bmft.settings import FACTS, Settings
 from bmft.training.settings import OPTIMIZERS
 
 QUICK = {
+    "preset": "path",
     "epochs": (3, 3),
     "fraction": 0.3,
     "batch_size": 32,
@@ -65,7 +66,8 @@ def run(tabular, **options):
 
 
 def test_the_gap_of_a_tabular_model_falls_without_harm(tabular):
-    outcome = run(tabular, config={"fraction": 0.3, "batch_size": 32}, max_group_auc_drop=0.05)
+    config = {"fraction": 0.3, "batch_size": 32, "operating_point": "free"}
+    outcome = run(tabular, config=config, max_group_auc_drop=0.05)
     assert outcome.accepted, outcome.reason
     chosen = next(entry for entry in outcome.report.history if entry.chosen)
     assert chosen.gap < outcome.report.history[0].gap
@@ -321,7 +323,7 @@ def deep(count=6):
 def moved_by(model, fit, select, **config):
     with torch.no_grad():
         model[-1].bias -= model(fit.inputs(slice(None))).median()
-    config = {"epochs": (1, 0), "fraction": 1.0, "lr": (0.05, 0.05)} | config
+    config = {"epochs": (1, 0), "fraction": 1.0, "lr": (0.05, 0.05), "operating_point": "free"} | config
     outcome = debias(model, fit, select, config=config, keep="last", device="cpu", intervals=False)
     return {name.split(".")[0] for name in outcome.patch.changes} - {"12"}
 

@@ -300,7 +300,7 @@ def test_what_was_assumed_is_listed_with_where_it_came_from_and_how_to_say_other
 
 
 def test_measuring_on_the_selection_data_is_said(done):
-    assert "also chose the epoch" in to_markdown(replace(done, evaluated_on="select"))
+    assert "not corrected for the choice" in to_markdown(replace(done, evaluated_on="select"))
     assert "also chose the epoch" not in to_markdown(done)
 
 

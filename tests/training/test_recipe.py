@@ -76,6 +76,21 @@ def test_the_first_steps_are_taken_at_a_rising_rate():
     assert torch.allclose(moved[0] / 2, moved[1])
 
 
+def test_the_order_term_holds_to_the_logits_it_is_given():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    data, whole = images(), slice(None)
+    start = network(data.take(whole).inputs).detach()
+    with torch.no_grad():
+        network[1].weight.add_(1.0)
+    before = reordering(network(data.take(whole).inputs) - start, data.groups[:, 0])
+    loss = Loss(equalized_odds_gap, bias_weight=0.0, order_weight=1.0)
+    step = Step(300, 0.05, momentum=0.0)
+    tune(
+        network, data, loss, WeightMask.by_name(network), step, generator=torch.Generator().manual_seed(0), start=start
+    )
+    assert reordering(network(data.take(whole).inputs) - start, data.groups[:, 0]) < before / 2
+
+
 def test_an_epoch_takes_its_share_of_the_batches():
     step = Step(1, 0.1, batch_size=2, share=0.25)
     seen = []

@@ -19,7 +19,7 @@ from bmft.errors import ConfigError, DataError
 from bmft.methods import METHODS, debias
 from bmft.models import changes, put_back
 
-FAST = {"epochs": [4, 2], "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.4]}
+FAST = {"preset": "path", "epochs": [4, 2], "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.4]}
 
 
 class Killed(BaseException):

@@ -1,0 +1,45 @@
+"""Which flips a network was trained with, told from how it answers flipped images."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bmft.data import GroupedData
+from bmft.models import evaluating, forward_logits
+
+_log = logging.getLogger(__name__)
+ALIKE = 0.9  # correlation of the logits of images and of flipped images
+ENOUGH = 512  # images that are looked at
+
+
+@torch.no_grad()
+def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tuple[str, ...]:
+    """The flips that step 1 sees beside the images: those asked for; of ``auto`` those the network answers alike.
+
+    A network that was trained with flipped images gives them nearly the same logits; one for chest X-rays, which was
+    not, does not, and flipped images would teach it something else.
+    """
+    if tuple(asked) != ("auto",):
+        return tuple(flip for flip in asked if flip != "none")
+    sample = data.subset(torch.arange(len(data))[:: max(1, len(data) // ENOUGH)])
+    images = sample.take(slice(0, 1)).inputs
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        return ()
+    alike = {flip: _agreement(model, sample.with_views([flip]), len(sample)) for flip in ("hflip", "vflip")}
+    known = tuple(flip for flip, value in alike.items() if value >= ALIKE)
+    if known:
+        values = ", ".join(f"{flip} {alike[flip]:.2f}" for flip in known)
+        _log.info("step 1 also sees flipped fit images, which the network answers alike (correlation: %s)", values)
+    return known
+
+
+def _agreement(model: nn.Module, viewed: GroupedData, n: int) -> float:
+    """Correlation of the logits of the first `n` images and of their flipped twins; 0 where it is not defined."""
+    device = next(model.parameters()).device
+    with evaluating(model):
+        logits = torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in viewed.batches(64)])
+    plain, flipped = (part.double() - part.double().mean(0) for part in (logits[:n], logits[n:]))
+    spread = plain.norm() * flipped.norm()
+    return float((plain * flipped).sum() / spread) if spread > 0 else 0.0
