@@ -21,7 +21,10 @@ class Bar:
             from tqdm.auto import tqdm
 
             layout = "{desc} {percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left"
-            self._bar = tqdm(total=total, leave=False, bar_format=layout, dynamic_ncols=True)
+            self._bar = tqdm(total=total, leave=False, bar_format=layout)
+            # In a terminal that does not know its size tqdm draws nothing.
+            if isinstance(self._bar.ncols, int) and self._bar.ncols < 1:
+                self._bar.ncols = self._bar.nrows = None
         bar = self._bar
         left = "{remaining}" if seconds is None else bar.format_interval(seconds)
         bar.bar_format = f"{{desc}} {{percentage:3.0f}}%|{{bar:24}}| {{elapsed}}, {left} left"
