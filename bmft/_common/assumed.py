@@ -41,13 +41,14 @@ def as_json(assumed: Iterable[Assumption]) -> dict[str, list[dict[str, str | boo
     return found
 
 
-def in_words(assumed: Mapping[str, Any], subject: str) -> list[str]:
-    """What an `as_json` has about a subject, a sentence each.
+def in_words(assumed: Mapping[str, Any], *subjects: str) -> list[str]:
+    """What an `as_json` has about these subjects, a sentence each.
 
     >>> in_words(as_json([Assumption("classes", "yes is positive", "the labels", "--positive")]), "classes")
     ['Classes: yes is positive (from the labels).']
     """
     return [
         f"{subject.capitalize()}: {one['value']} ({'a guess: ' if one['guess'] else 'from '}{one['from']})."
+        for subject in subjects
         for one in assumed.get(subject, ())
     ]

@@ -32,7 +32,8 @@ def test_the_order_is_that_in_which_the_columns_are_named():
 
 def test_told_that_they_are_labels_they_are_labels():
     labels = encode_labels(one_hot([0, 2, 1]), CLASSES, multi_label=True)
-    assert (labels.task, labels.assumed) == ("multilabel", ())
+    assert labels.task == "multilabel"
+    assert [one.value for one in labels.assumed] == ["1 is positive in MEL, NV, BCC"]
     assert labels.targets.tolist() == np.eye(3)[[0, 2, 1]].tolist()
 
 
