@@ -23,8 +23,7 @@ from bmft.models import readings
 from bmft.settings import Settings
 from bmft.tables import encode_attribute, read_table
 from bmft_cli.main import main
-from bmft_cli.method import Setting
-from bmft_cli.options import BatchSize, Pair
+from bmft_cli.options import Assigned, BatchSize, Pair
 
 FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
@@ -354,7 +353,7 @@ def test_a_setting_that_python_writes_out_in_no_text_is_refused():
 @given(st.text(max_size=20) | VALUES.map("patience={}".format))
 @example("patience=" + "[" * 5000)
 def test_any_text_is_an_option_or_a_usage_error(text):
-    for kind in (Setting(), Pair(int), Pair(float), BatchSize()):
+    for kind in (Assigned("NAME=VALUE", "patience=3"), Pair(int), Pair(float), BatchSize()):
         with suppress(click.UsageError):
             kind.convert(text, None, None)
 

@@ -167,7 +167,8 @@ def test_a_table_of_predictions_may_lack_labels(tmp_path):
     assert np.array_equal(read.targets, predictions.targets)
     ours, theirs = (audit_predictions(one, intervals=False) for one in (read, predictions))
     assert ours.by_group == theirs.by_group
-    assert [one.value.split(":")[0] for one in read.assumed] == [f"y_true_{name}" for name in LABELS]
+    said = [one.value.split(":")[0] for one in read.assumed if one.subject != "classes"]
+    assert said == [f"y_true_{name}" for name in LABELS]
 
 
 def test_binary_predictions_without_a_label_are_left_out_and_counted(tmp_path):
@@ -297,7 +298,7 @@ def test_samples_without_a_label_are_left_out_of_arrays_and_loaders():
     assert whole.rows.tolist() == [0, 1, 4, 5]
     assert whole.patients.tolist() == list("aacc")
     assert torch.equal(whole.inputs(slice(None)), inputs[[0, 1, 4, 5]])
-    assert [one.value for one in whole.assumed] == ["2 samples without a label are left out"]
+    assert "2 samples without a label are left out" in [one.value for one in whole.assumed]
     read = as_grouped([(inputs, targets, torch.tensor(groups))])
     assert torch.equal(read.targets, whole.targets)
     report = audit(nn.Linear(2, 1), read, intervals=False)

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -115,10 +116,14 @@ def test_without_a_split_column_fit_and_select_are_cut_from_the_data(bmft, study
     assert "rows that only looked on: the last epoch" in shown.out
 
 
-def test_a_split_column_without_test_rows_measures_on_select(debias, capsys):
+def test_a_split_column_without_test_rows_measures_on_select(debias, study, capsys):
     assert debias("--test", "select", "--allow-shared-rows", *FAST) == 0
     assert "rows of which fit or select may hold some" in capsys.readouterr().out
-    assert debias("--test", "nowhere", *FAST) == 0
+    assert debias("--test", "nowhere", *FAST) == 4
+    assert "has no split 'nowhere'" in capsys.readouterr().err
+    rows = pd.read_csv(study / "isic.csv", dtype=str)
+    rows[rows["split"] != "test"].to_csv(study / "no_test.csv", index=False)
+    assert debias(*FAST, "--data", study / "no_test.csv") == 0
     assert "measured on the select rows (n = 240): rows that only looked on" in capsys.readouterr().out
 
 
@@ -219,12 +224,16 @@ def test_a_threshold_picked_on_select_is_the_reports(debias, tmp_path):
     assert json.loads((tmp_path / "r" / "report.json").read_text())["config"]["threshold"] != 0.5
 
 
-def test_an_interrupt_leaves_no_file_behind(debias, tmp_path, monkeypatch):
+def test_an_interrupt_leaves_no_file_behind_but_what_resume_goes_on_from(debias, tmp_path, monkeypatch):
     from bmft.training import Selection
 
     monkeypatch.setattr(Selection, "consider", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert debias() == 130
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["fair.resume"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert debias("--resume") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"fair.pt", "fair.patch.safetensors"}
 
 
 def test_other_sites_and_the_leakage_are_in_the_table_and_the_reports(debias, study, tmp_path, capsys):

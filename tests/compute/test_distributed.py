@@ -214,8 +214,8 @@ def torchrun(*args, cwd, start=("-m", "bmft_cli")):
 
 
 def test_torchrun_writes_once_what_one_process_writes(bmft, study, data_options, tmp_path):
-    options = [study / "model.pt", *data_options, "--epochs", "1,1", "--keep", "last", "--set", "path=[1.0]"]
-    options += ["--precision", "float32"]
+    options = [study / "model.pt", *data_options, "--epochs", "1,1", "--keep", "last", "--preset", "path"]
+    options += ["--set", "path=[1.0]", "--precision", "float32"]
     assert bmft("debias", *options, "--out", "one.pt") == 0
     done = torchrun("debias", *options, "--out", "two.pt", "--report", "report", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -286,7 +286,7 @@ def test_the_same_seed_searches_the_same_and_what_is_finished_counts(task, tmp_p
     started = []
     search(task, trials=7, storage=tmp_path / "study", progress=started.append)
     assert all(now.inner is None or now.ending for now in started), "no trial is left to do"
-    assert started[-1].ending == "final run 2 of 2"
+    assert started[-1].ending == "final run 3 of 3"
 
 
 def test_no_trial_sees_the_test_set_and_the_optimism_is_told(task):

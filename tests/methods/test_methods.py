@@ -111,7 +111,7 @@ def test_every_head_starts_from_the_originals_when_it_is_kept(tabular, monkeypat
         tune(module, *args, **options)
 
     monkeypatch.setattr(run_module, "tune", watched)
-    run(tabular, config={"reset": "keep", "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.1]})
+    run(tabular, config={"preset": "path", "reset": "keep", "path": [0.5, 1.0], "bias_weight": [1.0, 1.0, 0.1]})
     original = find_head(model, torch.zeros(2, 30))
     assert len(starts) == 4
     assert all(torch.equal(start, model.get_parameter(original.parameters[0])) for start in starts)

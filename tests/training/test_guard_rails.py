@@ -216,7 +216,7 @@ def test_a_parameter_s_flag_does_not_say_what_may_move_but_a_pattern_does():
 def test_a_parametrized_head_is_kept_or_refused_with_the_way_out(norm):
     model = centred(changed(lambda model: norm(model.fc)))
     with pytest.raises(ConfigError, match="use reset = 'keep'"):
-        debias(model)
+        debias(model, reset="zero")
     around = outside(model)
     outcome = debias(model, reset="keep")
     assert outside(outcome.model) == around
