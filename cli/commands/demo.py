@@ -48,6 +48,7 @@ sensitive = "skin"
 cluster = "patient_id"
 split-column = "split"
 arch = "bmft.datasets.demo:build_model"
+normalize = "imagenet"
 seed = {seed}
 """
 
