@@ -10,8 +10,8 @@ class Assumption:
     """One choice, where it came from, and how to say otherwise.
 
     Attributes:
-        subject: what it is about: ``classes``, ``output``, ``answer``, ``pixels``, ``weights``, ``unknown``, ``paths``
-            or ``splits``.
+        subject: what it is about: ``classes``, ``output``, ``answer``, ``pixels``, ``weights``, ``unknown``, ``paths``,
+            ``splits`` or ``views``.
         value: what is taken, in a few words.
         source: where that came from, such as ``the checkpoint's class_to_idx``.
         option: the option that says otherwise, such as ``--positive``.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from bmft._common import short, watched
+from bmft._common import as_json, short, watched
 from bmft.auditing import (
     AuditReport,
     Drift,
@@ -39,7 +39,7 @@ from bmft.methods.losses import gap_measure
 from bmft.methods.run import Progress, Run
 from bmft.methods.table import METHODS, settings_for
 from bmft.methods.turning import positive_last
-from bmft.methods.views import known_views
+from bmft.methods.views import known_views, told_views
 from bmft.models import (
     Activations,
     copied,
@@ -194,7 +194,8 @@ def debias(
     where: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
-        before, after = (_audited(run.predict(each, measured), conditions) for each in (model, result))
+        told = as_json(told_views(settings.views, run.settings.views))
+        before, after = (_audited(run.predict(each, measured), conditions, told) for each in (model, result))
         others = _others(run, model, result)
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)
@@ -317,8 +318,9 @@ def remeasured(
     """The same outcome of `model`, with the audits, intervals included, that `debias` makes of this set."""
     where, start, report = str(choose_device(conditions.device)), time.perf_counter(), outcome.report
     many = conditions.multi_label or data.task == "multilabel"
+    told = {subject: said for subject, said in report.before.assumed.items() if subject == "views"}
     before, after = (
-        _audited(predict(m, data, multi_label=many, device=where), conditions) for m in (model, outcome.model)
+        _audited(predict(m, data, multi_label=many, device=where), conditions, told) for m in (model, outcome.model)
     )
     spent = time.perf_counter() - start
     others = dict(report.other_outputs)
@@ -337,10 +339,12 @@ def remeasured(
     return replace(outcome, report=changed)
 
 
-def _audited(predictions: Predictions, conditions: Conditions) -> AuditReport:
-    return audit_predictions(
+def _audited(predictions: Predictions, conditions: Conditions, told: Mapping[str, Any]) -> AuditReport:
+    """Of a run's rows; `told` is what was inferred of the run itself."""
+    found = audit_predictions(
         predictions, threshold=conditions.threshold, intervals=conditions.intervals, seed=conditions.seed
     )
+    return replace(found, assumed={**found.assumed, **told})
 
 
 def _prepared(data: Any, batch_fn: Any, sensitive: str | list[str] | None) -> GroupedData:

@@ -1,17 +1,28 @@
 """Which flips a network was trained with, told from how it answers flipped images."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from bmft._common import Assumption
 from bmft.data import GroupedData
 from bmft.models import evaluating, forward_logits
 
-_log = logging.getLogger(__name__)
 ALIKE = 0.9  # correlation of the logits of images and of flipped images
 ENOUGH = 512  # images that are looked at
+
+
+def told_views(asked: Sequence[str], known: Sequence[str]) -> tuple[Assumption, ...]:
+    """What is to be said of the flips that `known_views` found.
+
+    >>> told_views(("auto",), ("hflip",))[0].value
+    'step 1 also sees the fit images flipped (hflip)'
+    """
+    if tuple(asked) != ("auto",) or not known:
+        return ()
+    value = f"step 1 also sees the fit images flipped ({', '.join(known)})"
+    return (Assumption("views", value, "how alike the network answers them", "--views"),)
 
 
 @torch.no_grad()
@@ -28,11 +39,7 @@ def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tu
     if not isinstance(images, Tensor) or images.dim() != 4:
         return ()
     alike = {flip: _agreement(model, sample.with_views([flip]), len(sample)) for flip in ("hflip", "vflip")}
-    known = tuple(flip for flip, value in alike.items() if value >= ALIKE)
-    if known:
-        values = ", ".join(f"{flip} {alike[flip]:.2f}" for flip in known)
-        _log.info("step 1 also sees flipped fit images, which the network answers alike (correlation: %s)", values)
-    return known
+    return tuple(flip for flip, value in alike.items() if value >= ALIKE)
 
 
 def _agreement(model: nn.Module, viewed: GroupedData, n: int) -> float:

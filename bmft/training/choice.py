@@ -14,7 +14,6 @@ from bmft.stats import resampled_rows
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 Floats = NDArray[np.float64]
-RESAMPLES = 1000
 ROW_BY_ROW = 300  # where a gap of one's own is called anew for every resample
 
 
@@ -57,12 +56,7 @@ class Gap:
 
 def figures_of(gap: Gap, candidates: Sequence[Predictions], seed: int) -> Resampled:
     """What a choice among candidates rests on: `bmft.auditing.resampled_figures` with this gap."""
-    resamples = RESAMPLES if gap.name else ROW_BY_ROW
-    return resampled_figures(
-        candidates,
-        threshold=gap.threshold,
-        gap=gap.name or partial(gap.resampled, resamples=resamples, seed=seed),
-        combine=gap.combine,
-        resamples=resamples,
-        seed=seed,
-    )
+    figures = partial(resampled_figures, candidates, threshold=gap.threshold, seed=seed)
+    if gap.name:
+        return figures(gap=gap.name, combine=gap.combine)
+    return figures(gap=partial(gap.resampled, resamples=ROW_BY_ROW, seed=seed), resamples=ROW_BY_ROW)

@@ -63,6 +63,8 @@ def debias(
       bmft debias model.pt --data isic.csv --label malignant --sensitive sex --report report
     """
     target = output_path(checkpoint, out)
+    from bmft._common import in_words
+
     from ..job import load_job
 
     job = load_job(common, checkpoint)
@@ -73,6 +75,8 @@ def debias(
     elsewhere = {name: job.site(path) for name, path in sites}
     journal = _journal(target, resume)
     outcome = run_method(job, how, journal, resume)
+    for line in in_words(outcome.report.before.assumed, "views"):
+        settings().say(line)
     extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
     part_company()
     click.echo(outcome_table(job, outcome))

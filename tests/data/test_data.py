@@ -26,16 +26,7 @@ from bmft.data import (
 from bmft.errors import ConfigError, DataError, GroupError
 from bmft.inference import audit
 from bmft.tables import Attribute
-
-COLUMNS = ("path", "label", "sex", "age", "patient", "split")
-ROWS = [
-    ("0.png", 0, "f", 30, "a", "fit"),
-    ("1.png", 1, "m", 40, "b", "fit"),
-    ("2.png", 0, "m", 59.5, "b", "fit"),
-    ("3.png", 1, "f", 60, "c", "select"),
-    ("4.png", 0, "", 75, "d", "select"),
-    ("5.png", 1, "m", "", "e", "test"),
-]
+from tests.tables.test_manifest import COLUMNS, ROWS
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Step 1 at rising strengths: few candidates at the original's share of positives, and a choice that is owned up to."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +10,10 @@ from torch import nn
 from bmft.data import from_arrays
 from bmft.errors import ConfigError
 from bmft.inference import predict
-from bmft.methods import METHODS, debias, settings_for
+from bmft.methods import METHODS, debias, remeasured, settings_for
 from bmft.methods.losses import graded, step_of
 from bmft.methods.views import known_views
+from bmft.training import Conditions
 from tests.training.test_resume import Killed, network, patients, same
 
 QUICK = {"strengths": [1.0, 4.0], "epochs": [2, 1], "batch_size": 8}
@@ -125,10 +125,8 @@ class Sees(nn.Module):
         return self.head(seen.mean((1, 2, 3))[:, None])
 
 
-def test_flips_that_a_network_answers_alike_are_found_and_told(caplog):
-    with caplog.at_level(logging.INFO):
-        assert known_views(Sees(half=False), pictures(), ["auto"]) == ("hflip", "vflip")
-    assert "hflip 1.00, vflip 1.00" in caplog.text
+def test_flips_that_a_network_answers_alike_are_found():
+    assert known_views(Sees(half=False), pictures(), ["auto"]) == ("hflip", "vflip")
     assert known_views(Sees(half=True), pictures(), ["auto"]) == ()
     assert known_views(Sees(half=True), pictures(), ["hflip"]) == ("hflip",)
     assert known_views(Sees(half=False), pictures(), ["none"]) == ()
@@ -147,4 +145,17 @@ def test_the_report_says_which_views_were_seen():
         model[-1].bias -= model(fit.take(slice(None)).inputs).median()
     outcome, _ = run(model, data=fit, keep="last", config={"views": ["hflip"]})
     assert outcome.report.config["views"] == ["hflip"]
+    assert "views" not in outcome.report.before.assumed, "they were asked for"
     assert np.isfinite(outcome.report.history[-1].gap)
+
+
+def test_flips_that_were_found_are_among_what_was_assumed_also_of_other_rows():
+    fit, model = pictures(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))
+    with torch.no_grad():
+        model[-1].bias -= model(fit.take(slice(None)).inputs).median()
+    outcome, _ = run(model, data=fit, keep="last")
+    (said,) = outcome.report.before.assumed["views"]
+    assert "hflip, vflip" in said["value"]
+    assert (said["option"], said["guess"]) == ("--views", False)
+    again = remeasured(outcome, model, fit, "test", Conditions(device="cpu", intervals=False))
+    assert again.report.after.assumed["views"] == outcome.report.after.assumed["views"]
