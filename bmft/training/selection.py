@@ -203,8 +203,10 @@ class Selection:
         among = f"of {len(self.history) - 1} candidates {harmless} do no harm"
         if claim.word == "none":
             return f"{among}, and none has a smaller gap once that is corrected for the choice; the original is kept"
+        # As an audit calls it: its equalized odds difference is another figure, the larger of the two rates'.
+        gap = "average odds gap" if self.gap.name == "equalized_odds" else "gap"
         figures = (
-            f"{claim.word}: gap {claim.before:.3f} -> {claim.after:.3f} on select, corrected for the choice; "
+            f"{claim.word}: {gap} {claim.before:.3f} -> {claim.after:.3f} on select, corrected for the choice; "
             f"smaller by {claim.reduction:.3f}, 90 % interval {claim.low:.3f} to {claim.high:.3f}"
         )
         if claim.word == "likely":
