@@ -35,8 +35,9 @@ from bmft.data import GroupedData, apart, as_grouped, skipped_images
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
+from bmft.methods.course import Course, Progress
 from bmft.methods.losses import gap_measure
-from bmft.methods.run import Progress, Run
+from bmft.methods.run import Run
 from bmft.methods.table import METHODS, settings_for
 from bmft.methods.turning import positive_last
 from bmft.methods.views import known_views, told_views
@@ -184,7 +185,7 @@ def debias(
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
-    with run.timed("audit"):
+    with run.course.timed("audit"):
         untouched = run.predict(run.model, run.select)
         run.selection.start(untouched)
         refuse_swapped(untouched)
@@ -192,14 +193,14 @@ def debias(
     mask = METHODS[method].run(run)
     accepted, result = _result(model, run)
     where: Literal["test", "select"] = "test" if "test" in data else "select"
-    with run.timed("audit"):
+    with run.course.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         told = as_json(told_views(settings.views, run.settings.views))
         before, after = (_audited(run.predict(each, measured), conditions, told) for each in (model, result))
         others = _others(run, model, result)
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)
-    run.seconds["total"] = time.perf_counter() - start
+    run.course.seconds["total"] = time.perf_counter() - start
     claim = run.selection.claim
     recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
     recipe |= {} if claim is None else {"evidence": claim.word}
@@ -217,7 +218,7 @@ def debias(
             config=described,
             history=run.selection.history,
             mask={"density": mask.density, "by_layer": mask.by_layer()},
-            seconds=run.seconds,
+            seconds=run.course.seconds,
             versions=versions(),
             hashes=hashes,
             skipped=skipped_images(*data.values()),
@@ -286,7 +287,7 @@ def _prepare(
         ),
         generator=torch.Generator().manual_seed(conditions.seed),
         autocast=autocast_for(where, settings.precision, tuned),
-        progress=progress,
+        course=Course(progress),
         activations=Activations() if activations is None else activations,
         room=Room(shrinks=settings.on_out_of_memory == "halve"),
     )
@@ -299,7 +300,7 @@ def _result(model: nn.Module, run: Run) -> tuple[bool, nn.Module]:
     """
     accepted, result = run.selection.finish(), copied(model)
     tried = len(run.selection.history) > 1 and run.settings.strengths
-    if not accepted and tried and run.positive is not None:
+    if not accepted and tried and run.point is not None:
         run.selection.remarks.append(
             "candidates call as many positive as the original does: --operating-point free lets that change"
         )

@@ -52,7 +52,7 @@ def dfr(run: Run) -> WeightMask:
     columns = _columns(run)
     subsets = [_balanced_subsets(run, column) for column in columns.T]
     for number, strength in enumerate(DFR_STRENGTHS, 1):
-        with run.timed("head"):
+        with run.course.timed("head"):
             heads = [
                 _mean_head((features - mean) / spread, column, rows, strength)
                 for column, rows in zip(columns.T, subsets, strict=True)

@@ -23,7 +23,7 @@ def fairprune(run: Run) -> WeightMask:
     everybody else more than to the group whose loss is largest. Select is offered several fractions.
     """
     worse, better = _worse_and_better(run)
-    with run.timed("importance"):
+    with run.course.timed("importance"):
         difference = {
             name: (worse_off - PRUNE_BETA * better_off[name]).cpu()
             for better_off in [_saliency(run, better)]

@@ -1,9 +1,8 @@
 """What a method works on: the model, the data, the two training steps, and who judges."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmft import fairness
-from bmft.auditing import AuditReport, Epoch, Predictions
+from bmft.auditing import Predictions
 from bmft.compute import Room, Share
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.inference import predict
 from bmft.masks import WeightMask
+from bmft.methods.course import Course
 from bmft.methods.losses import head_losses, step_of
+from bmft.methods.operating_point import OperatingPoint
 from bmft.methods.stages import in_a_stage
 from bmft.models import (
     Activations,
@@ -38,35 +38,6 @@ from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeight
 AfterEpoch = Callable[[int, float], bool]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come, as `debias` reports it after every epoch.
-
-    Attributes:
-        phase: ``"step 1"``, ``"step 2"``, or ``"candidates"`` for methods without epochs.
-        done: The number of epochs (or candidates) of this phase that are finished.
-        total: The number of epochs (or candidates) that this phase has at most.
-        figures: What the select set showed of the latest one.
-        kept: The audit on the select set of the epoch that would be kept if this were the last; None where an earlier
-            process chose it.
-        finished: The number of epochs of the whole run that are finished.
-        expected: The number of epochs that the whole run has at most.
-    """
-
-    phase: str
-    done: int
-    total: int
-    figures: Epoch | None = None
-    kept: AuditReport | None = None
-    finished: int = 0
-    expected: int = 0
-
-    @property
-    def place(self) -> tuple[int, int, str]:
-        """How far the whole run is, and in which phase, for a bar."""
-        return self.finished, self.expected, self.phase
-
-
 @dataclass
 class Run:
     """What a method works on. `model` is a copy that it changes; everything else is as given."""
@@ -80,16 +51,13 @@ class Run:
     selection: Selection
     generator: torch.Generator
     autocast: Callable[[], AbstractContextManager[Any]]
-    progress: Callable[[Progress], None]
-    positive: torch.Tensor | None = None
+    course: Course
     activations: Activations = field(default_factory=Activations)
-    tail: Tail | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
     journal: Journal | None = None
-    begun: int = 0  # epochs of the trainings that were begun
-    expected: int = 0  # epochs of the whole run, as far as they are known
-    start: torch.Tensor | None = None
+    tail: Tail | None = None
+    start: torch.Tensor | None = None  # the original's logits of the fit set, where step 2 is held to them
+    point: OperatingPoint | None = None
     preferred: int = 0
 
     @property
@@ -120,16 +88,9 @@ class Run:
             return ~WeightMask.by_name(self.model)
         return WeightMask.by_name(self.model, *self.body)
 
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Add the time spent inside to `seconds`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
-
     def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
         """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
-        with self.timed("extractor"):
+        with self.course.timed("extractor"):
             fit, select = self._entering(mask, step)
             if step.strengths:
                 look = self._after_strengths(select, step)
@@ -146,7 +107,7 @@ class Run:
         self, network: nn.Module, mask: WeightMask, merge: Callable[[], None], loss: Loss, step: Step
     ) -> None:
         """Train a network that stands for the model; after every epoch `merge` puts what it learned into the model."""
-        with self.timed("extractor"):
+        with self.course.timed("extractor"):
             look = self._after_epoch(1, self.model, self.select, step)
 
             def merged(epoch: int, value: float) -> bool:
@@ -203,11 +164,10 @@ class Run:
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
-        end = self.begun + step_of(self.settings, 1).epochs * len(head_losses(self.settings))
-        self.expected = max(self.expected, end)
-        with self.timed("head"):
+        end = self.course.expect(step_of(self.settings, 1).epochs * len(head_losses(self.settings)))
+        with self.course.timed("head"):
             self._stage(lambda _: self._train_heads(reset))
-        self.begun = end  # also where a journal had it
+        self.course.begun = end  # also where a journal had it
 
     def _train_heads(self, reset: Callable[[], None]) -> None:
         step = step_of(self.settings, 1)
@@ -232,34 +192,15 @@ class Run:
     def _at_the_operating_point(
         self, look: AfterEpoch, model: nn.Module, fit: GroupedData, *, both: bool
     ) -> AfterEpoch:
-        """`look` at the head with its bias put where the original's share of the fit set is positive.
-
-        A gap also shrinks when fewer of everybody are called positive, which is no help. With `both` the head as it was
-        trained is looked at, too.
-        """
+        """`look` at the head held to the original's operating point; with `both` as it was trained, too."""
         head = model if model not in (self.model, self.tail) else self.model.get_submodule(self.head.name)
-        bias = getattr(head, "bias", None)
-        positive = self.positive
-        if self.settings.operating_point == "free" or positive is None or not isinstance(bias, nn.Parameter):
+        bias, point = getattr(head, "bias", None), self.point
+        if point is None or not isinstance(bias, nn.Parameter):
             return look
-        place = self.head.output
-        own = bias.detach() if place is None else bias.detach()[place, None]
 
         def shifted(epoch: int, loss: float) -> bool:
-            logits = self._own(self._logits(model, fit))
-            if logits.shape[1] > len(positive):
-                logits = logits[:, 1:] - logits[:, :1]
-            shift = _shift(logits, positive, self.conditions.threshold).to(bias)
-            # Of two outputs the second's: the first is its reference.
-            shift = torch.cat([shift.new_zeros(len(own) - len(shift)), shift])
-            trained = bias.detach().clone()
-            try:
-                with torch.no_grad():
-                    own.add_(shift)
+            with point.held(bias, self.head.output, self._own(self._logits(model, fit))):
                 stop = look(epoch, loss)
-            finally:
-                with torch.no_grad():
-                    bias.copy_(trained)
             return look(epoch, loss) if both else stop
 
         return shifted
@@ -279,12 +220,10 @@ class Run:
         return logits if reading_of(self.model).output is None else logits[:, :1]
 
     def measure_operating_point(self) -> None:
-        """Note how many of the fit set the model as it is calls positive; nothing for classes, which have no point."""
+        """Note what the model as it is says of the fit set, and how many of it it calls positive."""
         self.start = self._logits(self.model, self.fit)
-        logits = self._own(self.start)
-        if self.conditions.multi_label or logits.shape[1] <= 2:
-            probabilities = fairness.probabilities(logits, multi_label=self.conditions.multi_label)
-            self.positive = (probabilities >= self.conditions.threshold).sum(0)
+        many = self.conditions.multi_label
+        self.point = OperatingPoint.of(self._own(self.start), self.conditions.threshold, multi_label=many)
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
@@ -310,7 +249,7 @@ class Run:
         Raises:
             ConfigError: the head is not one linear layer whose output is the logits.
         """
-        with self.timed("features"):
+        with self.course.timed("features"):
             found = self._features(data, None)
         if found is None or not isinstance(self.model.get_submodule(self.head.name), nn.Linear):
             raise ConfigError(
@@ -329,10 +268,11 @@ class Run:
 
     def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
         """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""
-        with self.timed("selection"):
+        with self.course.timed("selection"):
             found = self.predict(self.model, self.select) if predictions is None else predictions
             entry = self.selection.consider(found, step=1, epoch=number, loss=math.nan)
-        self.progress(Progress("candidates", number, of, entry, self.selection.kept, number, of))
+        self.course.expect(of)
+        self.course.tell("candidates", number, of, entry, self.selection.kept)
 
     def _after_strengths(self, select: GroupedData, step: Step) -> AfterEpoch:
         """Look at the last epoch of each strength, with the head as it is."""
@@ -343,8 +283,7 @@ class Run:
         def look(epoch: int, loss: float) -> bool:
             strength, later = step.strengths[epoch - 1], step.strengths[epoch:]
             if later and later[0] == strength:
-                whole = (epoch, self.expected)
-                self.progress(Progress("step 1", epoch, step.epochs, None, self.selection.kept, *whole))
+                self.course.tell("step 1", epoch, step.epochs, None, self.selection.kept)
                 return False
             judged = self._after_epoch(1, model, select, step, strength)
             return self._at_the_operating_point(judged, *where, both=False)(epoch, loss)
@@ -353,23 +292,21 @@ class Run:
 
     def prefer(self) -> None:
         """Change the model: to the candidate of step 1 that would be chosen if this were the end."""
-        with self.timed("selection"):
+        with self.course.timed("selection"):
             self.preferred = self.selection.prefer()
 
     def _after_epoch(
         self, number: int, model: nn.Module, select: GroupedData, step: Step, strength: float | None = None
     ) -> AfterEpoch:
-        first, before = len(self.selection.history), self.begun
+        first, before = len(self.selection.history), self.course.begun
         if strength is None:
-            self.begun += step.epochs
-            self.expected = max(self.expected, self.begun)
+            self.course.begun = self.course.expect(step.epochs)
 
         def look(epoch: int, loss: float) -> bool:
-            with self.timed("selection"):
+            with self.course.timed("selection"):
                 predictions = self.predict(model, select)
                 entry = self.selection.consider(predictions, step=number, epoch=epoch, loss=loss, strength=strength)
-            whole = (before + epoch, self.expected)
-            self.progress(Progress(f"step {number}", epoch, step.epochs, entry, self.selection.kept, *whole))
+            self.course.tell(f"step {number}", epoch, step.epochs, entry, self.selection.kept, before)
             patience = self.settings.patience if number == 1 and strength is None else 0
             ranks = [self.selection.rank(entry) for entry in self.selection.history[first:]]
             return bool(patience) and no_better_for(patience, ranks)
@@ -391,15 +328,6 @@ def no_better_for(patience: int, ranks: Sequence[float]) -> bool:
     (True, False, False)
     """
     return min(ranks[-patience:]) > min(ranks)
-
-
-def _shift(logits: torch.Tensor, positive: torch.Tensor, threshold: float) -> torch.Tensor:
-    """What to add to each column of ``(n, K)`` for `positive` of them to reach the threshold; 0 for none or all."""
-    descending = logits.sort(0, descending=True).values
-    inside = (positive > 0) & (positive < len(logits))
-    place = positive.clamp(1, len(logits) - 1)[None]
-    cut = (descending.gather(0, place - 1) + descending.gather(0, place))[0] / 2
-    return torch.where(inside, math.log(threshold / (1 - threshold)) - cut, torch.zeros_like(cut))
 
 
 def from_original_head(run: Run, where: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:

@@ -34,9 +34,9 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
     """
     if run.settings.strengths:
         step = graded(run.settings, len(run.fit))
-        run.expected = step.epochs + (step_of(run.settings, 1).epochs if run.body else 0)
+        run.course.expected = step.epochs + (step_of(run.settings, 1).epochs if run.body else 0)
         run.tune_extractor(mask if run.body else run.head_mask(), extractor_loss(run.settings), step)
-        run.begun = step.epochs
+        run.course.begun = step.epochs
         run.prefer()
         if run.body and run.preferred:
             run.tune_head(reset)
@@ -46,7 +46,7 @@ def two_steps(run: Run, mask: WeightMask, reset: Callable[[], None]) -> None:
         return
     moved = SelectedWeights(run.model, mask)
     heads = len(run.settings.path) * len(head_losses(run.settings))
-    run.expected = step_of(run.settings, 0).epochs + heads * step_of(run.settings, 1).epochs
+    run.course.expected = step_of(run.settings, 0).epochs + heads * step_of(run.settings, 1).epochs
     run.tune_extractor(mask, extractor_loss(run.settings), step_of(run.settings, 0))
     for _ in run.along(moved):
         run.tune_head(reset)
@@ -69,7 +69,7 @@ def swift(run: Run) -> WeightMask:
 
 def run_ratio(run: Run) -> dict[str, torch.Tensor]:
     """Relative importance of every weight: for the gap, by that for the task."""
-    with run.timed("importance"):
+    with run.course.timed("importance"):
         bias, task = _importances(run, [objective_of(run.settings), fairness.cross_entropy])
     return relative(bias, to=task, scale=run.settings.scale, floor=run.settings.floor)
 
@@ -82,7 +82,7 @@ def importance_mask(run: Run) -> WeightMask:
     if settings.rank == "ratio" and settings.score != "random":
         scores: Mapping[str, torch.Tensor] = run_ratio(run)
     else:
-        with run.timed("importance"):
+        with run.course.timed("importance"):
             (scores,) = _importances(run, [objective_of(settings)])
     owner = {name: block for block, names in blocks(run.model, run.head).items() for name in names}
     return WeightMask.top_fraction(
