@@ -9,13 +9,14 @@ export OMP_NUM_THREADS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help demo test lint test-long bench clean
+.PHONY: help demo test lint test-long bench docs clean
 
 help:
 	@echo "make demo       debias a small biased classifier on generated images, from nothing"
 	@echo "make test       lint, types, tests"
 	@echo "make lint       lint and types only"
 	@echo "make test-long  the tests that take minutes, too"
+	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make bench      print the tables of benchmarks/"
 
 $(READY): pyproject.toml
@@ -40,5 +41,10 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# A warning is an error; tests/test_site.py builds it the same way.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo docs/_build docs/gallery docs/project .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,85 @@
+"""The documentation site: ``make docs``. Nothing is fetched, and a warning is an error."""
+
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+
+import bmft
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
+
+project, author, release = "bmft", "the authors of bmft", bmft.__version__
+html_title = f"bmft {release}"
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "notebooks", "**/GALLERY_HEADER.rst", "sg_execution_times.rst"]
+html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["site.css"]
+html_show_sphinx = False
+html_math_renderer = "mathml"
+# A real report, written by the notebook on debiasing, lies beside the pages.
+html_extra_path = ["_build/extra"]
+
+# A name in single backticks links to where it is documented, and is code where it is not.
+default_role = "py:obj"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+napoleon_use_rtype = False
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 4
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "notebooks",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": ("_repr_html_", "__repr__"),
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "write_computation_times": False,
+}
+
+
+# Pages of the repository that are pages of the site, too.
+PAGES = {
+    "RESULTS": "benchmarks/RESULTS.md",
+    "MASK_STUDY": "benchmarks/MASK_STUDY.md",
+    "gate": "benchmarks/results/gate.md",
+    "DESIGN": "DESIGN.md",
+    "CONTRIBUTING": "CONTRIBUTING.md",
+    "CHANGELOG": "CHANGELOG.md",
+}
+(HERE / "project").mkdir(exist_ok=True)
+for _name, _path in PAGES.items():
+    _text = (ROOT / _path).read_text(encoding="utf-8").replace("](docs/", "](../")
+    (HERE / "project" / f"{_name}.md").write_text(_text.replace("](results/gate.md", "](gate.md"), encoding="utf-8")
+(HERE / "_build" / "extra").mkdir(parents=True, exist_ok=True)
+
+
+def link_to_copies(app, name, source):
+    """A link that leaves docs/ for a page of the repository leads to its copy."""
+    source[0] = re.sub(rf"\]\(\.\./(?:benchmarks/)?({'|'.join(PAGES)})\.md", r"](project/\1.md", source[0])
+
+
+def draw_formula(page, node):
+    """A formula as MathML, which browsers draw without a script."""
+    page.body.append(latex2mathml.tex2mathml(node.astext(), as_block=node.tagname == "math_block"))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (draw_formula, None), (draw_formula, None))
+    app.connect("source-read", link_to_copies)

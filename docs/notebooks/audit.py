@@ -1,0 +1,8 @@
+"""
+Audit
+=====
+
+How far are groups apart?
+"""
+
+1 + 1

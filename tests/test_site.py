@@ -1,0 +1,67 @@
+"""The documentation site, built as ``make docs`` builds it: a warning fails it, and so does a name that is missing."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bmft
+
+inventory = pytest.importorskip("sphinx.util.inventory", reason="the extra docs")
+ROOT = Path(__file__).parents[1]
+WHOLE = ("errors", "fairness")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built from a copy: what is generated beside the sources stays out of the working tree."""
+    copy = tmp_path_factory.mktemp("clone")
+    ignored = shutil.ignore_patterns("_build", "gallery", "project", "__pycache__", ".*")
+    for name in ("docs", "benchmarks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    for page in ROOT.glob("*.md"):
+        shutil.copy(page, copy)
+    command = re.search(r"^docs:.*\n\t\$\(BIN\)/python (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    done = subprocess.run([sys.executable, *command.split()], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return copy / "docs" / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def documented(site) -> set[str]:
+    with (site / "objects.inv").open("rb") as file:
+        found = inventory.InventoryFile.load(file, "", lambda base, path: path)
+    return {name for kind, names in found.items() if kind.startswith("py:") for name in names}
+
+
+def test_every_public_name_is_documented(documented):
+    names = {name: f"bmft.{name}" for name in bmft.__all__ if name != "__version__"}
+    assert {name for name, at in names.items() if at not in documented | {"bmft.BmftError"}} == set()
+    assert "bmft.errors.BmftError" in documented
+
+
+@pytest.mark.parametrize("package", WHOLE)
+def test_so_is_everything_in_the_packages_that_people_use(documented, package):
+    module = importlib.import_module(f"bmft.{package}")
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith(module.__name__)
+    }
+    at_the_top = {name for name in own if getattr(bmft, name, None) is getattr(module, name)}
+    assert own
+    assert {f"bmft.{package}.{name}" for name in own - at_the_top} <= documented
+
+
+def test_nothing_on_a_page_is_fetched_from_elsewhere(site):
+    fetched = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']+""")
+    for page in site.rglob("*.html"):
+        assert not fetched.findall(page.read_text(encoding="utf-8")), page.name
+    for sheet in (site / "_static").rglob("*.css"):
+        assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), (
+            sheet.name
+        )
