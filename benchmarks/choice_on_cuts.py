@@ -7,21 +7,29 @@ against what the same model does on the third part. Finished runs are kept under
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.common import SHARED, cached, footer, table
+from benchmarks.common import HERE, SHARED, cached, footer, table
+from bmft.auditing import Epoch, Predictions
 from bmft.checkpoints import load_checkpoint
 from bmft.data import GroupedData, load_manifest
+from bmft.inference import predict
 from bmft.methods import debias, gap_measure, settings_for
-from bmft.training import figures_of
+from bmft.models import copied, put_back, tensors_of
+from bmft.training import Gap, Selection, figures_of
 
 PARTS = (0.45, 0.30)  # to fit, to choose; the rest measures
 REACH = 1.645  # of a two-sided 90 % interval
+HEADER = ["preset, attribute", "accepted", "gap on the third part", "smaller by", "claimed minus third part"]
+HEADER += ["90 % interval covers (own; own and third)", "within, worst group's AUC, balanced accuracy"]
+HEADER += [f"larger gap, of {word}" for word in ("shown", "likely", "as chosen", "none")]
 
 
 def rows(attribute: str) -> GroupedData:
@@ -46,27 +54,45 @@ def cut(data: GroupedData, seed: int) -> list[GroupedData]:
 
 
 def measured(attribute: str, seed: int, preset: str) -> dict[str, Any]:
-    """One run: what was claimed, and what the third part says."""
-    fit, choose, third = cut(rows(attribute), seed)
+    """One run on a cut: what was claimed, and what the third part says."""
+    return told(*cut(rows(attribute), seed), config={"preset": preset}, seed=seed)
+
+
+def told(
+    fit: GroupedData, choose: GroupedData, third: GroupedData, *, config: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """The shared checkpoint debiased on two parts: what was claimed, and what the third part says."""
     model = load_checkpoint(SHARED / "models/ham10000_resnet18.pt")
-    config = {"preset": preset}
-    found = debias(model, fit, choose, test=third, config=config, seed=seed, device="cpu", intervals=False)
-    report, history = found.report, found.report.history
-    sides = [audit.predictions for audit in (found.before, found.after)]
-    figures = figures_of(gap_measure(settings_for("bmft", config), 0.5), [side for side in sides if side], 0)
+    (attribute,) = (one.name for one in fit.attributes)
+    with chooser() as seen:
+        found = debias(model, fit, choose, test=third, config=config, seed=seed, device="cpu", intervals=False)
+    if seen[-1].few:
+        keep_candidates(f"{attribute}_{seed}_{len(fit)}", seen[-1], choose, third)
+    sides = [side for audit in (found.before, found.after) if (side := audit.predictions)]
+    config = settings_for("bmft", config)
+    summary = outcome(found.accepted, found.report.claim, found.report.history, sides, gap_measure(config, 0.5))
+    return {**summary, "seconds": found.report.seconds["total"]}
+
+
+def outcome(
+    accepted: bool, claim: Mapping[str, Any] | None, history: Sequence[Epoch], sides: Sequence[Predictions], gap: Gap
+) -> dict[str, Any]:
+    """What was claimed on the rows that chose, beside what both sides, the original's first, do on others."""
+    (attribute,) = (one.name for one in sides[0].attributes)
+    figures = figures_of(gap, sides, 0)
     reduction = figures.gap[0] - figures.gap[1]
     auc = figures.groups[attribute]["roc_auc"][:, 0, :, 0]  # (sides, groups)
     accuracy = figures.mean_of(attribute, "balanced_accuracy")[:, 0]
-    claim: Mapping[str, Any] = report.claim or {}
     chosen = next(entry for entry in history if entry.chosen)
+    apparent, claim = history[0].gap - chosen.gap, claim or {}
     return {
-        "accepted": found.accepted,
-        "word": claim.get("word", "as chosen" if found.accepted else "none"),
+        "accepted": accepted,
+        "word": claim.get("word", "as chosen" if accepted else "none"),
         "strength": chosen.strength,
         "chose": history[0].gap,
-        "claimed": claim.get("reduction", history[0].gap - chosen.gap) if found.accepted else 0.0,
-        "apparent": history[0].gap - chosen.gap,
-        "error": claim.get("error", 0.0) if found.accepted else 0.0,
+        "claimed": claim.get("reduction", apparent) if accepted else 0.0,
+        "apparent": apparent,
+        "error": claim.get("error", 0.0) if accepted else 0.0,
         "before": float(figures.gap[0, 0]),
         "reduction": float(reduction[0]),
         "third_error": float(reduction[1:].std()),
@@ -74,8 +100,43 @@ def measured(attribute: str, seed: int, preset: str) -> dict[str, Any]:
         "within": float(np.diff(auc.mean(1))[0]),
         "worst": float(np.diff(auc, axis=0).min()),
         "balanced_accuracy": float(accuracy[1] - accuracy[0]),
-        "seconds": report.seconds["total"],
     }
+
+
+@contextmanager
+def chooser() -> Iterator[list[Selection]]:
+    """Who chose in the runs inside, which their outcomes do not hold."""
+    seen: list[Selection] = []
+    finish = Selection.finish
+
+    def noted(self: Selection) -> bool:
+        seen.append(self)
+        return finish(self)
+
+    with patch.object(Selection, "finish", noted):
+        yield seen
+
+
+def keep_candidates(name: str, who: Selection, choose: GroupedData, third: GroupedData) -> None:
+    """Probabilities of every candidate for the rows that choose and the third part's, for `benchmarks.divisions`."""
+    model, there = load_checkpoint(SHARED / "models/ham10000_resnet18.pt"), []
+    for _, changed in who.candidates.values():
+        moved = copied(model)
+        put_back(tensors_of(moved), changed)
+        there.append(predict(moved, third, device="cpu").scores[:, 0])
+    path = HERE / f"cache/candidates/{name}.npz"
+    path.parent.mkdir(exist_ok=True)
+    parts = (choose, third)
+    np.savez_compressed(
+        path,
+        scores=np.concatenate([[one.scores[:, 0] for one, _ in who.candidates.values()], there], axis=1),
+        strengths=[who.history[place].strength or 0.0 for place in who.candidates],
+        steps=[who.history[place].step for place in who.candidates],
+        targets=np.concatenate([part.targets.numpy() for part in parts]),
+        groups=np.concatenate([part.groups[:, 0].numpy() for part in parts]),
+        clusters=np.concatenate([np.asarray(part.clusters) for part in parts]),
+        first=len(choose),
+    )
 
 
 def line(name: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,10 +183,7 @@ def main() -> None:
                 found.append(cached("choice_on_cuts", key, partial(measured, attribute, seed, preset)))
                 print(json.dumps({**key, **found[-1]}), flush=True)
             lines.append(line(f"{preset}, {attribute}", found))
-    header = ["preset, attribute", "accepted", "gap on the third part", "smaller by", "claimed minus third part"]
-    header += ["90 % interval covers (own; own and third)", "within, worst group's AUC, balanced accuracy"]
-    header += [f"larger gap, of {word}" for word in ("shown", "likely", "as chosen", "none")]
-    print(f"\n{table(header, lines)}\n\n{footer(cuts=options.cuts, data='ham10000-64, fit + select')}")
+    print(f"\n{table(HEADER, lines)}\n\n{footer(cuts=options.cuts, data='ham10000-64, fit + select')}")
 
 
 if __name__ == "__main__":
