@@ -29,12 +29,20 @@ from .options import Common, first_line, import_from_here, imported
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
 
 
+def open_network(
+    path: str, *, entry: str | None, arch: str | None, num_classes: int | None, trust_pickle: bool
+) -> tuple[Checkpoint, nn.Module]:
+    """Read a checkpoint, with all that was inferred of it, and build its network, in eval mode on the CPU."""
+    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry)
+    import_from_here()
+    model, assumed = assembled(checkpoint, arch=arch, num_classes=num_classes)
+    return replace(checkpoint, assumed=(*checkpoint.assumed, *assumed)), model
+
+
 def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
     """Read a checkpoint and build its model, in eval mode on the CPU."""
-    checkpoint = read_checkpoint(path, trust_pickle=common.trust_pickle, entry=common.entry)
-    import_from_here()
-    model, assumed = assembled(checkpoint, arch=common.arch, num_classes=common.num_classes)
-    checkpoint = replace(checkpoint, assumed=(*checkpoint.assumed, *assumed))
+    how = {name: getattr(common, name) for name in ("entry", "arch", "num_classes", "trust_pickle")}
+    checkpoint, model = open_network(path, **how)
     read_as(
         model,
         answer=common.answer,

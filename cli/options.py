@@ -366,17 +366,20 @@ entry_option = _model(
 trust_option = _model(
     "--trust-pickle", is_flag=True, help="Read a checkpoint that can run code; only for files you trust."
 )
+_arch = _model(
+    "--arch",
+    metavar="NAME",
+    help="torchvision:resnet18, timm:vit_tiny_patch16_224, monai:DenseNet121, package.module:factory or "
+    "file.py:Class(a=1). "
+    "[default: what the checkpoint says, else inferred from its weights]",
+)
+_num_classes = _model("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
+head_option = _model("--head", metavar="NAME", help="Module that makes the logits. [default: found]")
 _MODEL = [
     entry_option,
-    _model(
-        "--arch",
-        metavar="NAME",
-        help="torchvision:resnet18, timm:vit_tiny_patch16_224, monai:DenseNet121, package.module:factory or "
-        "file.py:Class(a=1). "
-        "[default: what the checkpoint says, else inferred from its weights]",
-    ),
-    _model("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head."),
-    _model("--head", metavar="NAME", help="Module that makes the logits. [default: found]"),
+    _arch,
+    _num_classes,
+    head_option,
     _model(
         "--answer",
         metavar="KEY|INDEX",
@@ -412,6 +415,11 @@ _MODEL = [
     ),
     trust_option,
 ]
+
+
+def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command without rows the options that say how its checkpoint is opened; see `job.open_network`."""
+    return apply_options(function, [entry_option, _arch, _num_classes, trust_option, talking_options])
 
 
 class BatchSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]

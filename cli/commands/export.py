@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..console import settings
-from ..options import Command, argument, entry_option, import_from_here, option, talking_options, trust_option
+from ..options import Command, argument, network_options, option
 
 
 @click.command(cls=Command)
@@ -13,24 +15,17 @@ from ..options import Command, argument, entry_option, import_from_here, option,
 @option("--onnx", metavar="FILE", help="Write the model as ONNX, checked against onnxruntime to 1e-4.")
 @option("--hub", metavar="DIR", help="Write a folder for the hub: weights, config, model card, report. Needs --report.")
 @option("--report", metavar="DIR", help="Folder that debias --report or audit --report wrote; its report is the card.")
-@entry_option
-@option("--arch", metavar="NAME", help="The network, where it is neither said nor inferred; see bmft debias.")
-@option("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
 @option("--image-size", type=click.IntRange(1), metavar="N", help="Side of the images. [default: the file's, else 224]")
 @option("--answer", metavar="KEY|INDEX", help="Part of its answer that is meant. [default: the only one that fits]")
-@trust_option
-@talking_options
+@network_options
 def export(
     checkpoint: str,
     onnx: str | None,
     hub: str | None,
     report: str | None,
-    entry: str | None,
-    arch: str | None,
-    num_classes: int | None,
     image_size: int | None,
     answer: str | None,
-    trust_pickle: bool,
+    **network: Any,
 ) -> None:
     """Write CHECKPOINT as ONNX, or as a folder that huggingface_hub uploads as it is.
 
@@ -43,16 +38,14 @@ def export(
         raise click.UsageError("Say what to write: --onnx FILE, --hub DIR or both.")
     if hub is not None and report is None:
         raise click.UsageError("--hub needs --report DIR: the model card's evaluation is in it.")
-    from bmft.checkpoints import assembled, describe, read_checkpoint, write_hub_folder, write_onnx
+    from bmft.checkpoints import describe, write_hub_folder, write_onnx
     from bmft.models import read_as
 
-    from ..job import channels_of
+    from ..job import channels_of, open_network
 
-    opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry)
-    import_from_here()
-    model, assumed = assembled(opened, arch=arch, num_classes=num_classes)
+    opened, model = open_network(checkpoint, **network)
     read_as(model, answer=answer)
-    settings().announce(assumed)
+    settings().announce(opened.assumed)
     if onnx is not None:
         side = image_size or getattr(opened.pixels[0], "image_size", None)
         if side is None:
@@ -63,7 +56,7 @@ def export(
         settings().say(f"image: n x {sizes}, normalized; logits agree with torch's to {apart:.1e}")
         click.echo(onnx)
     if hub is not None and report is not None:
-        found = describe(opened, model, arch=arch)
+        found = describe(opened, model, arch=network["arch"])
         for path in write_hub_folder(opened.under(model.state_dict()), found, hub, report=report):
             click.echo(path)
         settings().say(f"next: hf upload NAME/REPOSITORY {hub}")

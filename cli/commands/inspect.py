@@ -7,44 +7,32 @@ from typing import Any
 import click
 
 from ..console import put, settings, table
-from ..options import Command, argument, entry_option, import_from_here, option, talking_options, trust_option
+from ..options import Command, argument, head_option, network_options, option
 
 
 @click.command(cls=Command)
 @argument("checkpoint")
-@entry_option
-@option("--arch", metavar="NAME", help="The network, where it is neither said nor inferred; see bmft debias.")
-@option("--num-classes", type=click.IntRange(1), metavar="N", help="Outputs of the head.")
-@option("--head", metavar="NAME", help="Module that makes the logits. [default: found]")
+@head_option
 @option("--json", "json_file", metavar="FILE", help="Write all of it here; - is standard output.")
-@trust_option
-@talking_options
-def inspect(
-    checkpoint: str,
-    entry: str | None,
-    arch: str | None,
-    num_classes: int | None,
-    head: str | None,
-    json_file: str | None,
-    trust_pickle: bool,
-) -> None:
+@network_options
+def inspect(checkpoint: str, head: str | None, json_file: str | None, **network: Any) -> None:
     """Say what CHECKPOINT holds: container, architecture, head, blocks, and what a debiasing would tune.
 
     \b
     Example:
       bmft inspect model.pt
     """
-    from bmft.checkpoints import assembled, describe, read_checkpoint
+    from bmft.checkpoints import describe
     from bmft.methods import settings_for
     from bmft.models import answer_to_an_image, find_head, upper
     from bmft.report import to_json
 
-    opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry)
-    import_from_here()
-    model, assumed = assembled(opened, arch=arch, num_classes=num_classes)
-    settings().announce(assumed)
+    from ..job import open_network
+
+    opened, model = open_network(checkpoint, **network)
+    settings().announce(opened.assumed)
     answers = answer_to_an_image(model)
-    found = describe(opened, model, arch=arch, head=head)
+    found = describe(opened, model, arch=network["arch"], head=head)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     movable = upper(model, find_head(model, name=head), settings_for("bmft").depth)
     found["answers"] = answers
