@@ -20,7 +20,7 @@ from bmft.data import GroupedData, Preprocessing, apart, load_manifest, shared_w
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
 from bmft.models import find_head, listed_outputs, read_as, settle, unlike_training
-from bmft.tables import ROLES, no_split, splits_by_role
+from bmft.tables import ROLES, InputColumn, no_split, splits_by_role
 from bmft.training import Conditions
 
 from .console import settings
@@ -79,6 +79,11 @@ class Job:
             return said
         known, source = self.like.pixels
         return known, f"{source}, which is said of {self.like.path}"
+
+    @property
+    def recorded_inputs(self) -> tuple[InputColumn, ...]:
+        """What the checkpoint, or `like`, records of the columns that its network takes."""
+        return self.checkpoint.inputs or (() if self.like is None else self.like.inputs)
 
     @cached_property
     def data(self) -> GroupedData:
@@ -240,6 +245,8 @@ class Job:
             multi_label=common.multi_label,
             image=common.path_column,
             images=common.images,
+            inputs=common.input,
+            recorded=self.recorded_inputs,
             split_column=common.split_column if self.splits else None,
             split=split,
             allow_shared_rows=common.allow_shared_rows,

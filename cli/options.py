@@ -29,6 +29,7 @@ class Common:
     positive: str | None
     sensitive: tuple[str, ...]
     images: str | None
+    input: tuple[str, ...]
     path_column: str
     split_column: str | None
     fit: tuple[str, ...]
@@ -288,6 +289,13 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             default="path",
             metavar="COL",
             help="Column of image paths; file_name, image and their like are found.",
+        ),
+        data(
+            "--input",
+            multiple=True,
+            metavar="COL[=HOW]",
+            help="Column that the network takes beside the image: age=62.5/14.2 (MEAN/STD of its training), "
+            "site=head,trunk (names as integers) or sex=female:0,male:1 (as numbers). Repeatable, in order.",
         ),
         data("--suffix", default="", metavar=".EXT", help="What image paths lack, such as .jpg where they are ids."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),

@@ -18,6 +18,7 @@ _WITH_A_MODEL = (
     "data",
     "label",
     "images",
+    "input",
     "suffix",
     "image_size",
     "normalize",

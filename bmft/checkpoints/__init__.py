@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bmft.checkpoints.classes import class_names as class_names, output_names as output_names
     from bmft.checkpoints.exporting import write_hub_folder as write_hub_folder, write_onnx as write_onnx
     from bmft.checkpoints.folders import check_place as check_place
+    from bmft.checkpoints.inputs import plain_inputs as plain_inputs, read_inputs as read_inputs
     from bmft.checkpoints.loading import (
         assembled as assembled,
         build_from as build_from,
@@ -27,6 +28,7 @@ _PLACES = {
     "classes": ("class_names", "output_names"),
     "exporting": ("write_hub_folder", "write_onnx"),
     "folders": ("check_place",),
+    "inputs": ("plain_inputs", "read_inputs"),
     "loading": ("assembled", "build_from", "describe", "load_checkpoint"),
     "patch": ("WeightPatch",),
     "patch_file": ("patch_summary",),

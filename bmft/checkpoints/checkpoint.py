@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from bmft._common import Assumption
 from bmft.checkpoints.folders import read_weights, write_weights
 from bmft.checkpoints.formats import WeightFile
+from bmft.checkpoints.inputs import KEY, inputs_by_patch, read_inputs, with_record
 from bmft.checkpoints.layout import at, check_tensors, in_precision, made_with, named_arch, plain_values, refilled
 from bmft.checkpoints.names import prefixes, spellings
 from bmft.checkpoints.pixels import Known, known_pixels
 from bmft.checkpoints.places import WeightSet, choose, opened_by_default, weight_sets, why
 from bmft.errors import MismatchError
 from bmft.models import fit_of, shapes_of
+from bmft.tables import InputColumn
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,13 @@ class Checkpoint:
         own = self.path if self.path.is_dir() else self.path.parent
         folders = [own, *([] if self.file.folder is None else [self.file.folder.path])]
         return known_pixels(dict.fromkeys(folders), beside, self.module)
+
+    @cached_property
+    def inputs(self) -> tuple[InputColumn, ...]:
+        """What its network takes beside the image, where the file, or the patch beside it, records it."""
+        if (found := self.metadata.get(KEY)) is not None:
+            return read_inputs(found, self.path)
+        return inputs_by_patch(self.path, self.state)
 
     @property
     def fingerprint(self) -> str:
@@ -206,7 +215,13 @@ def _which_set(checkpoint: Checkpoint) -> tuple[Assumption, ...]:
     return (Assumption("weights", value, source, "--entry", guess),)
 
 
-def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    inputs: Sequence[InputColumn] | None = (),
+) -> None:
     """Write `state` in the checkpoint's place: everything else that came in goes out as it was.
 
     Container, entry, prefix, key order, precision, tied and strided weights and unrelated entries are those
@@ -218,6 +233,8 @@ def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: 
         checkpoint: from `read_checkpoint`.
         state: name -> tensor, without the prefix, such as ``model.state_dict()``.
         path: where to write.
+        inputs: what the network takes beside the image (`GroupedData.columns`), which a dict that holds the weights
+            under an entry, and safetensors, then record; None takes that record away.
 
     Raises:
         MismatchError: `state` has other names or shapes, or differs between weights that are one in the file.
@@ -233,7 +250,10 @@ def write_checkpoint(checkpoint: Checkpoint, state: Mapping[str, Tensor], path: 
             checkpoint.chosen.name,
             usual.name,
         )
-    write_weights(checkpoint.file, checkpoint.refilled(as_stored(checkpoint, state)), Path(path))
+    file, content = checkpoint.file, checkpoint.refilled(as_stored(checkpoint, state))
+    if inputs or inputs is None:
+        file, content = with_record(file, content, checkpoint.chosen.keys, inputs)
+    write_weights(file, content, Path(path))
 
 
 def as_stored(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

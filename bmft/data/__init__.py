@@ -1,7 +1,12 @@
 """Labelled samples with their groups: a manifest, arrays or a loader in, stratified batches out."""
 
 from bmft.data.apart import apart as apart, shared_with as shared_with
-from bmft.data.arrays import Inputs as Inputs, map_tensors as map_tensors
+from bmft.data.arrays import (
+    Inputs as Inputs,
+    images_of as images_of,
+    map_images as map_images,
+    map_tensors as map_tensors,
+)
 from bmft.data.dataset import GroupBatch as GroupBatch, GroupedData as GroupedData
 from bmft.data.foreign import from_datamodule as from_datamodule, from_dataset as from_dataset
 from bmft.data.images import LARGEST_IMAGE as LARGEST_IMAGE

@@ -39,6 +39,21 @@ def leaves(inputs: Inputs) -> Iterator[Tensor]:
         yield inputs
 
 
+def images_of(inputs: Inputs) -> list[Tensor]:
+    """The images ``(n, c, h, w)`` among inputs: of several inputs, such as an image and a table, those alone."""
+    return [tensor for tensor in leaves(inputs) if tensor.dim() == 4]
+
+
+def map_images(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Apply `function` to the images among inputs; what stands beside them stays.
+
+    >>> images, table = map_images(lambda image: image.flip(-1), (torch.eye(2)[None, None], torch.ones(1, 3)))
+    >>> images.flatten(), table
+    (tensor([0., 1., 1., 0.]), tensor([[1., 1., 1.]]))
+    """
+    return map_tensors(lambda tensor: function(tensor) if tensor.dim() == 4 else tensor, inputs)
+
+
 def as_inputs(inputs: Any) -> Inputs:
     """Arrays and tensors as detached CPU tensors; floating point becomes float32.
 

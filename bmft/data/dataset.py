@@ -19,11 +19,12 @@ from torch.utils.data import Dataset
 
 from bmft._common import MOST, Assumption, did_you_mean, html_table, short
 from bmft.data.arrays import Inputs, map_tensors
+from bmft.data.columns import WithColumns, images_in
 from bmft.data.sampling import cells, split_cells, together
 from bmft.data.sources import ArraySource, DecodedImages, Flipped, Source, StreamedImages
 from bmft.data.transforms import Normalization
 from bmft.errors import DataError, GroupError
-from bmft.tables import ALONE, Attribute, Ints, Texts, cluster_names, product
+from bmft.tables import ALONE, Attribute, InputColumn, Ints, Texts, cluster_names, product
 
 Task = Literal["binary", "multiclass", "multilabel"]
 
@@ -60,6 +61,7 @@ class GroupedData(Dataset[GroupBatch]):
         skipped: unreadable images left out (``on_bad_image="skip"``).
         assumed: what was inferred about the classes, the pixels and the rows.
         outputs_reversed: a model's output for class 1 is its first of two (or its only one is for class 0).
+        columns: what the model is given of the table beside the image, see `load_manifest`.
     """
 
     task: Task
@@ -76,6 +78,7 @@ class GroupedData(Dataset[GroupBatch]):
     assumed: tuple[Assumption, ...] = ()
     _patients: Texts | None = None
     outputs_reversed: bool = False
+    columns: tuple[InputColumn, ...] = ()
     _elsewhere: dict[torch.device, GroupedData] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
@@ -113,7 +116,7 @@ class GroupedData(Dataset[GroupBatch]):
     @property
     def normalization(self) -> Normalization | None:
         """What is done last to images that bmft prepared itself; None for other inputs."""
-        found: Normalization | None = getattr(self._source, "normalization", None)
+        found: Normalization | None = getattr(images_in(self._source), "normalization", None)
         return found
 
     def take(self, index: Tensor | slice) -> GroupBatch:
@@ -126,7 +129,7 @@ class GroupedData(Dataset[GroupBatch]):
 
     def iterate(self, indices: Iterable[Tensor]) -> Iterator[GroupBatch]:
         """One batch per index tensor; files are decoded one batch ahead while a batch is used."""
-        if not isinstance(self._source, StreamedImages):
+        if not isinstance(images_in(self._source), StreamedImages):
             yield from map(self.take, indices)
             return
         with ThreadPoolExecutor(1) as pool:
@@ -155,11 +158,13 @@ class GroupedData(Dataset[GroupBatch]):
 
         As they are where they are no decoded images, or more than `room` bytes. The same object each time.
         """
-        source = self._source
-        if not isinstance(source, DecodedImages) or len(self) * source.pixels[0].nbytes > room:
+        images = images_in(self._source)
+        if not isinstance(images, DecodedImages) or len(self) * images.pixels[0].nbytes > room:
             return self
         if device not in self._elsewhere:
-            moved = source.on(device, self._index)
+            moved: Source = images.on(device, self._index)
+            if isinstance(self._source, WithColumns):
+                moved = self._source.moved(moved, self._index, device)
             self._elsewhere[device] = replace(self, _source=moved, _index=torch.arange(len(self)))
         return self._elsewhere[device]
 
@@ -264,12 +269,14 @@ class GroupedData(Dataset[GroupBatch]):
     @cached_property
     def looks(self) -> npt.NDArray[np.uint64] | None:
         """``(n,)`` 64 bits of a digest of what the model is shown; None for arrays that tell most samples not apart."""
-        own: npt.NDArray[np.uint64] | None = getattr(self._source, "looks", None)
+        source = images_in(self._source)
+        own: npt.NDArray[np.uint64] | None = getattr(source, "looks", None)
         if own is not None:
             chosen: npt.NDArray[np.uint64] = own[self._index.numpy()]
             return chosen
-        found: npt.NDArray[np.uint64] = np.frombuffer(b"".join(digest[:8] for digest in self.row_digests), np.uint64)
-        images = isinstance(self._source, DecodedImages)
+        digests = self.row_digests if source is self._source else source.digests(self._index)
+        found: npt.NDArray[np.uint64] = np.frombuffer(b"".join(digest[:8] for digest in digests), np.uint64)
+        images = isinstance(source, DecodedImages)
         return found if images or 2 * len(np.unique(found)) > len(found) else None
 
     @cached_property

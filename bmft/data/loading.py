@@ -26,6 +26,7 @@ from bmft.data.arrays import (
     name_attributes,
     whole_numbers,
 )
+from bmft.data.columns import columns_of
 from bmft.data.dataset import GroupBatch, GroupedData, Task
 from bmft.data.manifest import image_paths, open_npz, readable, table_beside
 from bmft.data.preprocessing import Preprocessing
@@ -35,6 +36,7 @@ from bmft.errors import ConfigError, DataError
 from bmft.tables import (
     Attribute,
     ClassNames,
+    InputColumn,
     Ints,
     Manifest,
     Unknown,
@@ -204,6 +206,8 @@ def load_manifest(
     blank: str | Sequence[str] | None = None,
     suffix: str = "",
     multi_label: bool = False,
+    inputs: Sequence[str | InputColumn] = (),
+    recorded: Sequence[InputColumn] = (),
 ) -> GroupedData:
     """Read a labelled image set: one row per image in a CSV, TSV, Parquet, xlsx or JSON lines, or an npz beside one.
 
@@ -238,6 +242,12 @@ def load_manifest(
         unknown, uncertain, blank: what is read as not known beside that; see `bmft.tables.Unknown`.
         suffix: what image paths lack, such as ``.jpg`` where the column holds ids.
         multi_label: several label columns are labels of 0/1 each, also where exactly one is 1 in every row.
+        inputs: columns that the network takes beside the image, in order: ``"age=62.5/14.2"`` (mean and deviation of
+            its training), ``"sex=female:0,male:1"`` (names as numbers), ``"site=head,trunk,limb"`` (names as integers
+            from 0), or a `bmft.tables.InputColumn`. Numbers are one tensor ``(n, k)`` where the first of them is named,
+            each category one ``(n,)``: the model is called as ``model(images, numbers, ...)``.
+        recorded: how they were given before (`Checkpoint.inputs`), for those that `inputs` names without saying so; all
+            of them where `inputs` is empty.
 
     Raises:
         DataError: the table, a label or an image cannot be used; every such row is named.
@@ -251,6 +261,7 @@ def load_manifest(
     path, folder = Path(path), None if images is None else Path(images)
     if path.suffix.lower() == ".npz":
         path, folder = table_beside(path), path
+    codes = Unknown(unknown, uncertain, blank)
     manifest = read_manifest(
         path,
         target,
@@ -263,20 +274,23 @@ def load_manifest(
         split=split,
         image=None if folder is not None and folder.suffix.lower() == ".npz" else image,
         allow_shared_rows=allow_shared_rows,
-        unknown=Unknown(unknown, uncertain, blank),
+        unknown=codes,
     )
+    columns = columns_of(manifest, inputs, recorded, codes)
     pixels: dict[str, Any] = {"how": how, "channels": channels}
     source: DecodedImages | StreamedImages
     assumed: tuple[Assumption, ...] = ()
     if folder is not None and folder.suffix.lower() == ".npz":
         source, index = open_npz(folder, len(manifest.table), **pixels), manifest.rows
-        rows = index
+        rows, pictured = index, None
     else:
         files = image_paths(manifest, folder, suffix)
         source, bad = load_images(files, cache_bytes=cache_bytes, workers=workers, bits=bits, **pixels)
         index = readable(manifest, files, bad, on_bad_image)
-        rows, assumed = manifest.rows[index], files.assumed
-    return grouped_from(manifest, source, index, rows, (*assumed, *own.assumed(*known, resized=source.resized)))
+        rows, pictured, assumed = manifest.rows[index], manifest.rows, files.assumed
+    assumed = (*assumed, *own.assumed(*known, resized=source.resized), *columns.assumed)
+    data = grouped_from(manifest, columns.with_images(source, pictured), index, rows, assumed)
+    return replace(data, columns=columns.columns)
 
 
 def grouped_from(

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bmft.data.arrays import Inputs, leaves, map_tensors
+from bmft.data.arrays import Inputs, images_of, leaves, map_images, map_tensors
 from bmft.data.images import Pixels, decode_image, log, read_image
 from bmft.data.preprocessing import Preprocessing
 from bmft.data.transforms import Normalization
@@ -125,19 +125,21 @@ class Flipped:
         """
         if unknown := set(self.flips) - set(FLIPS):
             raise ConfigError(f"views has {sorted(unknown)[0]!r}: expected any of {', '.join(FLIPS)}")
-        one = self.source.take(self.index[:1])
-        image = isinstance(one, Tensor) and one.dim() == 4
-        if not image or ("transpose" in self.flips and one.shape[-1] != one.shape[-2]):
+        images = images_of(self.source.take(self.index[:1]))
+        if not images or ("transpose" in self.flips and any(one.shape[-1] != one.shape[-2] for one in images)):
             raise ConfigError("flipped views need square images of shape (n, c, h, w): turn them off for other inputs")
 
-    def take(self, index: Tensor) -> Tensor:
-        """The images of these rows, each as its view has it."""
+    def take(self, index: Tensor) -> Inputs:
+        """The inputs of these rows, each image as its view has it."""
         view = (index // len(self.index)).to("cpu")
-        images: Tensor = self.source.take(self.index[index % len(self.index)])
-        for place, name in enumerate(self.flips):
-            chosen = (view >> place & 1).bool().to(images.device)
-            images = torch.where(chosen[:, None, None, None], FLIPS[name](images), images)
-        return images
+
+        def flipped(images: Tensor) -> Tensor:
+            for place, name in enumerate(self.flips):
+                chosen = (view >> place & 1).bool().to(images.device)
+                images = torch.where(chosen[:, None, None, None], FLIPS[name](images), images)
+            return images
+
+        return map_images(flipped, self.source.take(self.index[index % len(self.index)]))
 
     def digests(self, index: Tensor) -> list[bytes]:
         """Of the image and its view."""

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bmft.auditing import Predictions
-from bmft.data import GroupedData
+from bmft.data import GroupedData, Inputs, images_of, map_tensors
 from bmft.errors import DataError
 from bmft.models import evaluating, forward_logits, positive_first, turned
 
@@ -128,27 +129,29 @@ def explain_cases(
     return [_explain((model_before, model_after), data, case, steps) for case in cases]
 
 
-def _image(data: GroupedData, case: ChangedCase) -> Tensor:
+def _inputs(data: GroupedData, case: ChangedCase) -> Inputs:
     if case.index >= len(data) or int(data.rows[case.index]) != case.row:
         raise DataError(
             f"case of row {case.row} is not at place {case.index} of this data: give the data it was found on."
         )
     inputs = data.inputs(slice(case.index, case.index + 1))
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+    if len(images_of(inputs)) != 1:
         raise DataError("pixel attributions need images: inputs of shape (n, channels, height, width).")
     return inputs
 
 
 def _explain(models: Sequence[nn.Module], data: GroupedData, case: ChangedCase, steps: int) -> Explanation:
-    maps, image = [], _image(data, case)
+    maps, inputs = [], _inputs(data, case)
     for model in models:
         with evaluating(model):
-            maps.append(_integrated_gradients(model, _logit_of(model, case, positive_first(model, data)), image, steps))
-    return Explanation(case, _picture(image[0], maps))
+            maps.append(
+                _integrated_gradients(model, _logit_of(model, case, positive_first(model, data)), inputs, steps)
+            )
+    return Explanation(case, _picture(images_of(inputs)[0][0], maps))
 
 
-def _logit_of(model: nn.Module, case: ChangedCase, reverse: bool) -> Callable[[Tensor], Tensor]:
-    def forward(inputs: Tensor) -> Tensor:
+def _logit_of(model: nn.Module, case: ChangedCase, reverse: bool) -> Callable[[Inputs], Tensor]:
+    def forward(inputs: Inputs) -> Tensor:
         logits = forward_logits(model, inputs)  # (n, outputs)
         logits = turned(logits) if reverse else logits
         if case.num_columns == 1 and logits.shape[1] == 2:
@@ -158,16 +161,30 @@ def _logit_of(model: nn.Module, case: ChangedCase, reverse: bool) -> Callable[[T
     return forward
 
 
-def _integrated_gradients(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, steps: int) -> Map:
+def _integrated_gradients(model: nn.Module, forward: Callable[[Inputs], Tensor], inputs: Inputs, steps: int) -> Map:
     # A second, for what few runs ask for.
     from captum.attr import IntegratedGradients
     from scipy.ndimage import gaussian_filter
 
     weight = next(model.parameters())
+    (image,) = images_of(inputs)
     placed = image.to(weight.device, weight.dtype).requires_grad_()
-    found = IntegratedGradients(forward).attribute(placed, n_steps=steps, internal_batch_size=32)
+
+    def of_images(images: Tensor) -> Tensor:
+        # What stands beside the image is the same at every step of the path.
+        return forward(map_tensors(partial(_beside, images), inputs))
+
+    found = IntegratedGradients(of_images).attribute(placed, n_steps=steps, internal_batch_size=32)
     raw = found.detach().sum(1)[0].float().cpu().numpy()  # (height, width)
     return np.asarray(gaussian_filter(raw, sigma=max(raw.shape) / _BLUR), dtype=np.float32)
+
+
+def _beside(images: Tensor, tensor: Tensor) -> Tensor:
+    """The images themselves, or what stands beside one of them for all of these."""
+    if tensor.dim() == 4:
+        return images
+    kind = images.dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(images.device, kind).expand(len(images), *tensor.shape[1:])
 
 
 def _picture(image: Tensor, maps: Sequence[Map]) -> bytes:

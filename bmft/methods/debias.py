@@ -22,7 +22,7 @@ from bmft.auditing import (
     other_drifts,
     refuse_swapped,
 )
-from bmft.checkpoints import WeightPatch
+from bmft.checkpoints import WeightPatch, plain_inputs
 from bmft.compute import (
     Room,
     autocast_for,
@@ -180,6 +180,8 @@ def debias(
     described = run.settings.to_dict() | conditions.to_dict()
     described |= {"head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes]}
     described |= reading_of(run.model).described()
+    columns = data["fit"].columns
+    described |= {"inputs": list(map(str, columns))} if columns else {}
     hashes = {name: part.content_hash for name, part in data.items()}
     if journal is not None:
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
@@ -202,8 +204,14 @@ def debias(
             others[where] = other_drifts(before.predictions, after.predictions)
     run.course.seconds["total"] = time.perf_counter() - start
     claim = run.selection.claim
-    recipe = {"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]}
+    recipe: dict[str, Any] = {
+        "method": method,
+        "config": described,
+        "fit_hash": hashes["fit"],
+        "select_hash": hashes["select"],
+    }
     recipe |= {} if claim is None else {"evidence": claim.word}
+    recipe |= {"inputs": plain_inputs(columns)} if columns else {}
     return Outcome(
         result,
         mask,

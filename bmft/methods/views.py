@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bmft._common import Assumption
-from bmft.data import GroupedData
+from bmft.data import GroupedData, images_of
 from bmft.models import evaluating, forward_logits
 
 ALIKE = 0.9  # correlation of the logits of images and of flipped images
@@ -35,8 +35,7 @@ def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tu
     if tuple(asked) != ("auto",):
         return tuple(flip for flip in asked if flip != "none")
     sample = data.subset(torch.arange(len(data))[:: max(1, len(data) // ENOUGH)])
-    images = sample.take(slice(0, 1)).inputs
-    if not isinstance(images, Tensor) or images.dim() != 4:
+    if not images_of(sample.take(slice(0, 1)).inputs):
         return ()
     alike = {flip: _agreement(model, sample.with_views([flip]), len(sample)) for flip in ("hflip", "vflip")}
     return tuple(flip for flip, value in alike.items() if value >= ALIKE)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bmft.compute import AT_ONCE, Share
-from bmft.data import GroupedData
+from bmft.data import GroupedData, Inputs, images_of, map_images
 from bmft.errors import ArchitectureError
-from bmft.models.answers import forward_outputs, passed_on
+from bmft.models.answers import called, forward_outputs, passed_on
 from bmft.models.weights import state_hash, tensors_of
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ class Tail(nn.Module):
     """The part of `model` that runs from one of its modules on: activations in, the model's answer out.
 
     The model itself runs, with `entry` given the activations, and with what runs before it (`below`) answering at once
-    with uninitialised memory of the right shape. It shares the model's weights. Made by `tail_above`.
+    with uninitialised memory of the right shape. What the model takes beside the images, such as a table, it is given
+    after the activations, as it is. It shares the model's weights. Made by `tail_above`.
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class Tail(nn.Module):
         self._poisoned = False
         passed_on(model, self, inside="model")
 
-    def forward(self, activations: Tensor) -> Any:
-        """The answer for activations ``(n, ...)`` that enter the entry."""
+    def forward(self, activations: Tensor, *beside: Tensor) -> Any:
+        """The answer for activations ``(n, ...)`` that enter the entry, and for what stands beside the images."""
         n = len(activations)
         # Under autocast a block may expect what it was given in training: half precision.
         given = activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
         with self._standing_in(given, n):
-            return self.model(self._blank(activations, (n, *self.input_shape), self.input_dtype))
+            return self.model(self._blank(activations, (n, *self.input_shape), self.input_dtype), *beside)
 
     def _blank(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """What nothing may depend on: uninitialised, or NaN, which shows in whatever it reaches."""
@@ -81,7 +82,7 @@ class Tail(nn.Module):
             for module in stubs:
                 module.__dict__.pop("forward", None)
 
-    def entering(self, inputs: Any) -> Tensor:
+    def entering(self, inputs: Inputs) -> Tensor:
         """The activations that enter for these inputs of the whole model, of which only what lies below runs.
 
         Raises:
@@ -94,7 +95,7 @@ class Tail(nn.Module):
         handle = self.model.get_submodule(self.entry).register_forward_pre_hook(stop)
         try:
             with torch.no_grad():
-                self.model(inputs)
+                called(self.model, inputs)
         except _ReachedError as reached:
             return reached.activations
         finally:
@@ -155,25 +156,46 @@ def tail_above(model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast
     >>> tail.entry, torch.equal(tail(tail.entering(torch.ones(3, 2))), net(torch.ones(3, 2)))
     ('2', True)
     """
-    if not isinstance(inputs, Tensor) or len(inputs) < 3:
+    images, *beside = inputs if isinstance(inputs, tuple) else (inputs,)
+    if (
+        not isinstance(images, Tensor)
+        or len(images) < 3
+        or (beside and (images.dim() != 4 or len(images_of(inputs)) > 1))
+    ):
         return None
     with torch.no_grad(), autocast(), _Recording(model) as seen:
         logits = forward_outputs(model, inputs)
+    alone = _without_images(model, inputs, seen, autocast) if beside else frozenset[str]()
     begins = _first_use(model, set(moving), seen)
     entries = [
         (calls[0][0], name)
         for name, calls in seen.entered.items()
-        if len(calls) == 1 and calls[0][0] <= begins and _per_sample(calls[0][1], len(inputs))
+        if len(calls) == 1 and calls[0][0] <= begins and _per_sample(calls[0][1], len(images))
     ]
     for moment, name in sorted(entries, reverse=True):
-        below = _before(model, moment, seen, len(inputs))
+        below = _before(model, moment, seen, len(images), alone)
         if not any(next(model.get_submodule(done).parameters(), None) is not None for done in below):
             return None
         activations = seen.entered[name][0][1]
-        tail = Tail(model, name, below, _fixed(model, moment, below, seen), inputs, activations.dtype)
-        if _agrees(tail, activations, logits, autocast) and _agrees(tail, activations[:2], logits[:2], autocast):
+        tail = Tail(model, name, below, _fixed(model, moment, below, seen), images, activations.dtype)
+        few = (activations[:2], *(one[:2] for one in beside))
+        if _agrees(tail, (activations, *beside), logits, autocast) and _agrees(tail, few, logits[:2], autocast):
             return tail
     return None
+
+
+def _without_images(model: nn.Module, inputs: Inputs, seen: _Recording, autocast: Context) -> frozenset[str]:
+    """The modules that give the same for other images: they work on what stands beside these, and run in the tail."""
+    with torch.no_grad(), autocast(), _Recording(model) as others:
+        forward_outputs(model, map_images(lambda images: images.flip(0) + 1, inputs))
+
+    def same(a: list[tuple[int, Any]], b: list[tuple[int, Any]]) -> bool:
+        pairs = zip([value for _, value in a], [value for _, value in b], strict=False)
+        return len(a) == len(b) and all(
+            isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y) for x, y in pairs
+        )
+
+    return frozenset(name for name, calls in seen.left.items() if same(calls, others.left.get(name, [])))
 
 
 def _first_use(model: nn.Module, moving: set[str], seen: _Recording) -> int:
@@ -183,13 +205,16 @@ def _first_use(model: nn.Module, moving: set[str], seen: _Recording) -> int:
     return min(moments, default=0)
 
 
-def _before(model: nn.Module, moment: int, seen: _Recording, n: int) -> dict[str, torch.Size]:
-    """The outermost modules that are done at that moment, and the shape of what one sample gives there."""
+def _before(model: nn.Module, moment: int, seen: _Recording, n: int, alone: frozenset[str]) -> dict[str, torch.Size]:
+    """The outermost modules that are done at that moment, and the shape of what one sample gives there.
+
+    Those that do not look at the images (`alone`) are not among them.
+    """
     found: dict[str, torch.Size] = {}
     for name, _ in model.named_modules():
         calls = seen.left.get(name, [])
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if inside or not calls or calls[-1][0] > moment:
+        if inside or name in alone or not calls or calls[-1][0] > moment:
             continue
         if all(_per_sample(value, n) for _, value in calls) and len({value.shape for _, value in calls}) == 1:
             found[name] = calls[0][1].shape[1:]
@@ -207,10 +232,10 @@ def _fixed(model: nn.Module, moment: int, below: Iterable[str], seen: _Recording
     return [key for key in tensors_of(model) if key.rpartition(".")[0] in running or key.startswith(inside)]
 
 
-def _agrees(tail: Tail, activations: Tensor, logits: Tensor, autocast: Context) -> bool:
+def _agrees(tail: Tail, given: tuple[Tensor, ...], logits: Tensor, autocast: Context) -> bool:
     # A product with weights of zero would hide what comes from below, if that were a number.
     with tail.over_nan(), torch.no_grad(), autocast():
-        found = forward_outputs(tail, activations)
+        found = forward_outputs(tail, given)
     # A smaller batch may be summed in another order.
     return torch.equal(found, logits) or (len(logits) == 2 and torch.allclose(found, logits, rtol=1e-3, atol=1e-4))
 
@@ -247,10 +272,12 @@ class Activations:
             if inputs is None:
                 return None
             share, start = Share(len(data)), 0
-            mine = inputs[share.rows]
+            mine, beside = inputs[share.rows], []
             for batch in share.of(data).batches(batch_size):
+                given = batch.to(device).inputs
                 with autocast():
-                    entering = tail.entering(batch.to(device).inputs)
+                    entering = tail.entering(given)
+                beside.append(given[1:] if isinstance(given, tuple) else ())
                 mine[start : start + len(entering)] = entering
                 start += len(entering)
             if not share.whole:
@@ -261,7 +288,8 @@ class Activations:
             else:
                 self._bytes += inputs.nbytes
             # The set itself is kept too, so that its id stays its own.
-            self._kept[key] = data, data.with_inputs(inputs)
+            others = tuple(share.gather(torch.cat(parts)).cpu() for parts in zip(*beside, strict=True))
+            self._kept[key] = data, data.with_inputs((inputs, *others) if others else inputs)
         return self._kept[key][1]
 
     def _room(self, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]:

@@ -1,5 +1,6 @@
 """How a model's answer is read: which part of what `forward` returns, as logits or probabilities, which output."""
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -204,6 +205,40 @@ def forward_outputs(model: nn.Module, inputs: Any) -> Tensor:
     answer = called(model, inputs)
     found = _rows(part_of(answer, n, reading.answer), n)
     return _as_logits(found, reading) if reading.answer_is == "probabilities" else found
+
+
+def not_its_inputs(model: nn.Module, inputs: Any) -> str:
+    """Why ``forward`` cannot be called with as many inputs, or these names; "" where it can, or where it is not said.
+
+    >>> class Two(nn.Module):
+    ...     def forward(self, image, table):
+    ...         return image
+    >>> not_its_inputs(Two(), torch.ones(1, 3))
+    'Two takes 2 inputs (image, table) and is given 1'
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # what is compiled may not say
+        return ""
+    args: tuple[Any, ...] = (inputs,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        args, kwargs = (), dict(inputs)
+    elif isinstance(inputs, tuple | list):
+        args = tuple(inputs)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        needed = [
+            one.name for one in signature.parameters.values() if one.default is one.empty and one.kind in _BY_PLACE
+        ]
+        given = f"{', '.join(kwargs)}" if kwargs else len(args)
+        inputs_are = f"{len(needed)} input{'' if len(needed) == 1 else 's'} ({', '.join(needed)})"
+        return f"{type(model).__name__} takes {inputs_are} and is given {given}"
+    return ""
+
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def called(model: nn.Module, inputs: Any) -> Any:

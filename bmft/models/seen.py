@@ -1,15 +1,17 @@
 """Whether pixels look like those a network was trained on, as its own first normalization layer tells."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bmft._common import Assumption
-from bmft.data import GroupedData, parse_normalization
+from bmft.data import GroupedData, Inputs, images_of, map_images, map_tensors, parse_normalization
+from bmft.models.answers import called
 from bmft.models.modes import evaluating
 
 _MUCH, _OF_FEW = 0.05, 0.3
@@ -58,14 +60,16 @@ def unlike_training(
 
     Args:
         model: run up to that layer, in evaluation mode.
-        data: rows of images ``(n, channels, height, width)``; other inputs are not looked at.
+        data: rows of images ``(n, channels, height, width)``, and what the model takes beside them; other inputs are
+            not looked at.
         place: puts an input where and as the model takes it.
     """
     rows = torch.linspace(0, len(data) - 1, min(_ROWS, len(data))).long()
     inputs = data.inputs(rows)
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
+    images = images_of(inputs)
+    if len(images) != 1 or not images[0].is_floating_point():
         return ()
-    found = _apart(model, map(place, torch.split(inputs, _AT_ONCE)))
+    found = _apart(model, _placed(inputs, place))
     if found is None or found[1] <= (much := _MUCH + _OF_FEW / len(rows)):
         return ()
     layer, apart = found
@@ -78,12 +82,22 @@ def unlike_training(
     return (Assumption("pixels", value, source, _OPTIONS, guess=True),)
 
 
-def _better(model: nn.Module, inputs: Tensor, data: GroupedData, place: Callable[[Tensor], Tensor]) -> str:
+def _placed(inputs: Inputs, place: Callable[[Tensor], Tensor]) -> Iterator[Inputs]:
+    """A few rows at once, as the model takes them."""
+    for start in range(0, len(images_of(inputs)[0]), _AT_ONCE):
+        yield map_tensors(partial(_part, slice(start, start + _AT_ONCE), place), inputs)
+
+
+def _part(rows: slice, place: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    return place(tensor[rows])
+
+
+def _better(model: nn.Module, inputs: Inputs, data: GroupedData, place: Callable[[Tensor], Tensor]) -> str:
     """What would look right, where one of the usual mistakes explains it."""
-    now, channels = data.normalization, inputs.shape[1]
+    (images,), now = images_of(inputs), data.normalization
     if now is None:
         return ""
-    pixels = (inputs - now.shift) / now.factor  # from 0 to 255
+    channels, pixels = images.shape[1], (images - now.shift) / now.factor  # from 0 to 255
     tried = {} if channels != 3 else {_SWAPPED: now(pixels.flip(1))}
     own = "/".join(
         ",".join(f"{value / 255:.3g}" for value in figure((0, 2, 3)).clamp_min(0.01).tolist())
@@ -92,9 +106,13 @@ def _better(model: nn.Module, inputs: Tensor, data: GroupedData, place: Callable
     for name, text in {**_TRIED, f"--normalize {own} (of these rows themselves)": own}.items():
         if channels == 3 or text != "imagenet":
             tried[name] = parse_normalization(text, channels)(pixels.clone())
-    distances = {name: _apart(model, map(place, torch.split(made, _AT_ONCE))) for name, made in tried.items()}
+    distances = {name: _apart(model, _placed(_with(inputs, made), place)) for name, made in tried.items()}
     best, found = min(distances.items(), key=lambda item: 1.0 if item[1] is None else item[1][1])
     return best if found is not None and found[1] <= _MUCH else ""
+
+
+def _with(inputs: Inputs, images: Tensor) -> Inputs:
+    return map_images(lambda _: images, inputs)
 
 
 class _Enough(Exception):
@@ -105,6 +123,7 @@ class _Enough(Exception):
 class _Moments:
     """Sums over all that enters one layer."""
 
+    several: bool = False
     layer: nn.Module | None = None
     count: int = 0
     sums: list[Tensor] = field(default_factory=lambda: [torch.zeros(()), torch.zeros(())])
@@ -112,6 +131,8 @@ class _Moments:
     def __call__(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
         """A forward pre-hook."""
         values = given[0].detach().double()  # (n, channels, height, width)
+        if values.dim() != 4 and self.several:
+            return  # it may look at what stands beside the images
         if self.layer in (None, layer) and values.dim() == 4:
             self.layer = layer
             self.count += values.shape[0] * values.shape[2] * values.shape[3]
@@ -120,7 +141,7 @@ class _Moments:
         raise _Enough
 
 
-def _apart(model: nn.Module, batches: Iterable[Tensor]) -> tuple[str, float] | None:
+def _apart(model: nn.Module, batches: Iterable[Inputs]) -> tuple[str, float] | None:
     """The first normalization layer that runs, and how far what enters it is from what it saw in training."""
     eager = getattr(model, "_orig_mod", model)  # a compiled model's own
     layers = {module: name for name, module in eager.named_modules() if _remembers(module)}
@@ -131,9 +152,9 @@ def _apart(model: nn.Module, batches: Iterable[Tensor]) -> tuple[str, float] | N
         for layer in layers:
             hooks.callback(layer.register_forward_pre_hook(seen).remove)
         for batch in batches:
-            before = seen.count
+            before, seen.several = seen.count, not isinstance(batch, Tensor)
             with suppress(_Enough):
-                eager(batch.clone())  # a model may change its input in place
+                called(eager, map_tensors(torch.clone, batch))  # a model may change its input in place
             if seen.count == before:
                 return None
     if seen.layer is None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from bmft.models.answers import (
     choose,
     forward_outputs,
     mark,
+    not_its_inputs,
     part_of,
     reading_of,
     tensors_in,
@@ -90,6 +92,7 @@ def settle(
         reading, about = _of_one_output(reading, columns, kind, found)
         assumed += about
     assumed += unlike_training(model, data, place)
+    assumed += _every_category(model, data, inputs)
     mark(model, replace(reading, settled=True, assumed=tuple(assumed)))
     try:
         _check_steady(model, inputs, len(index), distinct=len(data) > 1)
@@ -118,16 +121,22 @@ def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     Raises:
         DataError: it failed.
     """
+    if problem := not_its_inputs(model, inputs):
+        raise DataError(
+            f"{problem}: name the columns of the table that it takes beside the image, in their order (--input COLUMN; "
+            "inputs= of load_manifest), or none where it takes the image alone."
+        )
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{type(model).__name__} cannot take inputs of shape {shapes}: {reason} "
-            "Check the image size (--image-size) and the number of channels."
+            "Check the image size (--image-size) and the number of channels"
+            f"{'' if isinstance(inputs, Tensor) else ', and what stands beside the image (--input)'}."
         ) from error
 
 
@@ -267,6 +276,38 @@ def _check_steady(model: nn.Module, inputs: Inputs, n: int, *, distinct: bool) -
             f"apart.{_blame(model)} Give normalization layers running statistics (track_running_stats=True), or let "
             "them work on one row"
         )
+
+
+def _every_category(model: nn.Module, data: GroupedData, inputs: Inputs) -> list[Assumption]:
+    """Raise where the model cannot take the last name of a column; a remark where it has room for more names."""
+    said, categories = [], [one for one in data.columns if one.is_category]
+    places = [i for i, one in enumerate(inputs) if one.dim() == 1 and not one.is_floating_point()] if categories else []
+    for column, place in zip(categories, places, strict=True):
+        last = torch.full_like(inputs[place], len(column.names) - 1)
+        tables: dict[str, int] = {}
+
+        def look(
+            module: nn.Module, given: tuple[Any, ...], path: str, last: Tensor = last, found: dict[str, int] = tables
+        ) -> None:
+            if given and isinstance(given[0], Tensor) and given[0].numel() == len(last) and torch.equal(given[0], last):
+                found[path] = int(getattr(module, "num_embeddings", 0))
+
+        handles = [
+            module.register_forward_pre_hook(partial(look, path=path))
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Embedding)
+        ]
+        try:
+            with _leaving_no_trace(model), taking(model, inputs):
+                called(model, (*inputs[:place], last, *inputs[place + 1 :]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        for path, rows in tables.items():
+            if rows != len(column.names):
+                value = f"{column.name} has {len(column.names)} names, and {path} a row for each of {rows}"
+                said.append(Assumption("inputs", value, "the rows beyond are never used", "--input", guess=True))
+    return said
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -6,6 +6,12 @@ from bmft.tables.attributes import (
     encode_attributes as encode_attributes,
     product as product,
 )
+from bmft.tables.inputs import (
+    InputColumn as InputColumn,
+    encode_inputs as encode_inputs,
+    input_columns as input_columns,
+    inputs_in_words as inputs_in_words,
+)
 from bmft.tables.joining import join as join
 from bmft.tables.labels import (
     ClassNames as ClassNames,

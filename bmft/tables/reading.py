@@ -146,7 +146,7 @@ def column(table: pd.DataFrame, name: str, *, role: str) -> Texts:
         hint = did_you_mean(name, map(str, table.columns))
         raise DataError(f"the manifest has no {role} column {short(name)!r}. {hint}")
     values = table[name].to_numpy(dtype=object).tolist()
-    clean = {value: _clean(value) for value in set(values)}
+    clean = {value: cleaned(value) for value in set(values)}
     return np.array([clean[value] for value in values], dtype=object)
 
 
@@ -175,7 +175,8 @@ PATH_NAMES = ("file_name", "image", "image_path", "filepath", "filename", "img")
 _WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)\.0+")
 
 
-def _clean(value: Any) -> str:
+def cleaned(value: Any) -> str:
+    """A value as `column` has it."""
     text = str(value).strip()
     if whole := _WHOLE_FLOAT.fullmatch(text):
         return whole[1]

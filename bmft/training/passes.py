@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bmft.compute import AutocastMaker, Room, Share
-from bmft.data import FLIPS, GroupedData, map_tensors
+from bmft.data import FLIPS, GroupedData, images_of, map_images, map_tensors
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.models import forward_with_others
 from bmft.training.loss import PooledLoss
@@ -87,17 +88,18 @@ def augmented(inputs: Any, augment: Sequence[str], share: Share, generator: torc
     """The images, each flipped at random as `augment` names."""
     if not augment:
         return inputs
-    if (
-        not isinstance(inputs, Tensor)
-        or inputs.dim() != 4
-        or ("transpose" in augment and inputs.shape[-1] != inputs.shape[-2])
-    ):
+    images = images_of(inputs)
+    if not images or ("transpose" in augment and any(one.shape[-1] != one.shape[-2] for one in images)):
         raise ConfigError("augment needs square images of shape (n, c, h, w): turn it off for other inputs")
     for name in augment:
         # Drawn for the whole batch, so that it does not matter how many processes share it.
-        chosen = (torch.rand(share.n, generator=generator) < 0.5)[share.rows].to(inputs.device)
-        inputs = torch.where(chosen[:, None, None, None], FLIPS[name](inputs), inputs)
+        chosen = (torch.rand(share.n, generator=generator) < 0.5)[share.rows].to(images[0].device)
+        inputs = map_images(partial(_where, chosen[:, None, None, None], FLIPS[name]), inputs)
     return inputs
+
+
+def _where(chosen: Tensor, flip: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return torch.where(chosen, flip(images), images)
 
 
 @torch.no_grad()

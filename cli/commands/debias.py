@@ -186,7 +186,7 @@ def write_outcome(job: Job, outcome: Outcome, target: Path) -> list[Path]:
     # In the file's own order and precision: what the patch must turn into what, bit for bit.
     state = as_stored(job.checkpoint, outcome.model.state_dict())
     patch = target.with_name(f"{target.stem}.patch.safetensors")
-    write_checkpoint(job.checkpoint, state, target)
+    write_checkpoint(job.checkpoint, state, target, inputs=job.fit.columns)
     WeightPatch.between(job.checkpoint.state, state, outcome.patch.recipe).save(patch)
     return [target, patch]
 

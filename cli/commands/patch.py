@@ -90,11 +90,13 @@ def revert(**options: Any) -> None:
 
 
 def _move(checkpoint: str, patch_file: str, out: str, entry: str | None, trust_pickle: bool, *, forward: bool) -> None:
-    from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
+    from bmft.checkpoints import WeightPatch, read_checkpoint, read_inputs, write_checkpoint
 
     change = WeightPatch.load(patch_file)
     opened = read_checkpoint(checkpoint, trust_pickle=trust_pickle, entry=entry).under(change.changes)
     settings().announce(opened.assumed)
     state = change.apply(opened.state) if forward else change.revert(opened.state)
-    write_checkpoint(opened, state, out)
+    columns = read_inputs(change.recipe.get("inputs", ()), patch_file)
+    # The original had no record of its network's inputs, so that going back takes it away.
+    write_checkpoint(opened, state, out, inputs=columns if forward or not columns else None)
     click.echo(out)
