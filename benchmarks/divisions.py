@@ -62,6 +62,12 @@ def divided(path: Path, number: int, share: float = 1.0) -> dict[str, Any]:
     return outcome(accepted, claim, selection.history, sides, gap)
 
 
+def all_divided(path: Path, times: int, share: float = 1.0) -> list[dict[str, Any]]:
+    """The choice on so many divisions of a run."""
+    keys = ({"run": path.stem, "number": number, "share": share} for number in range(times))
+    return [cached("divisions", key, partial(divided, path, key["number"], share)) for key in keys]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", nargs="*", help="names under benchmarks/cache/candidates, such as sex_6_*")
@@ -75,11 +81,7 @@ def main() -> None:
     for attribute in dict.fromkeys(path.stem.rsplit("_", 2)[0] for path in paths):
         own = [path for path in paths if path.stem.startswith(f"{attribute}_")]
         for share in options.shares:
-            found = []
-            for path in own:
-                for number in range(options.times):
-                    key = {"run": path.stem, "number": number, "share": share}
-                    found.append(cached("divisions", key, partial(divided, path, number, share)))
+            found = [run for path in own for run in all_divided(path, options.times, share)]
             print(json.dumps({"attribute": attribute, "share": share, "runs": [path.stem for path in own]}), flush=True)
             lines.append(line(f"{attribute}, {len(own)} runs, {share:g} of the rows to choose", found))
     print(f"\n{table(HEADER, lines)}\n\n{footer(divisions=options.times, data='ham10000-64, fit + select')}")

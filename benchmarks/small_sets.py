@@ -1,8 +1,9 @@
 """What small debiasing sets give on rows that chose nothing: python -m benchmarks.small_sets --cuts 0 1 2
 
 The cuts of benchmarks/choice_on_cuts.py; of the rows to fit only some are used, whole lesions, in equal shares of every
-group and label, the smaller sets being part of the larger ones. What chooses and what measures stays whole. Besides the
-table, benchmarks/results/small_sets.json keeps a row per attribute and size, which `bmft plan --debias` reads.
+group and label, the smaller sets being part of the larger ones. Each run's other rows are divided as often as --times
+says into rows that choose and rows that measure (benchmarks/divisions.py), all of those that choose being used, or as
+small a share of them as of the rows to fit. benchmarks/results/small_sets.json has the table, too.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.choice_on_cuts import cut, measured, rows, told
+from benchmarks.choice_on_cuts import PARTS, cut, measured, rows, told
 from benchmarks.common import HERE, SHARED, cached, footer, table
+from benchmarks.divisions import KEPT, all_divided
 from bmft.data import GroupedData
 
 SIZES = (200, 400, 800, 1400)
@@ -49,55 +51,61 @@ def cells_of(data: GroupedData) -> dict[str, int]:
 
 
 def small(attribute: str, seed: int, size: int) -> dict[str, Any]:
-    """One run: a cut's, where all its rows are wanted."""
+    """One training; a cut's, where all its rows are wanted."""
     fit, choose, third = cut(rows(attribute), seed)
-    if size < len(fit):
+    of = len(fit)
+    if size < of:
         fit = some_of(fit, size, seed)
-        found = told(fit, choose, third, config={}, seed=seed)
+        told(fit, choose, third, config={}, seed=seed)
     else:
         key = {"attribute": attribute, "cut": seed, "preset": "default"}
-        found = cached("choice_on_cuts", key, partial(measured, attribute, seed, "default"))
-    return {**found, "rows": len(fit), "cells": cells_of(fit), "choose_cells": cells_of(choose)}
+        cached("choice_on_cuts", key, partial(measured, attribute, seed, "default"))
+    others = {cell: count + cells_of(third)[cell] for cell, count in cells_of(choose).items()}
+    run = f"{attribute}_{seed}_{len(fit)}"
+    return {"run": run, "rows": len(fit), "of": of, "cells": cells_of(fit), "others": others}
 
 
-def summed_up(attribute: str, size: int, cuts: Sequence[int], runs: Sequence[Run]) -> dict[str, Any]:
-    """A row of the curve: means over cuts, and what they spread."""
+def summed_up(runs: Sequence[Run], times: int, whole: bool) -> dict[str, Any]:
+    """A row of the curve: means over all divisions of these runs, and how far they spread."""
+    found: list[Run] = []
+    for run in runs:
+        share = 1.0 if whole else min(1.0, run["rows"] / run["of"])
+        found += all_divided(KEPT / f"{run['run']}.npz", times, share)
 
     def each(key: str) -> np.ndarray:
-        return np.array([run[key] for run in runs], float)
+        return np.array([one[key] for one in found], float)
 
-    words = [run["word"] for run in runs]
+    words = [one["word"] for one in found]
+    choosing = PARTS[1] / (1 - PARTS[0]) * share
     return {
-        "attribute": attribute,
-        "fit_rows": size,
-        "rows": round(float(each("rows").mean())),
+        "rows_to_choose": "all" if whole else "in proportion",
+        "rows": round(float(np.mean([run["rows"] for run in runs]))),
         "smallest_cell": round(float(np.mean([min(run["cells"].values()) for run in runs]))),
-        "smallest_cell_to_choose": round(float(np.mean([min(run["choose_cells"].values()) for run in runs]))),
-        "cuts": list(cuts),
+        "smallest_cell_to_choose": round(choosing * float(np.mean([min(run["others"].values()) for run in runs]))),
+        "divisions": len(found),
         "accepted": round(float(each("accepted").mean()), 3),
-        "words": {word: words.count(word) for word in ("shown", "likely", "none")},
+        "words": {word: round(words.count(word) / len(words), 3) for word in ("shown", "likely", "none")},
         "before": round(float(each("before").mean()), 4),
+        "claimed": round(float(each("claimed").mean()), 4),
         "reduction": round(float(each("reduction").mean()), 4),
-        "reduction_sd": round(float(each("reduction").std(ddof=1)), 4) if len(runs) > 1 else None,
-        "larger_gap": int((each("reduction") < 0).sum()),
+        "reduction_sd": round(float(each("reduction").std()), 4),
+        "larger_gap": round(float((each("reduction") < 0).mean()), 3),
         "within": round(float(each("within").mean()), 4),
         "worst": round(float(each("worst").mean()), 4),
     }
 
 
-def line(row: Mapping[str, Any]) -> list[Any]:
+def line(row: Run) -> list[Any]:
     """One row of the table."""
-    spread = "" if row["reduction_sd"] is None else f" (sd {row['reduction_sd']:.3f})"
-    n = len(row["cuts"])
     return [
         row["attribute"],
         row["rows"],
         row["smallest_cell"],
-        f"{row['accepted'] * n:.0f} of {n}",
-        ", ".join(f"{count} {word}" for word, count in row["words"].items() if count),
+        row["rows_to_choose"],
+        ", ".join(f"{word} {share:.0%}" for word, share in row["words"].items() if share),
         f"{row['before']:.3f} -> {row['before'] - row['reduction']:.3f}",
-        f"{100 * row['reduction'] / row['before']:.0f} %{spread}",
-        f"{row['larger_gap']} of {n}",
+        f"{row['reduction'] / row['before']:.0%} (sd of the reduction {row['reduction_sd']:.3f})",
+        f"{row['larger_gap']:.0%}",
         f"{row['within']:+.4f}, {row['worst']:+.4f}",
     ]
 
@@ -106,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuts", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--attributes", nargs="*", default=["age_ge60", "sex"])
+    parser.add_argument("--times", type=int, default=20, help="divisions of each run")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
     options = parser.parse_args()
     if not SHARED.is_dir():
@@ -118,12 +127,15 @@ def main() -> None:
                 key = {"attribute": attribute, "cut": seed, "size": size}
                 runs.append(cached("small_sets", key, partial(small, attribute, seed, size)))
                 print(json.dumps({**key, **runs[-1]}), flush=True)
-            curve.append(summed_up(attribute, size, options.cuts, runs))
+            of = {"attribute": attribute, "fit_rows": size, "cuts": options.cuts}
+            choosing = (True, False) if min(run["rows"] / run["of"] for run in runs) < 1 else (True,)
+            curve += [{**of, **summed_up(runs, options.times, whole)} for whole in choosing]
     found = {"data": "ham10000-64, fit + select", "model": "ResNet-18", "curve": curve}
     (HERE / "results/small_sets.json").write_text(json.dumps(found, indent=1) + "\n")
-    header = ["attribute", "fit rows", "in the smallest cell", "accepted", "words", "gap on the third part"]
-    header += ["smaller by", "larger gap", "within, worst group's AUC"]
-    print(f"\n{table(header, map(line, curve))}\n\n{footer(cuts=options.cuts, data=found['data'])}")
+    header = ["attribute", "fit rows", "in the smallest cell", "rows to choose", "evidence", "gap on the third part"]
+    header += ["smaller by", "larger gap in", "within, worst group's AUC"]
+    made = footer(cuts=options.cuts, divisions=options.times, data=found["data"])
+    print(f"\n{table(header, map(line, curve))}\n\n{made}")
 
 
 if __name__ == "__main__":
