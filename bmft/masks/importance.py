@@ -23,7 +23,7 @@ from bmft.masks.attribution import (
     integrated_gradients,
     logit_gradient,
 )
-from bmft.models import check_tunable, evaluating, kept_mark, positive_first, settle, trainable
+from bmft.models import check_tunable, evaluating, kept_mark, positive_first, settle, trainable, turned
 
 Score = str | Callable[[Tensor, Tensor], Tensor]
 SCORES: tuple[str, ...] = ("fisher", "saliency", "input_x_gradient", "integrated_gradients", "random", "ones")
@@ -83,6 +83,7 @@ def weight_importances(
     steps: int = 32,
     seed: int = 0,
     only: Iterable[str] | None = None,
+    logits: Tensor | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Importance, ...]:
     r"""Score every weight under several objectives, which share one forward pass per batch.
@@ -112,6 +113,7 @@ def weight_importances(
         steps: points of the path of integrated gradients.
         seed: of the random score.
         only: names of the parameters to score; all of them by default. Nothing is computed below the lowest of them.
+        logits: the model's of every sample ``(n, outputs)``, where they are known and need not be computed.
         autocast: makes the context of the forward pass, for mixed precision.
 
     Raises:
@@ -135,7 +137,9 @@ def weight_importances(
             return tuple(Importance(*parts) for parts in found)
         if score in ("random", "ones"):
             return tuple(_ablation(network, str(score), seed + k) for k in range(len(pooled)))
-        return (_of_the_whole_set if exact else _of_batches)(network, pooled, grouped, score, batch_size)
+        if not exact:
+            return _of_batches(network, pooled, grouped, score, batch_size)
+        return _of_the_whole_set(network, pooled, grouped, score, batch_size, logits)
 
 
 def _as_weights_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -190,22 +194,30 @@ def _minmax(scores: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 def _of_the_whole_set(
-    network: Network, objectives: Sequence[Objective], data: GroupedData, score: Score, batch_size: int
+    network: Network,
+    objectives: Sequence[Objective],
+    data: GroupedData,
+    score: Score,
+    batch_size: int,
+    logits: Tensor | None,
 ) -> tuple[Importance, ...]:
     """A pass without gradients fixes what each logit counts for; a second one carries that on to the weights."""
     weights, device, share = network.weights(), network.device(), Share(len(data))
     own = share.of(data)
-    with torch.no_grad():
-        pooled = share.gather(torch.cat([network(batch.inputs) for _, batch in batches(own, batch_size, device)]))
+    if logits is None:
+        with torch.no_grad():
+            pooled = share.gather(torch.cat([network(batch.inputs) for _, batch in batches(own, batch_size, device)]))
+    else:
+        pooled = turned(logits) if network.reverse else logits
     targets, groups = data.targets.to(device), data.groups.to(device)
     parts = [logit_gradient(network, objective, pooled, targets, groups) for objective in objectives]
     if any(math.isnan(value) for value, _ in parts):
         raise GroupError(NOTHING_TO_COMPARE)
     totals = _zeros(weights, objectives)
     for rows, batch in batches(own, batch_size, device):
-        logits = SharedLogits(network, batch.inputs)
+        shared = SharedLogits(network, batch.inputs)
         for (_, gradient), total in zip(parts, totals, strict=True):
-            for name, attribution in attribute(logits, gradient[share.rows][rows], weights, score).items():
+            for name, attribution in attribute(shared, gradient[share.rows][rows], weights, score).items():
                 total[name] += attribution
     found = [
         {n: _score(score, weights[n].detach(), share.total(tensor)) for n, tensor in total.items()} for total in totals

@@ -188,7 +188,7 @@ def debias(
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
     with run.course.timed("audit"):
-        untouched = run.predict(run.model, run.select)
+        untouched = run.predict(model, run.select)
         run.selection.start(untouched)
         refuse_swapped(untouched)
         _hold_others(run)
@@ -198,7 +198,8 @@ def debias(
     with run.course.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         told = as_json(told_views(settings.views, run.settings.views))
-        before, after = (_audited(run.predict(each, measured), conditions, told) for each in (model, result))
+        before = _audited(untouched if where == "select" else run.predict(model, measured), conditions, told)
+        after = _audited(run.predict(result, measured), conditions, told) if accepted else before
         others = _others(run, model, result)
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)

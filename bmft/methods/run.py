@@ -33,7 +33,7 @@ from bmft.models import (
     upper,
 )
 from bmft.settings import Settings
-from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, tune
+from bmft.training import Conditions, EpochKeeper, Journal, Loss, SelectedWeights, Selection, Step, logits_of, tune
 
 AfterEpoch = Callable[[int, float], bool]
 
@@ -58,7 +58,9 @@ class Run:
     tail: Tail | None = None
     start: torch.Tensor | None = None  # the original's logits of the fit set, where step 2 is held to them
     point: OperatingPoint | None = None
+    first: torch.Tensor | None = None  # the original's logits of the viewed fit set, where they are known
     preferred: int = 0
+    entering_head: dict[int, tuple[GroupedData, GroupedData]] = field(default_factory=dict)  # at candidates of step 1
 
     @property
     def device(self) -> torch.device:
@@ -91,14 +93,15 @@ class Run:
     def tune_extractor(self, mask: WeightMask, loss: Loss, step: Step) -> None:
         """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
         with self.course.timed("extractor"):
-            fit, select = self._entering(mask, step)
+            fit, select = self._entering(mask)
+            first, self.first = self.first, None
             if step.strengths:
-                look = self._after_strengths(select, step)
+                look = self._after_strengths(step)
             else:
                 look = self._after_epoch(1, self.tail or self.model, select, step)
 
             def train(keeper: EpochKeeper | None) -> None:
-                options = {"tail": self.tail, "autocast": self.autocast, "keeper": keeper}
+                options = {"tail": self.tail, "autocast": self.autocast, "keeper": keeper, "logits": first}
                 self._tune(self.model, fit, loss, mask, step, after_epoch=look, **options)
 
             self._stage(train)
@@ -130,9 +133,9 @@ class Run:
     def _stage(self, train: Callable[[EpochKeeper | None], None]) -> None:
         in_a_stage(train, self.model, self.generator, self.selection, self.journal)
 
-    def _entering(self, mask: WeightMask, step: Step) -> tuple[GroupedData, GroupedData]:
+    def _entering(self, mask: WeightMask) -> tuple[GroupedData, GroupedData]:
         """The sets for step 1: the activations that enter its lowest layer, where all below it stays as it is."""
-        if step.augment or step.norm_stats != "frozen":
+        if not self.stays_below:
             return self.viewed, self.select
         tail, fit = self.above([name for name, chosen in mask.tensors.items() if bool(chosen.any())], self.viewed)
         if tail is None:
@@ -143,17 +146,21 @@ class Run:
         self.tail = tail
         return fit, select
 
+    @property
+    def stays_below(self) -> bool:
+        """Whether step 1 sees the same images in every epoch, so that what lies below its lowest layer stays."""
+        return not self.settings.augment and self.settings.norm_stats == "frozen"
+
     @cached_property
     def viewed(self) -> GroupedData:
         """The fit set as step 1 sees it: with the settings' views of every image."""
         return self.fit.with_views(self.settings.views) if self.settings.views else self.fit
 
-    def above(self, names: Sequence[str], data: GroupedData | None = None) -> tuple[Tail | None, GroupedData]:
+    def above(self, names: Sequence[str], given: GroupedData) -> tuple[Tail | None, GroupedData]:
         """The part of the network above all that stays when only these move, and the data as they enter that part.
 
-        None, and the data (by default the fit set) as they are, where there is no such part or no room for what enters.
+        None, and the data as they are, where there is no such part or no room for what enters.
         """
-        given = self.fit if data is None else data
         sample = self.fit.take(slice(0, 4)).to(self.device).inputs
         tail = tail_above(self.model, names, sample, autocast=self.autocast)
         if tail is None:
@@ -161,6 +168,13 @@ class Run:
         keep = self.activations.of
         kept = self.room(lambda size: keep(tail, given, autocast=self.autocast, batch_size=size))
         return (None, given) if kept is None else (tail, kept)
+
+    def first_logits(self, tail: Tail | None, data: GroupedData) -> torch.Tensor:
+        """The original's logits of the viewed fit set, as it enters the `tail`; step 1 begins with them, too."""
+        if self.first is None:
+            args = (self.device, self.autocast)
+            self.first = self.room(lambda size: logits_of(tail or self.model, data, size, *args))
+        return self.first
 
     def tune_head(self, reset: Callable[[], None]) -> None:
         """Step 2: the head alone, from `reset`, once per loss; on cached features where its output is the logits."""
@@ -171,11 +185,12 @@ class Run:
 
     def _train_heads(self, reset: Callable[[], None]) -> None:
         step = step_of(self.settings, 1)
-        fit, select = (self._features(self._precise(data), self.tail) for data in (self.fit, self.select))
-        if fit is None or select is None:
+        found = self.entering_head.pop(self.preferred, None) or self._entering_head()
+        self.entering_head.clear()
+        if found is None:
             model, mask, fit, select = self.model, self.head_mask(), self.fit, self.select
         else:
-            model = self.model.get_submodule(self.head.name)
+            model, (fit, select) = self.model.get_submodule(self.head.name), found
             inside = f"{self.head.name}." if self.head.name else ""
             rows = self.head.rows(self.model)
             mask = WeightMask({name: rows[inside + name] for name, _ in model.named_parameters()})
@@ -199,7 +214,7 @@ class Run:
             return look
 
         def shifted(epoch: int, loss: float) -> bool:
-            with point.held(bias, self.head.output, self._own(self._logits(model, fit))):
+            with point.held(bias, self.head.output, self.own(self._logits(model, fit))):
                 stop = look(epoch, loss)
             return look(epoch, loss) if both else stop
 
@@ -215,7 +230,7 @@ class Run:
 
         return share.gather(self.room(work))
 
-    def _own(self, logits: torch.Tensor) -> torch.Tensor:
+    def own(self, logits: torch.Tensor) -> torch.Tensor:
         """Those of the output that is meant, where it is one of many."""
         return logits if reading_of(self.model).output is None else logits[:, :1]
 
@@ -223,7 +238,7 @@ class Run:
         """Note what the model as it is says of the fit set, and how many of it it calls positive."""
         self.start = self._logits(self.model, self.fit)
         many = self.conditions.multi_label
-        self.point = OperatingPoint.of(self._own(self.start), self.conditions.threshold, multi_label=many)
+        self.point = OperatingPoint.of(self.own(self.start), self.conditions.threshold, multi_label=many)
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
@@ -258,6 +273,17 @@ class Run:
             )
         return found
 
+    def _entering_head(self) -> tuple[GroupedData, GroupedData] | None:
+        """What enters the head for the fit and the select set; None where its output is not the logits."""
+        fit, select = (self._features(self._precise(data), self.tail) for data in (self.fit, self.select))
+        return None if fit is None or select is None else (fit, select)
+
+    def _keep(self, place: int, *entering: GroupedData) -> None:
+        """Keep what enters the head at a candidate for step 2, where it takes little room."""
+        size = sum(len(part) * part.take(slice(0, 1)).inputs.nbytes for part in entering)
+        if (len(self.entering_head) + 1) * size <= self.activations.limit:
+            self.entering_head[place] = entering[0], entering[1]
+
     def _features(self, data: GroupedData, tail: Tail | None) -> GroupedData | None:
         return self.room(lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size))
 
@@ -274,19 +300,25 @@ class Run:
         self.course.expect(of)
         self.course.tell("candidates", number, of, entry, self.selection.kept)
 
-    def _after_strengths(self, select: GroupedData, step: Step) -> AfterEpoch:
-        """Look at the last epoch of each strength, with the head as it is."""
-        model, tail = self.tail or self.model, self.tail
-        exact = None if tail is None else self.room(lambda size: self.activations.of(tail, self.fit, batch_size=size))
-        where = (self.model, self.fit) if exact is None else (model, exact)
+    def _after_strengths(self, step: Step) -> AfterEpoch:
+        """Look at the last epoch of each strength, with the head as it is; what enters that is kept for step 2."""
 
         def look(epoch: int, loss: float) -> bool:
             strength, later = step.strengths[epoch - 1], step.strengths[epoch:]
             if later and later[0] == strength:
                 self.course.tell("step 1", epoch, step.epochs, None, self.selection.kept)
                 return False
-            judged = self._after_epoch(1, model, select, step, strength)
-            return self._at_the_operating_point(judged, *where, both=False)(epoch, loss)
+            place, found = len(self.selection.history), self._entering_head()
+            if found is None:
+                fit, select = self._precise(self.fit), self._precise(self.select)
+                head, runs = self.model, self.tail or self.model
+            else:
+                (fit, select), head = found, self.model.get_submodule(self.head.name)
+                runs = head
+                self._keep(place, *found)
+            with as_head_of(self.model, head):
+                judged = self._after_epoch(1, runs, select, step, strength)
+                return self._at_the_operating_point(judged, runs, fit, both=False)(epoch, loss)
 
         return look
 

@@ -94,7 +94,11 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
     """Scores of every weight that may move, and of the head's; of all others 0."""
     settings = run.settings
     wanted = [*run.body, *run.head.parameters]
-    tail, fit = run.above(wanted)
+    tail, seen = run.above(wanted, run.viewed if run.stays_below else run.fit)
+    # Those of the images as they are come first.
+    fit = seen.subset(torch.arange(len(run.fit)))
+    by_gradient = settings.exact and settings.score not in ("integrated_gradients", "random")
+    known = run.first_logits(tail, seen)[: len(fit)] if by_gradient and run.stays_below else None
     inside = "" if tail is None else "model."
 
     def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
@@ -109,6 +113,7 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
             batch_size=size,
             combine=settings.combine,
             multi_label=run.conditions.multi_label,
+            logits=None if known is None else run.own(known),
             autocast=run.autocast,
         )
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bmft._common import Assumption
+from bmft.compute import AT_ONCE
 from bmft.data import GroupedData, images_of
 from bmft.models import evaluating, forward_logits
 
@@ -37,15 +38,19 @@ def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tu
     sample = data.subset(torch.arange(len(data))[:: max(1, len(data) // ENOUGH)])
     if not images_of(sample.take(slice(0, 1)).inputs):
         return ()
-    alike = {flip: _agreement(model, sample.with_views([flip]), len(sample)) for flip in ("hflip", "vflip")}
-    return tuple(flip for flip, value in alike.items() if value >= ALIKE)
+    plain, twins = _logits(model, sample), torch.arange(len(sample), 2 * len(sample))
+    flipped = {flip: _logits(model, sample.with_views([flip]).subset(twins)) for flip in ("hflip", "vflip")}
+    return tuple(flip for flip, logits in flipped.items() if _correlation(plain, logits) >= ALIKE)
 
 
-def _agreement(model: nn.Module, viewed: GroupedData, n: int) -> float:
-    """Correlation of the logits of the first `n` images and of their flipped twins; 0 where it is not defined."""
+def _logits(model: nn.Module, data: GroupedData) -> Tensor:
     device = next(model.parameters()).device
     with evaluating(model):
-        logits = torch.cat([forward_logits(model, batch.to(device).inputs).float() for batch in viewed.batches(64)])
-    plain, flipped = (part.double() - part.double().mean(0) for part in (logits[:n], logits[n:]))
-    spread = plain.norm() * flipped.norm()
-    return float((plain * flipped).sum() / spread) if spread > 0 else 0.0
+        return torch.cat([forward_logits(model, batch.to(device).inputs).double() for batch in data.batches(AT_ONCE)])
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    """0 where it is not defined."""
+    first, second = first - first.mean(0), second - second.mean(0)
+    spread = first.norm() * second.norm()
+    return float((first * second).sum() / spread) if spread > 0 else 0.0

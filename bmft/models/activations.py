@@ -48,8 +48,13 @@ class Tail(nn.Module):
     def forward(self, activations: Tensor, *beside: Tensor) -> Any:
         """The answer for activations ``(n, ...)`` that enter the entry, and for what stands beside the images."""
         n = len(activations)
-        # Under autocast a block may expect what it was given in training: half precision.
-        given = activations.to(self.dtype) if torch.is_autocast_enabled(activations.device.type) else activations
+        # Under autocast a block may expect what it was given in training: half precision. What was kept in that is
+        # for weights of more without it.
+        half, given = torch.is_autocast_enabled(activations.device.type), activations
+        if half:
+            given = activations.to(self.dtype)
+        elif activations.dtype in (torch.bfloat16, torch.float16):
+            given = activations.to(next(self.model.parameters()).dtype)
         with self._standing_in(given, n):
             return self.model(self._blank(activations, (n, *self.input_shape), self.input_dtype), *beside)
 
@@ -268,7 +273,7 @@ class Activations:
         if key not in self._kept:
             with autocast():
                 sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)
-            inputs, on_disk = self._room((len(data), *sample.shape[1:]))
+            inputs, on_disk = self._room((len(data), *sample.shape[1:]), sample.dtype)
             if inputs is None:
                 return None
             share, start = Share(len(data)), 0
@@ -292,15 +297,15 @@ class Activations:
             self._kept[key] = data, data.with_inputs((inputs, *others) if others else inputs)
         return self._kept[key][1]
 
-    def _room(self, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]:
-        """A float32 tensor of that shape in memory, else in a file, else None; and whether it is in a file."""
-        size = 4 * math.prod(shape)
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor | None, bool]:
+        """A tensor of that shape in memory, else in a file, else None; and whether it is in a file."""
+        size = dtype.itemsize * math.prod(shape)
         if self._bytes + size <= self.limit:
-            return torch.empty(shape), False
-        return (_mapped(shape, size) if self._bytes_on_disk + size <= self.on_disk else None), True
+            return torch.empty(shape, dtype=dtype), False
+        return (_mapped(shape, size, dtype) if self._bytes_on_disk + size <= self.on_disk else None), True
 
 
-def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:
+def _mapped(shape: tuple[int, ...], size: int, dtype: torch.dtype) -> Tensor | None:
     """Memory backed by a file that nothing names any more; None where the disk has no room for it."""
     with tempfile.NamedTemporaryFile(prefix="bmft-") as file:
         try:
@@ -309,7 +314,7 @@ def _mapped(shape: tuple[int, ...], size: int) -> Tensor | None:
         except OSError as error:
             _log.info("activations are not kept in a file: %s", error)
             return None
-        return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+        return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
 
 def _digest(tail: Tail) -> str:

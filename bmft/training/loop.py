@@ -40,6 +40,7 @@ def tune(
     tail: Tail | None = None,
     room: Room | None = None,
     keeper: EpochKeeper | None = None,
+    logits: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
     remark: Callable[[str], None] = _log.warning,
 ) -> None:
@@ -52,7 +53,8 @@ def tune(
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
     gradient is put together from pieces, exactly: the gap stays that of all its samples. Given a `keeper`, every epoch
     is kept, and the training goes on from what it holds; where an optimizer, an objective or statistics may hold more
-    than it keeps, the training starts over. The loss's order term compares with the logits `start` ``(n, outputs)``, by
+    than it keeps, the training starts over. `logits` ``(n, outputs)`` are the model's of every sample, where they are
+    known and need not be computed. The loss's order term compares with the logits `start` ``(n, outputs)``, by
     default those at the beginning. Training and gradient flags of the model are as before on the way out, also on
     failure.
 
@@ -70,11 +72,10 @@ def tune(
         plain = isinstance(step.optimizer, str) and isinstance(loss.objective, FunctionType)
         keeper = keeper if plain and step.norm_stats == "frozen" else None
         kept = keeper.read() if keeper else None
-        logits = (
-            kept["logits"].to(device)
-            if kept
-            else room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
-        )
+        if kept:
+            logits = kept["logits"].to(device)
+        elif logits is None:
+            logits = room(lambda size: logits_of(runs, data, size, device, autocast), step.batch_size)
         start = kept["start"].to(device) if kept else start
         columns = None if reading_of(runs).output is None else 1
         pooled = PooledLoss(loss, data, logits, multi_label, start, columns, views=step.copies)
