@@ -3,9 +3,6 @@
 import re
 from pathlib import Path
 
-from docutils import nodes
-from docutils.utils.math import latex2mathml
-
 import bmft
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
@@ -16,14 +13,14 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "notebooks", "**/GALLERY_HEADER.rst", "sg_execution_times.rst"]
 html_theme = "furo"
 html_static_path, html_css_files = ["_static"], ["site.css"]
-html_show_sphinx = False
-html_math_renderer = "mathml"
+html_show_sphinx = html_show_copyright = False
 # A real report, written by the notebook on debiasing, lies beside the pages.
 html_extra_path = ["_build/extra"]
 
@@ -74,12 +71,5 @@ def link_to_copies(app, name, source):
     source[0] = re.sub(rf"\]\(\.\./(?:benchmarks/)?({'|'.join(PAGES)})\.md", r"](project/\1.md", source[0])
 
 
-def draw_formula(page, node):
-    """A formula as MathML, which browsers draw without a script."""
-    page.body.append(latex2mathml.tex2mathml(node.astext(), as_block=node.tagname == "math_block"))
-    raise nodes.SkipNode
-
-
 def setup(app):
-    app.add_html_math_renderer("mathml", (draw_formula, None), (draw_formula, None))
     app.connect("source-read", link_to_copies)

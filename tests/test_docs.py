@@ -42,6 +42,11 @@ def test_the_tree_in_design_names_every_room_and_none_that_is_not_there():
 
 def test_every_file_that_readme_and_design_name_exists():
     root = PAGE.parent.parent
-    for page in ("README.md", "DESIGN.md", "CONTRIBUTING.md", "docs/scale.md", "docs/ci.md"):
+    for page in (
+        "README.md",
+        "DESIGN.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{path.name}" for path in (root / "docs").glob("*.md")),
+    ):
         named = re.findall(r"`((?:bmft|cli|tests|benchmarks|docs)/[\w./]+)`", (root / page).read_text())
         assert all((root / path).exists() for path in named), page
