@@ -36,6 +36,7 @@ from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
 from bmft.methods.course import Course, Progress
+from bmft.methods.located import by_block
 from bmft.methods.losses import gap_measure
 from bmft.methods.run import Run
 from bmft.methods.table import METHODS, settings_for
@@ -213,10 +214,11 @@ def debias(
     }
     recipe |= {} if claim is None else {"evidence": claim.word}
     recipe |= {"inputs": plain_inputs(columns)} if columns else {}
+    patch = WeightPatch.between(tensors_of(model), tensors_of(result), recipe)
     return Outcome(
         result,
         mask,
-        WeightPatch.between(tensors_of(model), tensors_of(result), recipe),
+        patch,
         DebiasReport(
             method=method,
             accepted=accepted,
@@ -226,7 +228,7 @@ def debias(
             evaluated_on=where,
             config=described,
             history=run.selection.history,
-            mask={"density": mask.density, "by_layer": mask.by_layer()},
+            mask={"density": mask.density, "by_layer": mask.by_layer(), "by_block": by_block(run, mask, patch)},
             seconds=run.course.seconds,
             versions=versions(),
             hashes=hashes,

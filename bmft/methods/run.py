@@ -61,6 +61,7 @@ class Run:
     first: torch.Tensor | None = None  # the original's logits of the viewed fit set, where they are known
     preferred: int = 0
     entering_head: dict[int, tuple[GroupedData, GroupedData]] = field(default_factory=dict)  # at candidates of step 1
+    importance: dict[str, float] = field(default_factory=dict)  # parameter -> its weights' sum, for the gap
 
     @property
     def device(self) -> torch.device:

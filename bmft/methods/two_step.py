@@ -119,5 +119,7 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
 
     # The published form depends on the batches: no smaller ones in their place.
     found = run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
+    if settings.score != "random":
+        run.importance = {name: float(found[0][inside + name].double().sum()) for name in wanted}
     nothing = {name: torch.zeros(parameter.shape) for name, parameter in run.model.named_parameters()}
     return [{name: scores.get(inside + name, zeros) for name, zeros in nothing.items()} for scores in found]

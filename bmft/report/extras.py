@@ -90,18 +90,9 @@ def _flag(entry: Json, key: str) -> bool:
 
 
 def mask_section(mask: Json) -> Section:
-    """Where the mask sits: the share of each layer's weights that may move."""
+    """Where in the network the gap sits, and what of it moved: a picture of its blocks, and every layer as a table."""
     layers: Mapping[str, Json] = mask.get("by_layer") or {}
     selected, total = _sum(layers.values(), "selected"), _sum(layers.values(), "total")
-    shares = _shares(layers)
-    what = "layer" if len(shares) == len(layers) else "block"
-    text = (
-        f"{number(100 * mask['density'], 2)} % of the weights may move ({count(selected)} of "
-        f"{count(total)} in {len(layers)} layers); every other weight is the original's, bit for bit. The "
-        f"bars give the share within each {what}."
-    )
-    caption = Caption("mask", f"Share of each {what} in the mask", text)
-    chart = partial(figures.bars, [*shares], [100 * share for share in shares.values()], caption, x="% of its weights")
     rows = tuple(
         (
             name,
@@ -114,22 +105,59 @@ def mask_section(mask: Json) -> Section:
     )
     header = ("Layer", "Selected", "Weights", "% of layer", "% of mask")
     table = Folded("Every layer as a table", (Table("Weights in the mask, layer by layer", header, rows),))
-    return Section("mask", "Where the mask sits", (Cards((Card(f"Share of each {what}", text, chart),)), table))
+    text = (
+        f"{number(100 * mask['density'], 2)} % of the weights may move ({count(selected)} of "
+        f"{count(total)} in {len(layers)} layers); every other weight is the original's, bit for bit."
+    )
+    return Section("mask", "Where the gap sits, and what moved", (Paragraph(text), *_network(mask), table))
 
 
-def _shares(layers: Mapping[str, Json]) -> dict[str, float]:
-    """The share per layer, or per block of layers at the finest level that fits one chart."""
-    deepest = max((name.count(".") + 1 for name in layers), default=1)
-    grouped: dict[str, list[Json]] = {}
-    for depth in range(deepest, 0, -1):
-        grouped = {}
-        for name, layer in layers.items():
-            grouped.setdefault(".".join(name.split(".")[:depth]), []).append(layer)
-        if len(grouped) <= MOST_BARS:
-            break
-    shares = {name: _sum(parts, "selected") / max(_sum(parts, "total"), 1) for name, parts in grouped.items()}
-    largest = sorted(shares, key=lambda name: -shares[name])[:MOST_BARS]
-    return {name: share for name, share in shares.items() if name in largest}
+def _network(mask: Json) -> tuple[Cards, ...]:
+    """The picture of the blocks, from input to output; nothing where they are not known."""
+    parts = _joined(mask.get("by_block") or {})
+    if not parts:
+        return ()
+    scored = {name: part["importance"] for name, part in parts.items() if part["importance"] is not None}
+    most = sorted(scored, key=lambda name: -scored[name])[:3]
+    carry = ", ".join(f"{name} {number(100 * scored[name], 0)} %" for name in most)
+    moved = {name: part["moved"] / max(part["total"], 1) for name, part in parts.items()}
+    stay = [name for name, share in moved.items() if not share]
+    text = " ".join(
+        [
+            *([f"Left: what each block carries of the gap's importance, most of it {carry}."] if most else []),
+            "Right: the share of its weights that moved.",
+            *(["Blocks without a figure on the left were not scored."] if 0 < len(scored) < len(parts) else []),
+            "Nothing moved." if len(stay) == len(parts) else f"{len(parts) - len(stay)} of {len(parts)} blocks moved.",
+        ]
+    )
+    caption = Caption("network", "The network's blocks, from input to output", text)
+    links = [figures.Link(name, scored.get(name), moved[name]) for name in parts]
+    rows = tuple(
+        (
+            name,
+            number(None if name not in scored else 100 * scored[name], 1),
+            count(part["selected"]),
+            count(part["moved"]),
+            count(part["total"]),
+        )
+        for name, part in parts.items()
+    )
+    header = ("Block", "% of the gap's importance", "May move", "Moved", "Weights")
+    table = Table("Blocks from input to output", header, rows)
+    return (Cards((Card("The network, from input to output", text, partial(figures.network, links, caption), table),)),)
+
+
+def _joined(blocks: Mapping[str, Json]) -> dict[str, Json]:
+    """The blocks; of more than fit a screen, neighbours as one."""
+    names, at_once = [*blocks], -(-len(blocks) // MOST_BARS) if blocks else 1
+    found: dict[str, Json] = {}
+    for group in (names[start : start + at_once] for start in range(0, len(names), at_once)):
+        of = [blocks[name] for name in group]
+        known = [part["importance"] for part in of if part["importance"] is not None]
+        name = group[0] if len(group) == 1 else f"{group[0]} to {group[-1].rpartition('.')[2]}"
+        counted = {key: _sum(of, key) for key in ("selected", "moved", "total")}
+        found[name] = {"importance": sum(known) if known else None, **counted}
+    return found
 
 
 def _sum(parts: Iterable[Json], key: str) -> int:

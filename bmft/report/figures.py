@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bmft.auditing import charts
-from bmft.report.svg import AFTER, BEFORE, GRID, PAGE, PAPER, Caption, inline
+from bmft.report.svg import AFTER, BEFORE, GRID, INK, MUTED, PAGE, PAPER, SERIES, Caption, inline
 
 Floats = NDArray[np.float64]
 WIDTH = 360  # drawing units: one is one CSS pixel on a phone, so that 11 is a readable letter everywhere
@@ -70,6 +70,52 @@ def bars(labels: Sequence[str], values: Sequence[float], caption: Caption, *, x:
         axes.spines["left"].set_visible(False)
 
     return render(draw, caption, plot=8 + 19 * len(labels), left=_room(names), labelled=True)
+
+
+class Link(NamedTuple):
+    """A block of a network: its share of the importance (None if it was not scored), the share of it that moved."""
+
+    name: str
+    importance: float | None
+    moved: float
+
+
+def network(chain: Sequence[Link], caption: Caption) -> str:
+    """A chain of blocks, the input's first: on the left what each carries of the gap, on the right what moved."""
+    carries, wide, reach, room = SERIES[1], 112, 64, WIDTH - 2 * _EDGE
+    middle = room / 2
+    most = max([link.importance or 0 for link in chain] + [1e-12])
+    moved = max([link.moved for link in chain] + [1e-12])
+
+    def draw(axes: Axes) -> None:
+        axes.set(xlim=(0, room), ylim=(len(chain) + 0.1, -1.9))
+        axes.set_axis_off()
+        axes.plot([middle] * 2, [-0.9, len(chain) - 0.4], color=MUTED, linewidth=1, zorder=0)
+        words: dict[str, Any] = {"fontsize": 10, "va": "center"}
+        axes.text(middle, -1.3, "input", ha="center", color=MUTED, **words)
+        axes.text(middle, len(chain) - 0.15, "logits", ha="center", color=MUTED, **words)
+        axes.text(middle + wide / 2 + 6, -1.3, "% of it moved", ha="left", color=INK, **words)
+        if any(link.importance is not None for link in chain):
+            axes.text(middle - wide / 2 - 6, -1.3, "% of importance", ha="right", color=INK, **words)
+        for place, link in enumerate(chain):
+            box = (middle - wide / 2, place - 0.4), wide, 0.8
+            axes.add_patch(Rectangle(*box, facecolor=PAPER, edgecolor="none"))
+            axes.add_patch(Rectangle(*box, facecolor=carries, alpha=0.35 * (link.importance or 0) / most, linewidth=0))
+            axes.add_patch(Rectangle(*box, fill=False, edgecolor=MUTED, linewidth=0.8))
+            axes.text(middle, place, charts.short_label(link.name, wide - 6, keep_end=True), ha="center", **words)
+            if link.importance is not None:
+                _bar(axes, middle - wide / 2 - 4, place, -reach * link.importance / most, link.importance, carries)
+            _bar(axes, middle + wide / 2 + 4, place, reach * link.moved / moved, link.moved, AFTER)
+
+    return render(draw, caption, plot=23 * (len(chain) + 2), left=_EDGE)
+
+
+def _bar(axes: Axes, start: float, place: float, length: float, share: float, color: str) -> None:
+    """A bar to the left or the right, its percentage at its end."""
+    axes.barh(place, length, left=start, height=0.5, color=color)
+    side = 1 if length > 0 or color == AFTER else -1
+    text = f"{100 * share:.0f}" if share == 0 or share >= 0.0995 else f"{100 * share:.2g}"
+    axes.text(start + length + 4 * side, place, text, ha="left" if side > 0 else "right", va="center", fontsize=10)
 
 
 def grid(values: Floats, rows: Sequence[str], columns: Sequence[str], caption: Caption) -> str:

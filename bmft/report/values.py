@@ -44,7 +44,9 @@ class DebiasReport:
         evaluated_on: the split both were measured on: ``"test"`` or ``"select"``.
         config: every setting, as plain values.
         history: one entry per epoch; step 0 is the untouched model.
-        mask: ``{"density": .., "by_layer": {layer: {"selected", "total", "fraction"}}}``, or None.
+        mask: ``{"density": .., "by_layer": {layer: {"selected", "total", "fraction"}}, "by_block": {block:
+            {"importance", "selected", "moved", "total"}}}``, blocks from input to output, or None. The importance is
+            the share of the gap's that the block carries, None where it was not scored.
         seconds: how long each part took.
         versions: of the packages, see `versions`.
         hashes: of the checkpoint and of each split.

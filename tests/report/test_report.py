@@ -20,6 +20,11 @@ from bmft.tables import Attribute
 
 GOLDEN = Path(__file__).parent / "golden"
 SEX, AGE = Attribute("sex", ("female", "male")), Attribute("age", ("<40", "40-60", "60+"))
+BLOCKS = {
+    "stem": {"importance": None, "selected": 3, "moved": 0, "total": 30},
+    "layer1.0": {"importance": 0.75, "selected": 40, "moved": 40, "total": 100},
+    "head": {"importance": 0.25, "selected": 0, "moved": 0, "total": 10},
+}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -60,7 +65,7 @@ def report(before: Predictions, after: Predictions, **fields: object) -> DebiasR
             "bmft": {"fraction": 0.05},
         },
         "history": history,
-        "mask": {"density": 0.33, "by_layer": layers},
+        "mask": {"density": 0.33, "by_layer": layers, "by_block": BLOCKS},
         "seconds": {"importance": 1.234},
         "versions": {"torch": "2.6.0"},
         "hashes": {"checkpoint": "ab" * 32},
@@ -437,6 +442,42 @@ def golden() -> dict[str, str]:
     alone = replace(audit(sides[0], intervals=False), content_hash="cd" * 32)
     audited = re.sub(r"#### Versions\n.*?(?=\n## )", "", to_markdown(alone), flags=re.DOTALL)  # they differ by machine
     return {"report.md": to_markdown(fixed), "report.json": to_json(fixed), "audit.md": audited}
+
+
+# Where the gap sits.
+
+
+def network_card(done: DebiasReport, blocks: dict[str, object]) -> str:
+    page = to_html(replace(done, mask={**done.mask, "by_block": blocks}))
+    found = re.search(r'aria-labelledby="network-title.*?</svg>', page, re.DOTALL)
+    return found[0] if found else ""
+
+
+def test_the_network_is_drawn_from_input_to_output_with_what_each_block_carries(done):
+    drawn = network_card(done, BLOCKS)
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert [word for word in words if word in {"input", *BLOCKS, "logits"}] == ["input", "logits", *BLOCKS]
+    assert words[words.index("layer1.0") :][:3] == ["layer1.0", "75", "40"]
+    assert words[words.index("stem") :][:2] == ["stem", "0"]
+    assert "most of it layer1.0 75 %, head 25 %" in drawn
+    assert "1 of 3 blocks moved" in drawn
+
+
+def test_blocks_that_are_more_than_a_screen_holds_are_drawn_as_neighbours(done):
+    part = {"importance": 1 / 50, "selected": 1, "moved": 1, "total": 4}
+    drawn = network_card(done, {f"blocks.{place}": part for place in range(50)})
+    assert "blocks.0 to 2" in drawn
+    assert "blocks.48 to 49" in drawn
+    assert "17 of 17 blocks moved" in drawn
+
+
+def test_a_mask_whose_blocks_are_not_known_has_no_picture(done):
+    assert network_card(done, {}) == ""
+
+
+def test_where_the_original_was_kept_the_picture_says_that_nothing_moved(done):
+    still = {name: {**part, "moved": 0} for name, part in BLOCKS.items()}
+    assert "Nothing moved" in network_card(done, still)
 
 
 # How far a group's figures moved.

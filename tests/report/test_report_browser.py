@@ -188,6 +188,10 @@ def build(folder: Path) -> Path:
         for i in range(1, 5)
         for j in range(1, 9)
     }
+    blocks = {
+        f"encoder.layers.{i}": {"importance": i / 435 if i > 4 else None, "selected": i, "moved": i, "total": 30}
+        for i in range(30)
+    }
     search = {
         "objective": "worst_group_roc_auc",
         "trials": [{"number": i, "value": None if i == 3 else 0.8 + 0.01 * i} for i in range(12)],
@@ -210,7 +214,7 @@ def build(folder: Path) -> Path:
         evaluated_on="test",
         config={"data": "a/very/long/path/" * 8 + "isic.csv", "lr": [0.001, 0.01]},
         history=history,
-        mask={"density": 0.2, "by_layer": layers},
+        mask={"density": 0.2, "by_layer": layers, "by_block": blocks},
         hashes={"checkpoint": "ab" * 32},
         extra=extra,
     )
