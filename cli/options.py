@@ -230,6 +230,16 @@ def _switch(*declarations: str, help: str) -> Decorator:
     return click.option(*declarations, is_flag=True, expose_value=False, callback=remember, help=help)
 
 
+input_option = option(
+    "--input",
+    multiple=True,
+    section="Data",
+    metavar="COL[=HOW]",
+    help="Column that the network takes beside the image: age=62.5/14.2 (MEAN/STD of its training), site=head,trunk "
+    "(names as integers) or sex=female:0,male:1 (as numbers). Repeatable, in order. [default: what the file records]",
+)
+
+
 def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
     data = partial(option, section="Data")
     return [
@@ -290,13 +300,7 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             metavar="COL",
             help="Column of image paths; file_name, image and their like are found.",
         ),
-        data(
-            "--input",
-            multiple=True,
-            metavar="COL[=HOW]",
-            help="Column that the network takes beside the image: age=62.5/14.2 (MEAN/STD of its training), "
-            "site=head,trunk (names as integers) or sex=female:0,male:1 (as numbers). Repeatable, in order.",
-        ),
+        input_option,
         data("--suffix", default="", metavar=".EXT", help="What image paths lack, such as .jpg where they are ids."),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
         *(

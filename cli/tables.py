@@ -23,7 +23,7 @@ def audit_table(reports: Mapping[str, AuditReport]) -> str:
     """
     first = next(iter(reports.values()))
     parts = [_attribute(reports, attribute) for attribute in first.by_group]
-    return "\n".join(["\n\n".join(parts), *in_words(first.assumed, "output", "classes")])
+    return "\n".join(["\n\n".join(parts), *in_words(first.assumed)])
 
 
 def warn_of(report: AuditReport, whose: str = "", *, swapped: bool = True) -> None:

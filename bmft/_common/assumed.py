@@ -10,8 +10,8 @@ class Assumption:
     """One choice, where it came from, and how to say otherwise.
 
     Attributes:
-        subject: what it is about: ``classes``, ``output``, ``answer``, ``pixels``, ``weights``, ``unknown``, ``paths``,
-            ``splits`` or ``views``.
+        subject: what it is about: ``classes``, ``output``, ``inputs``, ``answer``, ``pixels``, ``weights``,
+            ``unknown``, ``paths``, ``splits`` or ``views``.
         value: what is taken, in a few words.
         source: where that came from, such as ``the checkpoint's class_to_idx``.
         option: the option that says otherwise, such as ``--positive``.
@@ -42,13 +42,13 @@ def as_json(assumed: Iterable[Assumption]) -> dict[str, list[dict[str, str | boo
 
 
 def in_words(assumed: Mapping[str, Any], *subjects: str) -> list[str]:
-    """What an `as_json` has about these subjects, a sentence each.
+    """What an `as_json` has about these subjects, a sentence each; by default about what every figure is of.
 
     >>> in_words(as_json([Assumption("classes", "yes is positive", "the labels", "--positive")]), "classes")
     ['Classes: yes is positive (from the labels).']
     """
     return [
         f"{subject.capitalize()}: {one['value']} ({'a guess: ' if one['guess'] else 'from '}{one['from']})."
-        for subject in subjects
+        for subject in subjects or ("output", "classes", "inputs")
         for one in assumed.get(subject, ())
     ]

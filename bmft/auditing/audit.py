@@ -101,7 +101,7 @@ class AuditReport:
             lines.append((attribute, "largest difference", "", *self._cells("gaps", attribute, end="_difference")))
         header = ("attribute", "group", "n", *SHOWN.values())
         caption = f"Audit of {self.n:,} cases{'; '.join(['', *self.flags])}"
-        return html_table(". ".join([caption, *in_words(self.assumed, "output", "classes")]), header, lines)
+        return html_table(". ".join([caption, *in_words(self.assumed)]), header, lines)
 
     def to_frame(self) -> "pd.DataFrame":
         """Every figure as a row of ``attribute, group, metric, value, low, high, n``.

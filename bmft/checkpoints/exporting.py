@@ -6,6 +6,8 @@ import importlib.util
 import json
 import shutil
 import tempfile
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from torch import Tensor, nn
 from bmft._common import put, short
 from bmft.checkpoints.checkpoint import Checkpoint
 from bmft.checkpoints.classes import output_names
+from bmft.checkpoints.inputs import KEY
+from bmft.data import drawn_columns, input_names
 from bmft.errors import ArchitectureError, ConfigError, MismatchError, MissingExtraError
-from bmft.models import evaluating, forward_logits
+from bmft.models import evaluating, forward_logits, not_its_inputs
+from bmft.tables import InputColumn
 
 TOLERANCE = 1e-4
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -26,23 +31,29 @@ _UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, Attrib
 
 
 class _Logits(nn.Module):
-    """The model with the part of its answer that is meant as its only output."""
+    """The model with the part of its answer that is meant as its only output, and inputs one after the other."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> Tensor:
-        return forward_logits(self.model, image)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return forward_logits(self.model, inputs)
 
 
-def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: str | Path) -> float:
+def write_onnx(
+    model: nn.Module, shape: tuple[int, int, int], path: str | Path, columns: Sequence[InputColumn] = ()
+) -> float:
     """Write a model as ONNX (``image`` -> ``logits``, any number of images) and check it against onnxruntime.
+
+    Of a model that takes `columns` beside the image the further inputs are called ``numbers`` and as each category is
+    (`bmft.data.input_names`).
 
     Args:
         model: any classifier; it is run in evaluation mode and left as it was.
         shape: channels, height and width of an image as the model takes it, normalized.
         path: the file, written whole or not at all.
+        columns: what the model takes beside the image.
 
     Returns:
         The largest difference between both models' logits of images of noise.
@@ -57,17 +68,23 @@ def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: str | Path) 
     import onnxruntime
 
     drawn = torch.Generator().manual_seed(0)
-    images = [torch.randn(n, *shape, generator=drawn) for n in (2, 5)]
-    with tempfile.TemporaryDirectory() as folder, evaluating(model), torch.no_grad():
+    names = input_names(columns)
+    inputs = [(torch.randn(n, *shape, generator=drawn), *drawn_columns(columns, n, drawn)) for n in (2, 5)]
+    if problem := not_its_inputs(model, inputs[0]):
+        raise ArchitectureError(problem)
+    with tempfile.TemporaryDirectory() as folder, evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        # Several inputs have one batch, which torch remarks on.
+        warnings.filterwarnings("ignore", "# The axis name: batch", UserWarning)
         file, network = Path(folder, "model.onnx"), _Logits(model).eval()
+        batch_size = torch.export.Dim("batch")
         try:
             torch.onnx.export(
                 network,
-                (images[0],),
+                inputs[0],
                 str(file),
-                input_names=["image"],
+                input_names=list(names),
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(tuple({0: batch_size} for _ in names),),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -77,8 +94,8 @@ def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: str | Path) 
         content = file.read_bytes()
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         differences = [
-            float((torch.from_numpy(session.run(None, {"image": batch.numpy()})[0]) - network(batch)).abs().max())
-            for batch in images
+            float((torch.from_numpy(session.run(None, _fed(names, batch))[0]) - network(*batch)).abs().max())
+            for batch in inputs
         ]
     # Written so that NaN is no agreement.
     if not max(differences) <= TOLERANCE:
@@ -88,6 +105,10 @@ def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: str | Path) 
         )
     put(content, path)
     return max(differences)
+
+
+def _fed(names: Sequence[str], batch: Sequence[Tensor]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
 
 
 def write_hub_folder(
@@ -118,7 +139,8 @@ def write_hub_folder(
         folder.mkdir(parents=True, exist_ok=True)
         # Tied weights share memory, which safetensors refuses.
         own = {name: tensor.clone().contiguous() for name, tensor in checkpoint.state.items()}
-        put(save(own), folder / "model.safetensors")
+        columns = found.get("inputs")
+        put(save(own, {KEY: json.dumps(columns)} if columns else None), folder / "model.safetensors")
         put(json.dumps(_config(checkpoint, found), indent=2) + "\n", folder / "config.json")
     for source, name in (("report.md", "README.md"), ("report.html", "report.html"), ("report.json", "report.json")):
         if (report / source).is_file():
@@ -133,6 +155,8 @@ def _config(checkpoint: Checkpoint, found: dict[str, Any]) -> dict[str, Any]:
     said: dict[str, Any] = {"architecture": found["arch"], "num_classes": found["head"]["num_outputs"]}
     if library == "timm":
         said = {"architecture": name.partition(",")[0], "num_classes": said["num_classes"]}
+    if columns := found.get("inputs"):
+        said["inputs"] = columns
     if any(names):
         said["label_names"] = names
     if pixels is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bmft._common import Assumption
 from bmft.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from bmft.checkpoints.classes import output_names
+from bmft.checkpoints.inputs import KEY, plain_inputs
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from bmft.models import (
     Fit,
@@ -128,7 +129,8 @@ def describe(
         ``tensors``, ``dtypes``, ``parameters``, ``head`` (``name``, ``num_outputs``, ``parameters``),
         ``outputs`` (their ``names``, and whose they are, the ``source``; no names where nothing says them),
         ``blocks`` (block -> ``parameters`` and ``components``, counts both), ``pixels`` (what is known of them:
-        ``said``, in words, and ``from``; None where nothing says it), ``beside`` (the file's other plain values),
+        ``said``, in words, and ``from``; None where nothing says it), ``inputs`` (what it takes beside the image, where
+        that is recorded; see `bmft.checkpoints.plain_inputs`), ``beside`` (the file's other plain values),
         ``content_hash``, ``fingerprint``.
     """
     checkpoint = checkpoint.under(model.state_dict())
@@ -169,7 +171,8 @@ def describe(
             for block, kinds in components(model, top).items()
         },
         "pixels": _pixels(checkpoint),
-        "beside": dict(checkpoint.metadata),
+        "inputs": plain_inputs(checkpoint.inputs),
+        "beside": {key: value for key, value in checkpoint.metadata.items() if key != KEY},
         "content_hash": checkpoint.content_hash,
         "fingerprint": checkpoint.fingerprint,
     }

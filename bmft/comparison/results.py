@@ -99,7 +99,7 @@ class Comparison:
             for row in (self.untouched, *self.rows)
             if row
         ]
-        caption = " ".join([*self.verdict(), *in_words(self.assumed, "output", "classes")])
+        caption = " ".join([*self.verdict(), *in_words(self.assumed)])
         return html_table(caption, ("method", *map(humanise, FIGURES)), lines)
 
     def to_frame(self) -> pd.DataFrame:

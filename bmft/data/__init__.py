@@ -7,6 +7,7 @@ from bmft.data.arrays import (
     map_images as map_images,
     map_tensors as map_tensors,
 )
+from bmft.data.columns import drawn_columns as drawn_columns, input_names as input_names
 from bmft.data.dataset import GroupBatch as GroupBatch, GroupedData as GroupedData
 from bmft.data.foreign import from_datamodule as from_datamodule, from_dataset as from_dataset
 from bmft.data.images import LARGEST_IMAGE as LARGEST_IMAGE

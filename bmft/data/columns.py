@@ -44,6 +44,28 @@ def images_in(source: Source) -> Source:
     return source.images if isinstance(source, WithColumns) else source
 
 
+def input_names(columns: Sequence[InputColumn]) -> tuple[str, ...]:
+    """What the inputs of a network of an image and these columns are called.
+
+    >>> input_names([InputColumn("age", 62, 14), InputColumn("site", names=("head", "limb")), InputColumn("dose")])
+    ('image', 'numbers', 'site')
+    """
+    names = (one.name if one.is_category else "numbers" for one in columns)
+    return ("image", *dict.fromkeys(names))
+
+
+def drawn_columns(columns: Sequence[InputColumn], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Values for n samples by chance, as a network takes them."""
+    numbers = sum(not one.is_category for one in columns)
+    categories = {one.name: len(one.names) for one in columns if one.is_category}
+    return tuple(
+        torch.randint(categories[name], (n,), generator=generator)
+        if name in categories
+        else torch.randn(n, numbers, generator=generator)
+        for name in input_names(columns)[1:]
+    )
+
+
 @dataclass(frozen=True)
 class Beside:
     """What a network is given of a table: its columns, their values, and what is said of them."""

@@ -102,7 +102,7 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         header = ("check", "decision", "estimate", "interval", "bound")
-        caption = ". ".join([self.headline, *in_words(self.facts.get("assumed", {}), "output", "classes")])
+        caption = ". ".join([self.headline, *in_words(self.facts.get("assumed", {}))])
         return html_table(caption, header, [_cells(one) for one in self.checks])
 
     def to_frame(self) -> "pd.DataFrame":
@@ -155,7 +155,7 @@ class Verdict:
             between = f"{figure(one.estimate)} ({figure(one.interval[0])} to {figure(one.interval[1])})"
             lines += [f"{one.decision:<12}  {one.id}: {between}, {one.bound} {one.limit:g}", f"    {one.reason}"]
             lines += [f"    waiver: {why}" for why in one.waivers]
-        lines += in_words(self.facts.get("assumed", {}), "output", "classes")
+        lines += in_words(self.facts.get("assumed", {}))
         return "\n".join(map(one_line, [*lines, *(f"warning: {text}" for text in self.warnings)]))
 
     def to_markdown(self) -> str:
@@ -165,7 +165,7 @@ class Verdict:
         lines += [_row(one) for one in self.checks]
         lines += ["", *(f"- **{_cell(one.id)}**: {_cell(one.reason)}" for one in self.checks)]
         lines += [f"- Waiver for **{_cell(one.id)}**: {_cell(why)}" for one in self.checks for why in one.waivers]
-        lines += [f"- {_cell(said)}" for said in in_words(self.facts.get("assumed", {}), "output", "classes")]
+        lines += [f"- {_cell(said)}" for said in in_words(self.facts.get("assumed", {}))]
         lines += [f"- Warning: {_cell(warning)}" for warning in self.warnings]
         return "\n".join(lines) + "\n"
 
@@ -189,10 +189,7 @@ class Verdict:
                     mark.text = _xml("\n".join(_lines(one)))
             if one.waivers:
                 ET.SubElement(case, "system-out").text = _xml("\n".join(f"waiver: {why}" for why in one.waivers))
-        notes = [
-            *in_words(self.facts.get("assumed", {}), "output", "classes"),
-            *(f"warning: {one}" for one in self.warnings),
-        ]
+        notes = [*in_words(self.facts.get("assumed", {})), *(f"warning: {one}" for one in self.warnings)]
         if notes:
             ET.SubElement(suite, "system-out").text = _xml("\n".join(notes))
         ET.indent(root)

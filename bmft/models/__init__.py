@@ -10,6 +10,7 @@ from bmft.models.answers import (
     kept_mark as kept_mark,
     mark as mark,
     meant as meant,
+    not_its_inputs as not_its_inputs,
     read_as as read_as,
     reading_of as reading_of,
 )

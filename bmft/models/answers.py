@@ -214,7 +214,7 @@ def not_its_inputs(model: nn.Module, inputs: Any) -> str:
     ...     def forward(self, image, table):
     ...         return image
     >>> not_its_inputs(Two(), torch.ones(1, 3))
-    'Two takes 2 inputs (image, table) and is given 1'
+    'Two takes 2 inputs (image, table) and is given 1: name the columns ...'
     """
     try:
         signature = inspect.signature(model.forward)
@@ -234,7 +234,10 @@ def not_its_inputs(model: nn.Module, inputs: Any) -> str:
         ]
         given = f"{', '.join(kwargs)}" if kwargs else len(args)
         inputs_are = f"{len(needed)} input{'' if len(needed) == 1 else 's'} ({', '.join(needed)})"
-        return f"{type(model).__name__} takes {inputs_are} and is given {given}"
+        return (
+            f"{type(model).__name__} takes {inputs_are} and is given {given}: name the columns of the table that it "
+            "takes beside the image, in their order (--input COLUMN; inputs= of load_manifest), or none"
+        )
     return ""
 
 

@@ -1,16 +1,18 @@
 """What a network is for, by its weights' names and by its answer to an image: classes, or something else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from bmft._common import short
+from bmft.data import drawn_columns, input_names
 from bmft.errors import ArchitectureError
-from bmft.models.answers import parts
+from bmft.models.answers import not_its_inputs, parts
 from bmft.models.architectures import Shapes
 from bmft.models.modes import evaluating
+from bmft.tables import InputColumn
 
 # Parts of names that networks of other kinds have, and no classifier in use.
 _NAMES = {
@@ -63,8 +65,12 @@ def check_takes_images(model: nn.Module) -> None:
         raise ArchitectureError(f"{type(model).__name__} takes volumes, of three dimensions: {_INSTEAD}")
 
 
-def answer_to_an_image(model: nn.Module) -> str:
+def answer_to_an_image(model: nn.Module, columns: Sequence[InputColumn] = ()) -> str:
     """What the model answers to two images of noise, in words; it is run in evaluation mode and left as it was.
+
+    Args:
+        model: any network.
+        columns: what it takes beside the image.
 
     Raises:
         ArchitectureError: the answer is no classes.
@@ -77,15 +83,19 @@ def answer_to_an_image(model: nn.Module) -> str:
     channels = 3 if first is None else first.in_channels
     reasons = []
     for size in dict.fromkeys([*_own_sizes(model), *_SIZES]):
-        images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        drawn = torch.Generator().manual_seed(0)
+        inputs = (torch.rand(2, channels, size, size, generator=drawn), *drawn_columns(columns, 2, drawn))
+        if problem := not_its_inputs(model, inputs):
+            return f"it could not be run on an image of noise: {problem}"
         try:
             with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                answer = model(images)
+                answer = model(*inputs)
         # Whatever a network of another size or with other inputs raises.
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             reasons.append(short(error))
             continue
-        return f"{_outputs(model, answer)} for an image of {channels} x {size} x {size}"
+        beside = f" and {', '.join(input_names(columns)[1:])}" if columns else ""
+        return f"{_outputs(model, answer)} for an image of {channels} x {size} x {size}{beside}"
     return f"it could not be run on an image of noise: {reasons[0]}"
 
 

@@ -122,10 +122,7 @@ def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         DataError: it failed.
     """
     if problem := not_its_inputs(model, inputs):
-        raise DataError(
-            f"{problem}: name the columns of the table that it takes beside the image, in their order (--input COLUMN; "
-            "inputs= of load_manifest), or none where it takes the image alone."
-        )
+        raise DataError(f"{problem}.")
     try:
         yield
     except torch.OutOfMemoryError:

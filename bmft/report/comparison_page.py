@@ -78,7 +78,7 @@ def _page(comparison: Json) -> Page:
         f"Methods compared by {', '.join(comparison['sensitive'])}",
         "audit",
         "One budget for every method",
-        (*verdict, *in_words(comparison["assumed"], "output", "classes"), *where),
+        (*verdict, *in_words(comparison["assumed"]), *where),
         tuple(sections),
     )
 

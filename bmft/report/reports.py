@@ -57,7 +57,7 @@ def _audit_page(report: AuditReport, date: str) -> Page:
         *caveats(sides.before),
         *(gap_sentence(name, sides.before, None) for name in sides.before["gaps"]),
         auc_sentence(sides.before, None),
-        *in_words(sides.before["assumed"], "output", "classes"),
+        *in_words(sides.before["assumed"]),
         f"Measured on {count(report.n)} cases.",
     )
     run = {"threshold": report.threshold, "content hash": report.content_hash}
@@ -142,7 +142,7 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         " ".join(gaps or [gap_sentence(name, sides.before, sides.after) for name in sides.before["gaps"]]),
         *plainly,
         *(changes_in_words(report.before, report.after) if sides.after and not gaps else ()),
-        *in_words(sides.before["assumed"], "output", "classes"),
+        *in_words(sides.before["assumed"]),
         *others_sentence(report),
         *([evidence] if evidence else []),
         f"Measured on {report.kind_in_words} (the {report.evaluated_on} split, {count(report.before.n)} cases).",

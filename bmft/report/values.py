@@ -132,7 +132,7 @@ class DebiasReport:
             (who, humanise(path[-1]), *(with_interval(*audit.figure(*path)) for audit in (self.before, self.after)))
             for who, path in shown
         ]
-        caption = ". ".join([self.summary, *in_words(self.before.assumed, "output", "classes")])
+        caption = ". ".join([self.summary, *in_words(self.before.assumed)])
         return html_table(caption, ("", "", *SIDES), [*lines, ("why", self.reason, "", "")])
 
     def to_frame(self) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from bmft.tables.inputs import (
     encode_inputs as encode_inputs,
     input_columns as input_columns,
     inputs_in_words as inputs_in_words,
+    said_columns as said_columns,
 )
 from bmft.tables.joining import join as join
 from bmft.tables.labels import (

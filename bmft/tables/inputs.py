@@ -116,6 +116,18 @@ def input_columns(
     return found
 
 
+def said_columns(asked: Sequence[str | InputColumn], recorded: Sequence[InputColumn] = ()) -> tuple[InputColumn, ...]:
+    """The same where no table tells what a column holds.
+
+    Raises:
+        ConfigError: nothing says how one is given to the network.
+    """
+    found = input_columns(asked, recorded)
+    if unsaid := [one for one in found if isinstance(one, str)]:
+        raise ConfigError(f"--input {unsaid[0]}: nothing says how the network is given it: add = and {_FORMS}.")
+    return tuple(one for one in found if isinstance(one, InputColumn))
+
+
 class Encoded(NamedTuple):
     """The columns as a network takes them, for every row of the table, and what is said of them."""
 

@@ -99,7 +99,7 @@ def compare(
     if comparison.where:
         click.echo(comparison.where)
     click.echo(comparison_table(comparison))
-    for sentence in in_words(comparison.assumed, "output", "classes"):
+    for sentence in in_words(comparison.assumed):
         click.echo(sentence)
     for name, reason in comparison.problems.items():
         settings().say(f"{name}: {reason}")

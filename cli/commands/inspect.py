@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from ..console import put, settings, table
-from ..options import Command, argument, head_option, network_options, option
+from ..options import Command, argument, head_option, input_option, network_options, option
 
 
 @click.command(cls=Command)
 @argument("checkpoint")
 @head_option
 @option("--json", "json_file", metavar="FILE", help="Write all of it here; - is standard output.")
+@input_option
 @network_options
-def inspect(checkpoint: str, head: str | None, json_file: str | None, **network: Any) -> None:
+def inspect(checkpoint: str, head: str | None, json_file: str | None, input: tuple[str, ...], **network: Any) -> None:
     """Say what CHECKPOINT holds: container, architecture, head, blocks, and what a debiasing would tune.
 
     \b
@@ -26,16 +27,19 @@ def inspect(checkpoint: str, head: str | None, json_file: str | None, **network:
     from bmft.methods import settings_for
     from bmft.models import answer_to_an_image, find_head, upper
     from bmft.report import to_json
+    from bmft.tables import inputs_in_words, said_columns
 
     from ..job import open_network
 
     opened, model = open_network(checkpoint, **network)
     settings().announce(opened.assumed)
-    answers = answer_to_an_image(model)
+    columns = said_columns(input, opened.inputs)
+    answers = answer_to_an_image(model, columns)
     found = describe(opened, model, arch=network["arch"], head=head)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     movable = upper(model, find_head(model, name=head), settings_for("bmft").depth)
     found["answers"] = answers
+    found["takes"] = inputs_in_words(columns)
     found["upper"] = sum(sizes[name] for name in movable)
     click.echo(_text(found), err=json_file == "-")
     if json_file:
@@ -49,6 +53,7 @@ def _text(found: dict[str, Any]) -> str:
         "architecture": found["arch"],
         "weights": f"{found['parameters']:,} in {found['tensors']} tensors, {', '.join(found['dtypes'])}",
         "head": f"{head['name']}: {head['num_outputs']} outputs, {head['parameters']:,} weights",
+        **({"inputs": found["takes"]} if "," in found["takes"] else {}),
         "answer": found["answers"],
         **_outputs(found["outputs"]),
         "pixels": f"{pixels['said']} (from {pixels['from']})" if pixels else "nothing says how they were prepared",

@@ -131,3 +131,63 @@ def test_going_back_by_the_patch_takes_the_record_away(bmft, clinic, options, tm
     assert bmft("patch", "revert", "fair.safetensors", patch, "--out", "back.safetensors") == 0
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "fair.safetensors").read_bytes()
     assert (tmp_path / "back.safetensors").read_bytes() == (clinic / "file.safetensors").read_bytes()
+
+
+def test_inspect_runs_the_network_with_the_columns_or_says_which_option_names_them(bmft, clinic, capsys):
+    network = [clinic / "bare.pt", "--arch", f"{clinic / 'two.py'}:Two"]
+    assert bmft("inspect", *network) == 0
+    assert (
+        "it could not be run on an image of noise: Two takes 3 inputs (image, table, site)" in capsys.readouterr().out
+    )
+    assert bmft("inspect", *network, *ASKED) == 0
+    shown = capsys.readouterr().out
+    assert "1 outputs for an image of 3 x 224 x 224 and numbers, site" in shown
+    assert "numbers (n, 2): age=60.0/14.0; dose=0.0/1.0, integers (n,): site=head,trunk,limb" in shown
+
+
+def test_inspect_asks_how_a_column_is_given(bmft, clinic, capsys):
+    assert bmft("inspect", clinic / "bare.pt", "--arch", f"{clinic / 'two.py'}:Two", "--input", "age") == 2
+    assert "--input age: nothing says how the network is given it" in capsys.readouterr().err
+
+
+def test_onnx_has_an_input_for_each_and_answers_as_torch_does(bmft, clinic, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs the onnx extra")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+    from bmft import load_checkpoint
+
+    arch = f"{clinic / 'two.py'}:Two"
+    run = ["--onnx", "m.onnx", "--image-size", "16"]
+    assert bmft("export", clinic / "bare.pt", "--arch", arch, *run) == 4
+    assert bmft("export", clinic / "bare.pt", "--arch", arch, *run, *ASKED) == 0
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_inputs()] == ["image", "numbers", "site"]
+    image, numbers, site = torch.randn(7, 3, 16, 16), torch.randn(7, 2), torch.arange(7) % 3
+    with torch.no_grad():
+        expected = load_checkpoint(clinic / "bare.pt", arch=arch)(image, numbers, site).numpy()
+    fed = {"image": image.numpy(), "numbers": numbers.numpy(), "site": site.numpy()}
+    np.testing.assert_allclose(session.run(None, fed)[0], expected, atol=1e-4)
+
+
+def test_a_folder_for_the_hub_is_audited_with_the_columns_it_records(bmft, clinic, options, tmp_path):
+    run = ["--epochs", "1", "--keep", "last", "--report", "report"]
+    assert bmft("debias", clinic / "dict.pt", *options, *ASKED, *run) == 0
+    assert "Inputs: the image, numbers (n, 2)" in (tmp_path / "report" / "report.md").read_text()
+    arch = options[options.index("--arch") :][:2]
+    assert bmft("export", "fair.pt", "--hub", "hub", "--report", "report", *arch) == 0
+    assert [one["name"] for one in json.loads((tmp_path / "hub" / "config.json").read_text())["inputs"]] == [
+        "age",
+        "dose",
+        "site",
+    ]
+    assert bmft("audit", "hub", *options, "--json", "hub.json") == 0
+    assert bmft("audit", "fair.pt", *options, "--json", "file.json") == 0
+    assert audited(tmp_path / "hub.json")["gaps"] == audited(tmp_path / "file.json")["gaps"]
+
+
+def test_a_gate_a_comparison_and_a_search_run_with_the_columns(bmft, clinic, options):
+    gate = ["gate", clinic / "bare.pt", *options, *ASKED, "--policy", "policy.toml"]
+    assert bmft(*gate, "--init") == 0
+    assert bmft(*gate) in (0, 1, 3)
+    once = ["--epochs", "1,1", "--seeds", "1", "--tuning", "1", "--jobs", "1", "--methods", "bmft,head"]
+    assert bmft("compare", clinic / "bare.pt", *options, *ASKED, *once) == 0
+    assert bmft("search", clinic / "bare.pt", *options, *ASKED, "--trials", "1", "--epochs", "1") in (0, 1)
