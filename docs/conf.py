@@ -71,5 +71,11 @@ def link_to_copies(app, name, source):
     source[0] = re.sub(rf"\]\(\.\./(?:benchmarks/)?({'|'.join(PAGES)})\.md", r"](project/\1.md", source[0])
 
 
+def short_defaults(app, what, name, obj, options, signature, returns):
+    """A default that is made anew each time has no value to show, and no syntax either."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", short_defaults)
     app.connect("source-read", link_to_copies)

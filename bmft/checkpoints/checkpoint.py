@@ -84,7 +84,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights' names and shapes: equal for checkpoints of one network."""
+        """SHA-256 of the weights' names and shapes, equal for checkpoints of one network."""
         return fingerprint(self.state)
 
     @property

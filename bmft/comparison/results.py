@@ -134,7 +134,7 @@ class Comparison:
 
     @property
     def chosen(self) -> dict[str, list[Json]]:
-        """Method -> its result of every seed: the tuning trial with the smallest gap on select."""
+        """Method -> its result of every seed, which is the tuning trial with the smallest gap on select."""
         found: dict[str, dict[int, Json]] = {}
         for result in self.results:
             if "problem" in result:

@@ -87,7 +87,7 @@ class World:
 
     @property
     def measured(self) -> GroupedData:
-        """The rows that trials are measured on: test, else select."""
+        """The rows that trials are measured on, test or else select."""
         return self.select if self.test is None else self.test
 
     @property

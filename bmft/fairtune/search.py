@@ -70,7 +70,7 @@ class SearchProgress:
 
     @property
     def place(self) -> tuple[float, float, str, float | None]:
-        """How far the search is, for a bar: trials, with the one under way as a part, and the best value so far."""
+        """How far the search is, for a bar, in trials (the one under way as a part), and the best value so far."""
         inner = min(self.inner.finished / self.inner.expected, 1.0) if self.inner and self.inner.expected else 0.0
         best = "" if self.best is None else f", best {self.best:.4g}"
         if self.ending:

@@ -88,7 +88,7 @@ class DebiasReport:
 
     @property
     def kind(self) -> str:
-        """Which kind of figure the results are: see `kind_in_words`."""
+        """Which kind of figure the results are, as `kind_in_words` tells it."""
         if self.evaluated_on == "test":
             inferred = [one for entries in self.before.assumed.values() for one in entries]
             shared = any(one.get("option") == "--allow-shared-rows" for one in inferred)
@@ -116,7 +116,7 @@ class DebiasReport:
 
     @property
     def summary(self) -> str:
-        """The outcome in one line: method, whether it was accepted, each gap and the ROC AUC before and after."""
+        """The method, whether it was accepted, each gap and the ROC AUC before and after, in one line."""
         said = [f"{self.method}, {'accepted' if self.accepted else 'original kept'}"]
         for name, gaps in self.before.gaps.items():
             after = self._gap_after(name)
