@@ -36,7 +36,13 @@ if TYPE_CHECKING:
         weight_importance as weight_importance,
         weight_importances as weight_importances,
     )
-    from bmft.methods import METHODS as METHODS, Outcome as Outcome, Progress as Progress, debias as debias  # type: ignore[no-redef]
+    from bmft.methods import (  # type: ignore[no-redef]
+        METHODS as METHODS,
+        Outcome as Outcome,
+        Progress as Progress,
+        cross_fit as cross_fit,
+        debias as debias,
+    )
     from bmft.models import read_as as read_as
     from bmft.report import write_report as write_report
     from bmft.settings import Settings as Settings
@@ -54,7 +60,7 @@ _PLACES = {
     "gate": ("load_policy",),
     "inference": ("audit", "predict"),
     "masks": ("Importance", "WeightMask", "relative", "weight_importance", "weight_importances"),
-    "methods": ("METHODS", "Outcome", "Progress", "debias"),
+    "methods": ("METHODS", "Outcome", "Progress", "cross_fit", "debias"),
     "models": ("read_as",),
     "report": ("write_report",),
     "settings": ("Settings",),

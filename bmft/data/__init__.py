@@ -21,7 +21,7 @@ from bmft.data.loading import (
     stratified_batches as stratified_batches,
 )
 from bmft.data.preprocessing import Preprocessing as Preprocessing
-from bmft.data.sampling import Balance as Balance
+from bmft.data.sampling import Balance as Balance, label_strata as label_strata
 from bmft.data.sources import (
     FLIPS as FLIPS,
     BadImage as BadImage,

@@ -156,10 +156,13 @@ class GroupedData(Dataset[GroupBatch]):
     def on(self, device: torch.device, room: int) -> GroupedData:
         """The same samples with their pixels on `device`, where batches are then normalized and need not travel.
 
-        As they are where they are no decoded images, or more than `room` bytes. The same object each time.
+        As they are where they are no decoded images, not on the CPU any more, or more than `room` bytes. The same
+        object each time.
         """
         images = images_in(self._source)
-        if not isinstance(images, DecodedImages) or len(self) * images.pixels[0].nbytes > room:
+        if not isinstance(images, DecodedImages) or images.pixels.device.type != "cpu":
+            return self
+        if len(self) * images.pixels[0].nbytes > room:
             return self
         if device not in self._elsewhere:
             moved: Source = images.on(device, self._index)
@@ -218,8 +221,7 @@ class GroupedData(Dataset[GroupBatch]):
         [4, 2, 2]
         """
         whole = self if by is None else self._clustered_by(by)
-        ids = together(None if whole.clusters is None else whole.clusters.numpy(), self.looks)
-        part = split_cells(cells(self.targets, self.groups), fractions, ids, seed)
+        part = split_cells(cells(self.targets, self.groups), fractions, whole.kept_whole, seed)
         sizes = np.bincount(part[part >= 0], minlength=len(fractions))
         if not sizes.all():
             raise DataError(
@@ -227,6 +229,30 @@ class GroupedData(Dataset[GroupBatch]):
                 f"{sizes.tolist()} rows. Give more data or fewer parts."
             )
         return tuple(whole.subset(torch.from_numpy(np.flatnonzero(part == k))) for k in range(len(sizes)))
+
+    def folds(self, number: int, *, seed: int = 0) -> Tensor:
+        """``(n,)`` int64, the fold of each row: parts of about equal size, cut as `split` does.
+
+        Raises:
+            DataError: a fold would be empty.
+
+        >>> from bmft.data.loading import from_arrays
+        >>> data = from_arrays(torch.zeros(8, 3), [0, 1] * 4, [0, 0, 1, 1] * 2)
+        >>> data.folds(2).bincount().tolist()
+        [4, 4]
+        """
+        part = split_cells(cells(self.targets, self.groups), [1 / number] * number, self.kept_whole, seed)
+        if len(np.unique(part)) < number:
+            raise DataError(
+                f"{len(self)} rows cut into {number} folds with every cluster whole would leave a fold empty: give "
+                "more data or fewer folds (--folds)"
+            )
+        return torch.from_numpy(part)
+
+    @property
+    def kept_whole(self) -> Ints | None:
+        """``(n,)`` a number for what a split keeps in one part: patients, and rows that look the same to the model."""
+        return together(None if self.clusters is None else self.clusters.numpy(), self.looks)
 
     def _clustered_by(self, by: str) -> GroupedData:
         if self._table is None:

@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
     from bmft.auditing import charts
 
+POINT_KEPT = "candidates call as many positive as the original does: --operating-point free lets that change"
+
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
@@ -174,15 +176,11 @@ def debias(
     start = time.perf_counter()
     settings, conditions = settings_for(method, config), (conditions or Conditions()).but(**but)
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
-    data = {name: _prepared(value, batch_fn, sensitive) for name, value in sets.items()}
+    data = {name: as_rows(value, batch_fn, sensitive) for name, value in sets.items()}
     data = apart(data, allow=allow_shared_rows)
     look = watched(progress, lambda now: now.place)
-    run = _prepare(model, data, settings, conditions, look, activations)
-    described = run.settings.to_dict() | conditions.to_dict()
-    described |= {"head": run.head.name, "sensitive": [a.name for a in data["fit"].attributes]}
-    described |= reading_of(run.model).described()
-    columns = data["fit"].columns
-    described |= {"inputs": list(map(str, columns))} if columns else {}
+    run = prepared(model, data, settings, conditions, look, activations)
+    described, columns = described_run(run), data["fit"].columns
     hashes = {name: part.content_hash for name, part in data.items()}
     if journal is not None:
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
@@ -192,16 +190,16 @@ def debias(
         untouched = run.predict(model, run.select)
         run.selection.start(untouched)
         refuse_swapped(untouched)
-        _hold_others(run)
+        hold_others(run)
     mask = METHODS[method].run(run)
     accepted, result = _result(model, run)
     where: Literal["test", "select"] = "test" if "test" in data else "select"
     with run.course.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         told = as_json(told_views(settings.views, run.settings.views))
-        before = _audited(untouched if where == "select" else run.predict(model, measured), conditions, told)
-        after = _audited(run.predict(result, measured), conditions, told) if accepted else before
-        others = _others(run, model, result)
+        before = audited(untouched if where == "select" else run.predict(model, measured), conditions, told)
+        after = audited(run.predict(result, measured), conditions, told) if accepted else before
+        others = others_of(run, model, result)
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)
     run.course.seconds["total"] = time.perf_counter() - start
@@ -239,7 +237,15 @@ def debias(
     )
 
 
-def _hold_others(run: Run) -> None:
+def described_run(run: Run) -> dict[str, Any]:
+    """What decides its result, as plain values for a report and a patch."""
+    columns = run.fit.columns
+    found = run.settings.to_dict() | run.conditions.to_dict()
+    found |= {"head": run.head.name, "sensitive": [a.name for a in run.fit.attributes]}
+    return found | reading_of(run.model).described() | ({"inputs": list(map(str, columns))} if columns else {})
+
+
+def hold_others(run: Run) -> None:
     """Where one output of many is debiased, let the limit on the others hold on fit, too."""
     if reading_of(run.model).output is None:
         return
@@ -252,7 +258,7 @@ def _hold_others(run: Run) -> None:
     run.selection.further = moved
 
 
-def _others(run: Run, model: nn.Module, result: nn.Module) -> dict[str, Mapping[str, Drift]]:
+def others_of(run: Run, model: nn.Module, result: nn.Module) -> dict[str, Mapping[str, Drift]]:
     """How far the other outputs moved on fit and select, where there are any."""
     if reading_of(run.model).output is None:
         return {}
@@ -260,7 +266,7 @@ def _others(run: Run, model: nn.Module, result: nn.Module) -> dict[str, Mapping[
     return {name: other_drifts(run.predict(model, rows), run.predict(result, rows)) for name, rows in sets.items()}
 
 
-def _prepare(
+def prepared(
     model: nn.Module,
     data: Mapping[str, GroupedData],
     settings: Settings,
@@ -312,9 +318,7 @@ def _result(model: nn.Module, run: Run) -> tuple[bool, nn.Module]:
     accepted, result = run.selection.finish(), copied(model)
     tried = len(run.selection.history) > 1 and run.settings.strengths
     if not accepted and tried and run.point is not None:
-        run.selection.remarks.append(
-            "candidates call as many positive as the original does: --operating-point free lets that change"
-        )
+        run.selection.remarks.append(POINT_KEPT)
     if accepted:
         result.load_state_dict(in_own_precision(run.model.state_dict(), model.state_dict()))
     return accepted, result
@@ -332,7 +336,7 @@ def remeasured(
     many = conditions.multi_label or data.task == "multilabel"
     told = {subject: said for subject, said in report.before.assumed.items() if subject == "views"}
     before, after = (
-        _audited(predict(m, data, multi_label=many, device=where), conditions, told) for m in (model, outcome.model)
+        audited(predict(m, data, multi_label=many, device=where), conditions, told) for m in (model, outcome.model)
     )
     spent = time.perf_counter() - start
     others = dict(report.other_outputs)
@@ -351,7 +355,7 @@ def remeasured(
     return replace(outcome, report=changed)
 
 
-def _audited(predictions: Predictions, conditions: Conditions, told: Mapping[str, Any]) -> AuditReport:
+def audited(predictions: Predictions, conditions: Conditions, told: Mapping[str, Any]) -> AuditReport:
     """Of a run's rows; `told` is what was inferred of the run itself."""
     found = audit_predictions(
         predictions, threshold=conditions.threshold, intervals=conditions.intervals, seed=conditions.seed
@@ -359,7 +363,8 @@ def _audited(predictions: Predictions, conditions: Conditions, told: Mapping[str
     return replace(found, assumed={**found.assumed, **told})
 
 
-def _prepared(data: Any, batch_fn: Any, sensitive: str | list[str] | None) -> GroupedData:
+def as_rows(data: Any, batch_fn: Any, sensitive: str | list[str] | None) -> GroupedData:
+    """What the caller gave as `GroupedData`, with the attributes that were asked for."""
     grouped = as_grouped(data, batch_fn=batch_fn)
     if sensitive is None:
         return grouped

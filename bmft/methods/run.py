@@ -62,6 +62,7 @@ class Run:
     preferred: int = 0
     entering_head: dict[int, tuple[GroupedData, GroupedData]] = field(default_factory=dict)  # at candidates of step 1
     importance: dict[str, float] = field(default_factory=dict)  # parameter -> its weights' sum, for the gap
+    upto: int = 0  # step 1 goes on to this one of its strengths and looks at no other; 0: through all of them
 
     @property
     def device(self) -> torch.device:
@@ -303,10 +304,12 @@ class Run:
 
     def _after_strengths(self, step: Step) -> AfterEpoch:
         """Look at the last epoch of each strength, with the head as it is; what enters that is kept for step 2."""
+        pairs = zip(step.strengths, (*step.strengths[1:], None), strict=True)
+        ends = [epoch for epoch, (own, later) in enumerate(pairs, 1) if own != later]
+        ends = ends[self.upto - 1 : self.upto] if self.upto else ends
 
         def look(epoch: int, loss: float) -> bool:
-            strength, later = step.strengths[epoch - 1], step.strengths[epoch:]
-            if later and later[0] == strength:
+            if epoch not in ends:
                 self.course.tell("step 1", epoch, step.epochs, None, self.selection.kept)
                 return False
             place, found = len(self.selection.history), self._entering_head()
@@ -318,8 +321,9 @@ class Run:
                 runs = head
                 self._keep(place, *found)
             with as_head_of(self.model, head):
-                judged = self._after_epoch(1, runs, select, step, strength)
-                return self._at_the_operating_point(judged, runs, fit, both=False)(epoch, loss)
+                judged = self._after_epoch(1, runs, select, step, step.strengths[epoch - 1])
+                stop = self._at_the_operating_point(judged, runs, fit, both=False)(epoch, loss)
+            return stop or bool(self.upto)
 
         return look
 

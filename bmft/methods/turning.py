@@ -1,6 +1,7 @@
 """Methods on a model whose outputs have the positive class first: run on a copy that has it last, and turned back."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
@@ -16,23 +17,27 @@ from bmft.training import Conditions
 
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
+_SETS = ("fit", "select", "data", "test")
 
 
 def positive_last(function: Callable[Arguments, Found]) -> Callable[Arguments, Found]:
-    """Let ``function(model, fit, select, *, test, head, ...)`` always meet a model whose positive output is the last.
+    """Let ``function(model, sets, ..., *, head, ...)`` always meet a model whose positive output is the last.
+
+    Its sets are called ``fit``, ``select``, ``data`` and ``test``.
 
     What it gives back (an `Outcome`, or what holds one as ``outcome``) is of the model that came in.
     """
+    names = tuple(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Found:
-        given = dict(zip(("model", "fit", "select"), args, strict=False)) | options
+        given = dict(zip(names, args, strict=False)) | options
         one_output = reading_of(cast(nn.Module, given["model"])).output is not None
-        if one_output or not any(_reversed(given.get(name)) for name in ("fit", "select", "test")):
+        if one_output or not any(_reversed(given.get(name)) for name in _SETS):
             return function(*args, **options)
         sets = {
             name: as_grouped(given[name], batch_fn=cast(Any, given.get("batch_fn")))
-            for name in ("fit", "select", "test")
+            for name in _SETS
             if given.get(name) is not None
         }
         model, conditions = cast(nn.Module, given["model"]), cast(Any, given.get("conditions")) or Conditions()

@@ -254,13 +254,20 @@ class Activations:
     Attributes:
         limit: bytes kept in memory, in all.
         on_disk: bytes kept beyond that in memory-mapped files, which have no name and are gone with the process.
+        whole: has what enters for sets of which others are parts.
     """
 
     limit: int = 2 << 30
     on_disk: int = 16 << 30
+    whole: "Activations | None" = None
+    _parts: dict[int, tuple[GroupedData, GroupedData, Tensor]] = field(default_factory=dict)
     _kept: dict[tuple[Any, ...], tuple[GroupedData, GroupedData]] = field(default_factory=dict)
     _bytes: int = 0
     _bytes_on_disk: int = 0
+
+    def know(self, part: GroupedData, data: GroupedData, rows: Tensor) -> None:
+        """Let `part` be these `rows` of `data`, whose activations `whole` has if it has room for them."""
+        self._parts[id(part)] = part, data, rows
 
     def of(
         self, tail: Tail, data: GroupedData, *, autocast: Context = nullcontext, batch_size: int = AT_ONCE
@@ -270,6 +277,11 @@ class Activations:
         with autocast():
             half = torch.is_autocast_enabled(device.type)
         key = (id(data), tail.entry, half, _digest(tail))
+        if key not in self._kept and self.whole is not None and id(data) in self._parts:
+            _, given, rows = self._parts[id(data)]
+            found = self.whole.of(tail, given, autocast=autocast, batch_size=batch_size)
+            if found is not None:
+                self._kept[key] = data, found.subset(rows)
         if key not in self._kept:
             with autocast():
                 sample = tail.entering(data.take(slice(0, 1)).to(device).inputs)

@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bmft.report.values import DebiasReport, Report, to_json, versions
+from bmft.report.values import OUT_OF_FOLD, DebiasReport, Report, to_json, versions
 
 if TYPE_CHECKING:
     from bmft.report.reports import to_html, to_markdown, write_report
 
-__all__ = ["DebiasReport", "Report", "to_html", "to_json", "to_markdown", "versions", "write_report"]
+__all__ = ["OUT_OF_FOLD", "DebiasReport", "Report", "to_html", "to_json", "to_markdown", "versions", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

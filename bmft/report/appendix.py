@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bmft.report.page import Bullets, Card, Cards, Cell, Paragraph, Section, Table
+from bmft.report.values import OUT_OF_FOLD
 from bmft.report.wording import Json, count, joined, several
 
 SMALL = 30  # a rate of fewer cases says little whatever its value
@@ -117,6 +118,12 @@ def _of_this_run(audit: Json, evaluated_on: str) -> Iterator[str]:
         yield (
             f"Fewer than {SMALL} cases stand behind the rates of {joined(small)}. Read their intervals, "
             "not their points."
+        )
+    if evaluated_on == OUT_OF_FOLD:
+        yield (
+            "The figures are of models that learned from fewer rows than the new model, each on rows it had not seen. "
+            "The new model learned from every row, and no row was left to measure it on: expect about as much, or a "
+            "little more, of it on new data, and measure it there."
         )
     if evaluated_on == "select":
         yield (

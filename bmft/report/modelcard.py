@@ -31,6 +31,7 @@ def front_matter(audit: Json, *, name: str, data: str, split: str, debiased: Deb
     if debiased is not None:
         card["bmft-figures"] = f"measured on {debiased.kind_in_words}"
         card |= {} if debiased.claim is None else {"bmft-evidence": debiased.claim["word"]}
+        card |= {"bmft-folds": debiased.config["folds"]} if "folds" in debiased.config else {}
     return "\n".join(["---", *_yaml(card), "---", "", ""])
 
 

@@ -13,7 +13,7 @@ from bmft.report.modelcard import front_matter
 from bmft.report.page import Page, Section
 from bmft.report.search_page import search_section
 from bmft.report.sections import Sides
-from bmft.report.values import DebiasReport, Report, to_json, versions
+from bmft.report.values import OUT_OF_FOLD, DebiasReport, Report, to_json, versions
 from bmft.report.wording import auc_sentence, caveats, count, gap_sentence, headline
 
 
@@ -145,8 +145,13 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         *in_words(sides.before["assumed"]),
         *others_sentence(report),
         *([evidence] if evidence else []),
-        f"Measured on {report.kind_in_words} (the {report.evaluated_on} split, {count(report.before.n)} cases).",
+        f"Measured on {report.kind_in_words} ({_where(report)}, {count(report.before.n)} cases).",
     )
+
+
+def _where(report: DebiasReport) -> str:
+    folds = report.config.get("folds")
+    return f"{folds} folds" if report.evaluated_on == OUT_OF_FOLD else f"the {report.evaluated_on} split"
 
 
 def others_sentence(report: DebiasReport) -> list[str]:
@@ -157,6 +162,7 @@ def others_sentence(report: DebiasReport) -> list[str]:
 
 def _facts(report: DebiasReport) -> dict[str, Mapping[str, Any]]:
     run = {"method": report.method, "threshold": report.before.threshold, "measured on": report.evaluated_on}
+    run |= {"folds": report.config["folds"]} if "folds" in report.config else {}
     return {
         "Run": run,
         "Settings": plain(report.config),

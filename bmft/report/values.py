@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _OWN_WAY = ("extra", "other_outputs")  # how they are in JSON
 SIDES = ("before", "after")
+OUT_OF_FOLD = "out of fold"
 _KINDS: Mapping[str, str] = {
     "held out": "rows that neither trained nor chose",
     "corrected": "rows that chose, and corrected for the choice, which was resampled for it",
+    OUT_OF_FOLD: (
+        "predictions out of fold, each by a model that learned from the other folds, and corrected for the choice they "
+        "made; the model that is written learned from every row"
+    ),
     "uncorrected": "rows that chose, and not corrected for the choice: expect somewhat less on new data",
     "shared": "rows of which fit or select may hold some, as was allowed",
     "unchosen": "rows that only looked on: the last epoch was kept as asked",
@@ -41,7 +46,8 @@ class DebiasReport:
         reason: why, in one sentence.
         before: the original's audit.
         after: the returned model's audit on the same rows (the original's where it was kept).
-        evaluated_on: the split both were measured on: ``"test"`` or ``"select"``.
+        evaluated_on: the split both were measured on, ``"test"`` or ``"select"``; or ``"out of fold"``: every row, by
+            models that did not learn from it.
         config: every setting, as plain values.
         history: one entry per epoch; step 0 is the untouched model.
         mask: ``{"density": .., "by_layer": {layer: {"selected", "total", "fraction"}}, "by_block": {block:
@@ -97,6 +103,8 @@ class DebiasReport:
             return "original"
         if self.config.get("keep") == "last":
             return "unchosen"
+        if self.evaluated_on == OUT_OF_FOLD:
+            return OUT_OF_FOLD
         return "uncorrected" if self.claim is None else "corrected"
 
     @property
@@ -107,7 +115,7 @@ class DebiasReport:
     @property
     def corrected(self) -> Sequence[Mapping[str, Any]]:
         """The figures that are results where the rows measured on also chose, see `bmft.auditing.Claim`."""
-        return self.claim["figures"] if self.kind == "corrected" and self.claim is not None else ()
+        return self.claim["figures"] if self.kind in ("corrected", OUT_OF_FOLD) and self.claim is not None else ()
 
     def _gap_after(self, attribute: str) -> float | None:
         found = [one["after"] for one in self.corrected if (one["attribute"], one["figure"]) == (attribute, HEADLINE)]
@@ -123,7 +131,7 @@ class DebiasReport:
             said.append(f"{name}: odds gap {with_interval(gaps[HEADLINE], None)} -> {with_interval(after, None)}")
         auc = [with_interval(side.overall["roc_auc"], None) for side in (self.before, self.after)]
         said += [] if self.claim is None else [f"evidence {self.claim['word']}"]
-        return ", ".join([*said, f"ROC AUC {' -> '.join(auc)}", f"{self.before.n} rows of {self.evaluated_on}"])
+        return ", ".join([*said, f"ROC AUC {' -> '.join(auc)}", f"{self.before.n} {rows_of(self.evaluated_on)}"])
 
     def _repr_html_(self) -> str:
         shown: list[tuple[str, tuple[str, ...]]] = [("everyone", ("overall", "roc_auc"))]
@@ -174,6 +182,15 @@ class DebiasReport:
             for where, found in self.other_outputs.items()
         }
         return {"limit": self.config.get("max_other_drift"), **plain(sets)}
+
+
+def rows_of(evaluated_on: str) -> str:
+    """The rows in words.
+
+    >>> rows_of("test"), rows_of("out of fold")
+    ('rows of test', 'rows out of fold')
+    """
+    return f"rows {evaluated_on}" if evaluated_on == OUT_OF_FOLD else f"rows of {evaluated_on}"
 
 
 Report = DebiasReport | AuditReport

@@ -41,8 +41,12 @@ class Journal:
         self.folder, self.run, self.stage = folder, json.loads(json.dumps(run)), 0
         if not resume:
             self.forget()
-        elif found := sorted(folder.glob("[se]*.safetensors")):
+        elif found := sorted(folder.rglob("[se]*.safetensors")):
             self._check(self._read(found[0])[1]["run"])
+
+    def within(self, name: str) -> "Journal":
+        """A journal of one of several trainings that this run consists of."""
+        return Journal(self.folder / name, self.run, resume=True)
 
     def forget(self) -> None:
         """Remove the folder."""
@@ -84,7 +88,7 @@ class Journal:
         return self.folder / f"candidate-{place}.safetensors"
 
     def _keep(self, path: Path, number: int, selection: Selection, tensors: Mapping[str, Tensor]) -> None:
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         best = self._best_file(selection.chosen)
         where = {"run": self.run, "stage": number, "history": [entry.to_dict() for entry in selection.history]}
         where |= {"chosen": selection.chosen, "remarks": selection.remarks}

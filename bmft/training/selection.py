@@ -48,6 +48,8 @@ class Selection:
             `bmft.auditing.weigh`, instead of taking the best as they come.
         candidates: place in the history -> predictions and changes, of those that were kept.
         claim: what may be claimed of the choice among few.
+        rows: what the predictions are called in words.
+        told: the place that `prefer` takes, where somebody else chooses: of the models of several folds together.
     """
 
     model: nn.Module
@@ -65,6 +67,14 @@ class Selection:
     few: bool = False
     candidates: dict[int, tuple[Predictions, dict[str, Tensor]]] = field(default_factory=dict)
     claim: Claim | None = None
+    rows: str = "on select"
+    told: int | None = None
+
+    def begin(self, predictions: Predictions) -> AuditReport:
+        """The untouched model, whatever it says."""
+        report = self._add(predictions, step=0, epoch=0, loss=math.nan)
+        self.kept, self.candidates[0] = report, (predictions, {})
+        return report
 
     def start(self, predictions: Predictions) -> None:
         """The untouched model.
@@ -72,11 +82,9 @@ class Selection:
         Raises:
             ConstantPredictorError: it decides the same for everybody, so there is no gap to speak of.
         """
-        report = self._add(predictions, step=0, epoch=0, loss=math.nan)
-        self.kept, self.candidates[0] = report, (predictions, {})
-        if CONSTANT in report.flags:
+        if CONSTANT in self.begin(predictions).flags:
             raise ConstantPredictorError(
-                f"the model is a constant predictor on the select set at threshold {self.conditions.threshold:g}: "
+                f"the model is a constant predictor {self.rows} at threshold {self.conditions.threshold:g}: "
                 "every gap is 0 whatever its bias. Check the preprocessing (--normalize, --image-size), "
                 "or let --threshold-from select pick the threshold."
             )
@@ -121,11 +129,14 @@ class Selection:
 
     def prefer(self) -> int:
         """Change the model: to what would be chosen if this were the end; returns its place in the history."""
-        place = self._weighed()[0] if self.few else self.chosen
-        self._turn_into(self.candidates[place][1] if self.few else self.state)
+        if self.told is not None:
+            place = self.told if self.told < len(self.history) else 0
+        else:
+            place = self.weighed()[0] if self.few else self.chosen
+        self.turn_into(self.candidates[place][1] if self.few else self.state)
         return place
 
-    def _weighed(self) -> tuple[int, Claim]:
+    def weighed(self) -> tuple[int, Claim]:
         """The place of the smallest movement that is as good as the best, and what may be claimed of it."""
         conditions = self.conditions
         way = sorted(self.candidates, key=lambda place: (self.history[place].strength or 0.0, place))
@@ -140,13 +151,17 @@ class Selection:
             report = self._audited(self.candidates[place][0])
             own = {attribute: float(errors[number]) for attribute, errors in leeway.items()}
             harm = self._harm(report, own)
-            # What was found elsewhere than on select stays.
-            known = {*harm, *self._harm(report, {})}
-            elsewhere = tuple(one for one in self.history[place].harm if one not in known)
-            self.history[place] = replace(self.history[place], harm=harm + elsewhere)
+            self.history[place] = replace(self.history[place], harm=harm + self.harm_elsewhere(place, report, harm))
         eligible = [self.history[place].eligible for place in way]
         number, claim = weigh(figures, conditions.limits, eligible, confidence=conditions.confidence)
         return way[number], claim
+
+    def harm_elsewhere(
+        self, place: int, report: AuditReport | None = None, own: tuple[str, ...] = ()
+    ) -> tuple[str, ...]:
+        """The harm of a candidate that `own` and the audit of its predictions, `report`, do not show."""
+        known = {*own, *self._harm(report or self._audited(self.candidates[place][0]), {})}
+        return tuple(one for one in self.history[place].harm if one not in known)
 
     def rows_that_settle(self) -> dict[str, dict[str, int]]:
         """Attribute -> group -> rows that would show what is only likely; empty where nothing is to settle."""
@@ -161,16 +176,17 @@ class Selection:
     def finish(self) -> bool:
         """Change the model: to the kept weights, if any epoch was chosen, and tell whether one was."""
         if self.few:
-            place, self.claim = self._weighed()
+            place, self.claim = self.weighed()
             enough = self.conditions.keep == "last" or self.conditions.accepts(self.claim.word)
             self.chosen = place if enough else 0
             self.state = self.candidates[self.chosen][1]
         self.history[self.chosen] = replace(self.history[self.chosen], chosen=True)
         if self.chosen:
-            self._turn_into(self.state)
+            self.turn_into(self.state)
         return self.chosen > 0
 
-    def _turn_into(self, changed: Mapping[str, Tensor]) -> None:
+    def turn_into(self, changed: Mapping[str, Tensor]) -> None:
+        """Change the model: to the original with these changes."""
         weights = tensors_of(self.model)
         for name, tensor in self.original.items():
             weights[name].copy_(tensor)
@@ -186,14 +202,14 @@ class Selection:
         named = {**goals, "gap": (first.gap, entry.gap), "ROC AUC": (first.roc_auc, entry.roc_auc)}
         change = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in named.items())
         if self.conditions.keep == "last" and self.chosen:
-            return f"the last epoch was kept as asked (select: {change})"
+            return f"the last epoch was kept as asked ({self.rows}: {change})"
         if self.claim is not None and any(entry.eligible for entry in self.history[1:]):
             return self._claimed(self.claim)
         if self.chosen:
             count = sum(e.eligible for e in self.history[1:])
             return (
                 f"step {entry.step}, epoch {entry.epoch} has the {self._better('est')} of the {count} of "
-                f"{len(self.history) - 1} epochs that do no harm (select: {change})"
+                f"{len(self.history) - 1} epochs that do no harm ({self.rows}: {change})"
             )
         return self._why_none()
 
@@ -206,7 +222,7 @@ class Selection:
         # As an audit calls it: its equalized odds difference is another figure, the larger of the two rates'.
         gap = "average odds gap" if self.gap.name == "equalized_odds" else "gap"
         figures = (
-            f"{claim.word}: {gap} {claim.before:.3f} -> {claim.after:.3f} on select, corrected for the choice; "
+            f"{claim.word}: {gap} {claim.before:.3f} -> {claim.after:.3f} {self.rows}, corrected for the choice; "
             f"smaller by {claim.reduction:.3f}, 90 % interval {claim.low:.3f} to {claim.high:.3f}"
         )
         if claim.word == "likely":
@@ -230,10 +246,10 @@ class Selection:
         better = [e for e in tried if self._figure(e) < self.rank(self.history[0])]
         wanted = self._better("er")
         if not better:
-            return f"none of {len(tried)} epochs had a {wanted} than the original on select; the original is kept"
+            return f"none of {len(tried)} epochs had a {wanted} than the original {self.rows}; the original is kept"
         nearest = min(better, key=lambda e: len(e.harm))
         return (
-            f"{len(better)} of {len(tried)} epochs had a {wanted} on select, but each did harm (nearest: gap "
+            f"{len(better)} of {len(tried)} epochs had a {wanted} {self.rows}, but each did harm (nearest: gap "
             f"{nearest.gap:.3f}, but {'; '.join(nearest.harm)}); the original is kept"
         )
 
