@@ -6,6 +6,7 @@ norm by itself (auto_peft2). Chosen on select, measured on test.
 
 import argparse
 import time
+from typing import Any
 
 import timm
 import torch
@@ -19,12 +20,11 @@ from bmft.datasets import make_demo
 SIDE = 32
 
 
-def vit(seed: int = 0, side: int = SIDE) -> nn.Module:
-    """Four blocks of 64 channels on 8 x 8 patches."""
+def vit(seed: int = 0, side: int = SIDE, **but: Any) -> nn.Module:
+    """Four blocks of 64 channels on 8 x 8 patches, or what is said."""
     torch.manual_seed(seed)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=side, patch_size=side // 8, depth=4, embed_dim=64, num_heads=4, num_classes=1
-    )
+    options = {"patch_size": side // 8, "depth": 4, "embed_dim": 64, "num_heads": 4} | but
+    return timm.create_model("vit_tiny_patch16_224", img_size=side, num_classes=1, **options)
 
 
 def trained(data: GroupedData, *, epochs: int, seed: int = 0, model: nn.Module | None = None) -> nn.Module:

@@ -112,6 +112,12 @@ def mask_section(mask: Json) -> Section:
     return Section("mask", "Where the gap sits, and what moved", (Paragraph(text), *_network(mask), table))
 
 
+_MEANS = (
+    "Importance says where a small step changes the gap most, which in many networks is near the input; other "
+    "objectives may depend on the same blocks."
+)
+
+
 def _network(mask: Json) -> tuple[Cards, ...]:
     """The picture of the blocks, from input to output; nothing where they are not known."""
     parts = _joined(mask.get("by_block") or {})
@@ -126,6 +132,7 @@ def _network(mask: Json) -> tuple[Cards, ...]:
         [
             *([f"Left: what each block carries of the gap's importance, most of it {carry}."] if most else []),
             "Right: the share of its weights that moved.",
+            *([_MEANS] if most else []),
             *(["Blocks without a figure on the left were not scored."] if 0 < len(scored) < len(parts) else []),
             "Nothing moved." if len(stay) == len(parts) else f"{len(parts) - len(stay)} of {len(parts)} blocks moved.",
         ]
