@@ -45,7 +45,7 @@ def sets(manifest: Path, *splits: str) -> list[GroupedData]:
 
 def ours(model: nn.Module, manifest: Path, trials: int, epochs: int, seed: int) -> float:
     fit, select = sets(manifest, "fit", "select")
-    config = {"epochs": [epochs, 0], "path": [1.0], "lr": [RATE, RATE], "optimizer": "adamw"}
+    config = {"epochs": [epochs, 0], "lr": [RATE, RATE], "optimizer": "adamw"}
     found = search(
         model,
         fit,

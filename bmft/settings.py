@@ -107,6 +107,12 @@ class Settings:
     on_out_of_memory: Literal["fail", "halve"] = _setting(
         "fail", "halve: half as many samples at once for as long as memory runs out; a step stays of batch_size samples"
     )
+    checkpointing: Literal["auto", "on", "off"] = _setting(
+        "auto",
+        "whether training passes keep only what enters each block and compute the rest again: the same gradients in "
+        "less memory, for a third more time; auto: once memory has run out",
+        option=True,
+    )
     strengths: tuple[float, ...] = _setting(
         (),
         "weights of the gap in step 1's loss, from the weakest; the end of each is a candidate. None: one training at "
@@ -217,6 +223,8 @@ class Settings:
             fact.check(name, getattr(self, name))
         if self.on_out_of_memory == "halve" and self.norm_stats == "update":
             raise ConfigError("norm_stats = 'update' needs whole batches, which on_out_of_memory = 'halve' may cut")
+        if self.checkpointing == "on" and self.norm_stats == "update":
+            raise ConfigError("norm_stats = 'update' would count a batch twice: take checkpointing off")
         if len(self.bias_weight) < 2:
             raise ConfigError(
                 f"bias_weight is {list(self.bias_weight)}: expected one for step 1 and at least one for step 2"

@@ -23,6 +23,8 @@ AT_ONCE = 64  # samples that a pass without gradients takes, where nothing says 
 class Room:
     """How many samples have found room at once: `most` halves whenever memory runs out, if it `shrinks` at all.
 
+    Before that, if it `may_recompute`, it begins to `recompute`: the work is then to keep less and compute it again.
+
     >>> def work(size):
     ...     if size > 20:
     ...         raise torch.OutOfMemoryError
@@ -33,6 +35,8 @@ class Room:
 
     shrinks: bool = False
     most: float = math.inf
+    recompute: bool = False
+    may_recompute: bool = False
 
     def __call__(self, work: Callable[[int], Result], wanted: int = AT_ONCE) -> Result:
         """``work(size)`` with `wanted` samples at once, or as many as there is room for; it may be called again."""
@@ -41,10 +45,14 @@ class Room:
             try:
                 return work(size)
             except (RuntimeError, MemoryError) as error:
-                if not self.shrinks or size == 1 or not ran_out_of_memory(error):
+                more = self.may_recompute and not self.recompute
+                if not (more or (self.shrinks and size > 1)) or not ran_out_of_memory(error):
                     raise
             # Here, not above: the error's traceback holds what did not fit.
-            self.most = size // 2
+            if more:
+                self.recompute = True
+            else:
+                self.most = size // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

@@ -15,6 +15,10 @@ from bmft.settings import Settings
 from bmft.training import Conditions
 
 
+class BehindError(Exception):
+    """Ends a run that has fallen behind; says so in words."""
+
+
 @dataclass(frozen=True)
 class Final:
     """One of the runs at a search's end, measured on select.
@@ -55,7 +59,7 @@ def run_finals(
     """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
 
     Gives the runs, and for each that came to nothing why: a rate that served a short run may be too high for a long
-    one, and LoRA finds no layer in some networks.
+    one, LoRA finds no layer in some networks, and one that falls behind may be stopped by `progress`.
 
     Args:
         named: what to call it, the method, its settings.
@@ -81,7 +85,7 @@ def run_finals(
                 activations=activations,
                 progress=lambda now, name=name: progress(left.index(name), len(left), now),  # type: ignore[misc]
             )
-        except (ConfigError, NonFiniteError) as error:
+        except (BehindError, ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
             continue
         harmless = not violations(outcome.before, outcome.after, conditions.limits)

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from bmft._common import unknown_name, watched
-from bmft.auditing import GOALS, Goal, refuse_swapped, violations
+from bmft.auditing import GOALS, Goal, audit_predictions, refuse_swapped, violations
 from bmft.data import GroupedData, apart, as_grouped
 from bmft.errors import ConfigError, NonFiniteError
-from bmft.fairtune.finals import Final, best_of, measured_at_last, passes, run_finals
+from bmft.fairtune.finals import BehindError, Final, best_of, measured_at_last, passes, run_finals
+from bmft.fairtune.prior import different, first_points, importance_of_blocks
 from bmft.fairtune.space import CHOICES, RANGES, Detail, Space, search_space
 from bmft.fairtune.study import (
     DONE,
@@ -47,8 +48,9 @@ from bmft.methods import METHODS, Outcome, Progress, debias, installed_methods, 
 from bmft.models import Activations, kept_mark, reading_of, settle, state_hash, tensors_of
 from bmft.training import Conditions, Limits
 
-# An inner run is shorter than a debiasing by itself, unless `config` says otherwise.
-INNER: Mapping[str, Any] = {"preset": "path", "epochs": (4, 3), "path": (0.5, 1.0)}
+# An inner run is shorter than a debiasing by itself, unless `config` says otherwise, and the pruner stops it.
+INNER: Mapping[str, Any] = {"preset": "path", "epochs": (4, 3), "path": (0.5, 1.0), "patience": 0}
+EARLY = 3  # epochs that a run at the end has in any case
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class _Search:
     folds: int
     conditions: Conditions
     study: Study
+    original: float
     activations: Activations = field(default_factory=Activations)
     leading: tuple[int, Outcome] | None = None
 
@@ -128,6 +131,7 @@ class _Search:
             TrialPruned: it is not worth going on.
         """
         config, found, steps, epochs, spent = self.values(_suggested(trial, self.space)), [], 0, 0, 0
+        best: list[float] = []
 
         def look(now: Progress) -> None:
             nonlocal steps, epochs
@@ -136,8 +140,9 @@ class _Search:
             # Noted on the way, since a trial that is stopped has cost something too.
             trial.set_user_attr("image_passes", spent + len(self.fit) * (2 + epochs))
             trial.set_user_attr("alive", time.time())
-            if self.folds == 1 and len(self.goals) == 1 and now.kept is not None:
-                trial.report(_finite(self.goals[0].of(now.kept)), steps)
+            if self.folds == 1 and len(self.goals) == 1 and (value := self.so_far(now, best)) is not None:
+                best.append(value)
+                trial.report(_finite(value), steps)
                 if trial.should_prune():
                     raise TrialPruned
 
@@ -159,6 +164,18 @@ class _Search:
         _note(trial, found, self.conditions.limits)
         values = [float(np.mean([_finite(goal.of(outcome.after)) for outcome in found])) for goal in self.goals]
         return values, found
+
+    def so_far(self, now: Progress, earlier: Sequence[float]) -> float | None:
+        """The best value of a run's epochs; one that does harm counts as no better than the original.
+
+        The original itself does not count: all runs that have not yet improved on it would be equals, and go on.
+        """
+        goal, entry = self.goals[0], now.figures
+        own = None if entry is None else next((v for name, v in entry.goals.items() if GOALS[name] is goal), None)
+        if entry is None or own is None:
+            return None if now.kept is None else goal.of(now.kept)
+        values = [own if entry.eligible else max(own, self.original, key=lambda v: goal.sign * v), *earlier[-1:]]
+        return min(values, key=lambda value: goal.sign * value)
 
     def note_leader(self, number: int, outcomes: list[Outcome]) -> None:
         """Keep the outcome of the trial of that number if it leads, so that the winner need not be run again."""
@@ -187,9 +204,21 @@ class _Search:
         done, value = count_trials(self.study, DONE), best_value(self.study, self.goals)
         known = {"winner": self.leading[1]} if self.leading and self.leading[0] == best.number else {}
 
+        winners = list(best.intermediate_values.values())
+        heard: dict[int, list[float]] = {}
+
         def look(number: int, of: int, inner: Progress) -> None:
             ending = f"final run {number + 1} of {of}"
             progress(SearchProgress(done, done, value, None, inner, ending, number / of, (number + 1) / of))
+            own = heard.setdefault(number, [])
+            if (found := self.so_far(inner, own)) is not None:
+                own.append(found)
+            # Runs of two steps reach the second one at different times: they cannot be compared epoch by epoch.
+            alike = len(own) == inner.finished and "path" not in METHODS[self.method].uses
+            if alike and EARLY <= len(own) <= len(winners):
+                behind = self.goals[0].sign * (own[-1] - winners[len(own) - 1])
+                if behind > 0:
+                    raise BehindError(f"behind the winner after {len(own)} epochs, as {own[-1]:.4g}")
 
         return run_finals(
             named,
@@ -241,7 +270,9 @@ def search(
     """Search which blocks and components a method may fine-tune, and at which learning rate, and run the winner.
 
     1. The space is one switch per block and component of `model`, and the learning rate.
-    2. Fixed methods (everything, the head alone, one kind of component) are tried first, then Optuna's TPE suggests.
+    2. First tried are the blocks that carry the gap, by the importance of their weights (the most important one, those
+       with half of the importance, all from these up), then fixed methods (everything, the head alone, one kind of
+       component); then Optuna's TPE suggests.
     3. Every trial is a whole run of `method` on fit, judged on select after every epoch, stopped early if it lags.
     4. The winner among the trials that do no harm is run once more at the method's full length, and the method by
        itself as `debias` runs it; of these and of the winner as it was tried, what is best on select without harm is
@@ -277,7 +308,8 @@ def search(
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     parts = apart({part: _prepared(data, sensitive) for part, data in sets.items()}, allow=allow_shared_rows)
     fit, select, test = parts["fit"], parts["select"], parts.get("test")
-    refuse_swapped(predict(model, select, device=conditions.device, multi_label=conditions.multi_label))
+    untouched = predict(model, select, device=conditions.device, multi_label=conditions.multi_label)
+    refuse_swapped(untouched)
     if method not in METHODS:
         raise ConfigError(unknown_name("method", method, METHODS))
     given = {"choose": goal, **METHODS[method].reading(INNER), **(config or {})}
@@ -286,6 +318,7 @@ def search(
         settle(model, fit, multi_label=conditions.multi_label)
         sample = fit.take(slice(0, 2)).inputs
         space = search_space(model, sample, base, detail=detail, also=also, head=conditions.head)
+        importance = importance_of_blocks(model, fit, space, base, conditions)
     goals = tuple(GOALS[key] for key in (goal, second_goal) if key)
     facts = [
         method,
@@ -301,8 +334,10 @@ def search(
     facts += [fit.content_hash, select.content_hash, state_hash(tensors_of(model))]
     label = name or f"bmft-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     with quiet(), opened_storage(storage) as place:
-        study = open_study(place, label, goals, PRUNERS[pruner], space.fixed_points(base)[:trials])
-        worker = _Search(model, fit, select, space, goals, given, method, folds, conditions, study)
+        points = list(different([*first_points(importance, space, base), *space.fixed_points(base)]))
+        study = open_study(place, label, goals, PRUNERS[pruner], points[:trials])
+        original = goals[0].of(audit_predictions(untouched, threshold=conditions.threshold, intervals=False))
+        worker = _Search(model, fit, select, space, goals, given, method, folds, conditions, study, original)
         look = watched(progress, lambda now: now.place)
         _work(worker, trials, timeout, look)
         best = winner_of(study, goals)

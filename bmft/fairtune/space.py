@@ -1,6 +1,6 @@
 """What a search may choose: a switch per block and component, the learning rate, and more where asked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,22 +61,24 @@ class Space:
 
         The blocks that the method moves by itself first, then everything, the head alone, one component only.
         """
-        middle = self._middle(base)
         own = self.own_point(base)
         mine = [] if own is None or self.own == frozenset(self.switches) else [("the method's own blocks", own)]
         points = [("everything", set(self.kinds.values())), ("head only", set()), *_FIXED.items()]
         present = set(self.kinds.values())
         return mine + [
-            (name, {**{switch: kind in wanted for switch, kind in self.kinds.items()}, **middle})
+            (name, self.point(lambda switch, wanted=wanted: self.kinds[switch] in wanted, base))  # type: ignore[misc]
             for name, wanted in points
             if not wanted or name == "everything" or (wanted & present and wanted != present)
         ]
 
     def own_point(self, base: Settings) -> dict[str, Any] | None:
         """The point at which a trial moves what the method moves by itself; None where there is no such point."""
-        if self.own is None:
-            return None
-        return {**{switch: switch in self.own for switch in self.switches}, **self._middle(base)}
+        own = self.own
+        return None if own is None else self.point(lambda switch: switch in own, base)
+
+    def point(self, chosen: Callable[[str], bool], base: Settings) -> dict[str, Any]:
+        """The point with these switches on, everything else as the settings have it."""
+        return {**{switch: chosen(switch) for switch in self.switches}, **self._middle(base)}
 
     def _middle(self, base: Settings) -> dict[str, Any]:
         start = base.lr[0] if self.rate[0] == "lr" else base.trust

@@ -23,7 +23,7 @@ from bmft.masks.attribution import (
     integrated_gradients,
     logit_gradient,
 )
-from bmft.models import check_tunable, evaluating, kept_mark, positive_first, settle, trainable, turned
+from bmft.models import check_tunable, evaluating, kept_mark, positive_first, recomputing, settle, trainable, turned
 
 Score = str | Callable[[Tensor, Tensor], Tensor]
 SCORES: tuple[str, ...] = ("fisher", "saliency", "input_x_gradient", "integrated_gradients", "random", "ones")
@@ -85,6 +85,7 @@ def weight_importances(
     only: Iterable[str] | None = None,
     logits: Tensor | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    recompute: bool = False,
 ) -> tuple[Importance, ...]:
     r"""Score every weight under several objectives, which share one forward pass per batch.
 
@@ -115,6 +116,7 @@ def weight_importances(
         only: names of the parameters to score; all of them by default. Nothing is computed below the lowest of them.
         logits: the model's of every sample ``(n, outputs)``, where they are known and need not be computed.
         autocast: makes the context of the forward pass, for mixed precision.
+        recompute: keep only what enters each block, and run it again in the backward pass: less memory, more time.
 
     Raises:
         ConfigError: the score is unknown.
@@ -128,7 +130,7 @@ def weight_importances(
     grouped = as_grouped(data, batch_fn=batch_fn)
     pooled = tuple(fairness.over_attributes(objective, combine=combine) for objective in objectives)
     # What is scored is passed in from outside; the model's own weights need no graph.
-    with evaluating(model), trainable(model, ()), kept_mark(model):
+    with evaluating(model), trainable(model, ()), kept_mark(model), recomputing(model, recompute):
         settle(model, grouped, multi_label=multi_label, place=_as_weights_of(model))
         reverse = positive_first(model, grouped)
         network = Network(model, multi_label, autocast, None if only is None else set(only), reverse)

@@ -187,7 +187,7 @@ def debias(
         rows = {f"{name} rows": hashes[name] for name in ("fit", "select")}
         run.journal = Journal(Path(journal), decides | rows | {"device": str(run.device)}, resume=resume)
     with run.course.timed("audit"):
-        untouched = run.predict(model, run.select)
+        untouched = run.first_look(model, run.select)
         run.selection.start(untouched)
         refuse_swapped(untouched)
         hold_others(run)
@@ -197,7 +197,7 @@ def debias(
     with run.course.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         told = as_json(told_views(settings.views, run.settings.views))
-        before = audited(untouched if where == "select" else run.predict(model, measured), conditions, told)
+        before = audited(untouched if where == "select" else run.first_look(model, measured), conditions, told)
         after = audited(run.predict(result, measured), conditions, told) if accepted else before
         others = others_of(run, model, result)
         if others:
@@ -306,7 +306,12 @@ def prepared(
         autocast=autocast_for(where, settings.precision, tuned),
         course=Course(progress),
         activations=Activations() if activations is None else activations,
-        room=Room(shrinks=settings.on_out_of_memory == "halve"),
+        room=Room(
+            shrinks=settings.on_out_of_memory == "halve",
+            recompute=settings.checkpointing == "on",
+            # Statistics that move would count a batch twice.
+            may_recompute=settings.checkpointing == "auto" and settings.norm_stats == "frozen",
+        ),
     )
 
 

@@ -29,7 +29,9 @@ from bmft.models import (
     penultimate_features,
     reading_of,
     reset_head,
+    state_hash,
     tail_above,
+    tensors_of,
     upper,
 )
 from bmft.settings import Settings
@@ -96,7 +98,8 @@ class Run:
         """Step 1: move the weights of `mask`; the select set is looked at after every epoch."""
         with self.course.timed("extractor"):
             fit, select = self._entering(mask)
-            first, self.first = self.first, None
+            first = self.first_logits(self.tail, fit) if self.stays_below else None
+            self.first = None
             if step.strengths:
                 look = self._after_strengths(step)
             else:
@@ -174,8 +177,17 @@ class Run:
     def first_logits(self, tail: Tail | None, data: GroupedData) -> torch.Tensor:
         """The original's logits of the viewed fit set, as it enters the `tail`; step 1 begins with them, too."""
         if self.first is None:
+            with self.autocast():
+                half = torch.is_autocast_enabled(self.device.type)
+            weights, reading = state_hash(tensors_of(self.model)), repr(reading_of(self.model).described())
             args = (self.device, self.autocast)
-            self.first = self.room(lambda size: logits_of(tail or self.model, data, size, *args))
+
+            def make() -> torch.Tensor:
+                return self.room(lambda size: logits_of(tail or self.model, data, size, *args))
+
+            found = self.activations.once(("logits", weights, reading, half, self.settings.views), self.fit, make)
+            # A copy: the training writes the latest logits over it.
+            self.first = found.clone()
         return self.first
 
     def tune_head(self, reset: Callable[[], None]) -> None:
@@ -293,6 +305,14 @@ class Run:
         """Probabilities of `data` by any model, where this run's is."""
         where, labels = str(self.device), self.conditions.multi_label
         return self.room(lambda size: predict(model, data, multi_label=labels, device=where, batch_size=size))
+
+    def first_look(self, model: nn.Module, data: GroupedData) -> Predictions:
+        """`predict` by a model that has the original weights: once for all runs that share `activations`."""
+        weights = tensors_of(model)
+        layout = tuple(tensor.stride() for tensor in weights.values())
+        reading = repr(reading_of(model).described())
+        key = (state_hash(weights), layout, reading, self.conditions.multi_label, self.device)
+        return self.activations.once(key, data, lambda: self.predict(model, data))
 
     def try_out(self, number: int, of: int, *, predictions: Predictions | None = None) -> None:
         """Let the select set judge the model as it is, as candidate `number` of a method without epochs."""

@@ -45,7 +45,7 @@ class Method:
 
 
 # The choice among candidates, and how many images are worked on at once, are every method's.
-_EVERY = frozenset({"objective", "combine", "choose", "batch_size", "on_out_of_memory"})
+_EVERY = frozenset({"objective", "combine", "choose", "batch_size", "on_out_of_memory", "checkpointing"})
 _LOSS = frozenset({"bias_weight", "task_weight", "weigh", "whole_set"})
 _STEP = frozenset({"epochs", "lr", "trust", "optimizer", "momentum", "weight_decay", "balance", "average"})
 _TRAINED = _EVERY | _LOSS | _STEP

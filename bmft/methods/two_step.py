@@ -8,7 +8,7 @@ from bmft import fairness
 from bmft.masks import WeightMask, relative, weight_importances
 from bmft.methods.losses import extractor_loss, graded, head_losses, objective_of, step_of
 from bmft.methods.run import Run, from_original_head
-from bmft.models import blocks
+from bmft.models import blocks, state_hash, tensors_of
 from bmft.training import SelectedWeights
 
 
@@ -91,35 +91,51 @@ def importance_mask(run: Run) -> WeightMask:
 
 
 def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[str, torch.Tensor]]:
-    """Scores of every weight that may move, and of the head's; of all others 0."""
+    """Scores of every weight that may move, and of the head's; of all others 0.
+
+    Runs that share activations share them: scores by the gradient do not depend on what else is scored.
+    """
     settings = run.settings
     wanted = [*run.body, *run.head.parameters]
-    tail, seen = run.above(wanted, run.viewed if run.stays_below else run.fit)
-    # Those of the images as they are come first.
-    fit = seen.subset(torch.arange(len(run.fit)))
-    by_gradient = settings.exact and settings.score not in ("integrated_gradients", "random")
-    known = run.first_logits(tail, seen)[: len(fit)] if by_gradient and run.stays_below else None
-    inside = "" if tail is None else "model."
 
-    def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
-        return weight_importances(
-            tail or run.model,
-            objectives,
-            fit,
-            score=settings.score,
-            exact=settings.exact,
-            seed=run.conditions.seed,
-            only=[inside + name for name in wanted],
-            batch_size=size,
-            combine=settings.combine,
-            multi_label=run.conditions.multi_label,
-            logits=None if known is None else run.own(known),
-            autocast=run.autocast,
-        )
+    def scored() -> list[Mapping[str, torch.Tensor]]:
+        tail, seen = run.above(wanted, run.viewed if run.stays_below else run.fit)
+        # Those of the images as they are come first.
+        fit = seen.subset(torch.arange(len(run.fit)))
+        by_gradient = settings.exact and settings.score not in ("integrated_gradients", "random")
+        known = run.first_logits(tail, seen)[: len(fit)] if by_gradient and run.stays_below else None
+        inside = "" if tail is None else "model."
 
-    # The published form depends on the batches: no smaller ones in their place.
-    found = run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
+        def work(size: int) -> tuple[Mapping[str, torch.Tensor], ...]:
+            return weight_importances(
+                tail or run.model,
+                objectives,
+                fit,
+                score=settings.score,
+                exact=settings.exact,
+                seed=run.conditions.seed,
+                only=[inside + name for name in wanted],
+                batch_size=size,
+                combine=settings.combine,
+                multi_label=run.conditions.multi_label,
+                logits=None if known is None else run.own(known),
+                autocast=run.autocast,
+                recompute=run.room.recompute,
+            )
+
+        # The published form depends on the batches: no smaller ones in their place.
+        found = run.room(work, settings.batch_size) if settings.exact else work(settings.batch_size)
+        return [{name: scores[inside + name] for name in wanted} for scores in found]
+
+    if settings.score in ("random", "ones"):
+        found = scored()
+    else:
+        with run.autocast():
+            half = torch.is_autocast_enabled(run.device.type)
+        told = (settings.score, settings.exact, settings.batch_size, settings.combine, run.conditions.multi_label)
+        key = ("importance", state_hash(tensors_of(run.model)), *objectives, *told, half)
+        found = run.activations.once(key, run.fit, scored, lambda there: there[0].keys() >= set(wanted))
     if settings.score != "random":
-        run.importance = {name: float(found[0][inside + name].double().sum()) for name in wanted}
+        run.importance = {name: float(found[0][name].double().sum()) for name in wanted}
     nothing = {name: torch.zeros(parameter.shape) for name, parameter in run.model.named_parameters()}
-    return [{name: scores.get(inside + name, zeros) for name, zeros in nothing.items()} for scores in found]
+    return [nothing | {name: scores[name] for name in wanted} for scores in found]

@@ -39,6 +39,7 @@ from bmft.models.purpose import (
     purpose_of as purpose_of,
 )
 from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
+from bmft.models.recomputing import recomputing as recomputing
 from bmft.models.seen import unlike_training as unlike_training
 from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
 from bmft.models.turning import (

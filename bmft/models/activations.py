@@ -4,10 +4,10 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from bmft.models.weights import state_hash, tensors_of
 
 _log = logging.getLogger(__name__)
 Context = Callable[[], AbstractContextManager[Any]]
+Value = TypeVar("Value")
 
 
 class Tail(nn.Module):
@@ -247,7 +248,7 @@ def _agrees(tail: Tail, given: tuple[Tensor, ...], logits: Tensor, autocast: Con
 
 @dataclass
 class Activations:
-    """Keeps what enters the tails of a network, per set; one may serve several runs.
+    """Keeps what enters the tails of a network, per set, and what else runs have in common; one may serve several runs.
 
     Runs from the same weights share them: a search computes what its trials leave alone once.
 
@@ -255,12 +256,17 @@ class Activations:
         limit: bytes kept in memory, in all.
         on_disk: bytes kept beyond that in memory-mapped files, which have no name and are gone with the process.
         whole: has what enters for sets of which others are parts.
+        meter: counts the samples that went through the model so far.
+        spared: how many more would have, had `once` made everything anew.
     """
 
     limit: int = 2 << 30
     on_disk: int = 16 << 30
     whole: "Activations | None" = None
     _parts: dict[int, tuple[GroupedData, GroupedData, Tensor]] = field(default_factory=dict)
+    meter: Callable[[], int] = int
+    spared: int = 0
+    _shared: dict[Hashable, tuple[object, Any, int]] = field(default_factory=dict)
     _kept: dict[tuple[Any, ...], tuple[GroupedData, GroupedData]] = field(default_factory=dict)
     _bytes: int = 0
     _bytes_on_disk: int = 0
@@ -308,6 +314,26 @@ class Activations:
             others = tuple(share.gather(torch.cat(parts)).cpu() for parts in zip(*beside, strict=True))
             self._kept[key] = data, data.with_inputs((inputs, *others) if others else inputs)
         return self._kept[key][1]
+
+    def once(
+        self, key: Hashable, owner: object, make: Callable[[], Value], enough: Callable[[Value], bool] = lambda _: True
+    ) -> Value:
+        """What `make` gives, made once for this key and this owner; made again where what there is is not `enough`.
+
+        >>> kept = Activations()
+        >>> [kept.once("predictions", kept, made) for made in (lambda: 1, lambda: 2)]
+        [1, 1]
+        """
+        full = (key, id(owner))
+        _, value, cost = self._shared.get(full, (owner, None, 0))
+        if full in self._shared and enough(value):
+            self.spared += cost
+            return value  # type: ignore[no-any-return]
+        before = self.meter()
+        made = make()
+        # The owner is kept too, so that its id stays its own.
+        self._shared[full] = owner, made, self.meter() - before
+        return made
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor | None, bool]:
         """A tensor of that shape in memory, else in a file, else None; and whether it is in a file."""

@@ -75,6 +75,16 @@ def components(model: nn.Module, head: Head | None = None) -> dict[str, dict[str
     }
 
 
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules that a network repeats, as far as several layers make one up: none lies in another.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), *(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(3)))
+    >>> len(repeated_blocks(net)), repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+    (3, [])
+    """
+    return [module for _, module in _parts(model, set()) if _count_layers(module) > 1]
+
+
 def _named_parts(model: nn.Module, head: set[str]) -> Iterator[tuple[str, list[str]]]:
     """The name of the block that each part belongs to, and the part's parameter names."""
     parts = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import FLIPS, GroupedData, images_of, map_images, map_tensors
 from bmft.errors import ConfigError, NonFiniteError
-from bmft.models import forward_with_others
+from bmft.models import forward_with_others, recomputing
 from bmft.training.loss import PooledLoss
 from bmft.training.masked_step import SelectedWeights
 
@@ -39,14 +39,15 @@ def take_gradient(
         for parameter in chosen.parameters:
             parameter.grad = None
         pieces = _pieces(inputs, length, size)
-        with torch.set_grad_enabled(len(pieces) == 1), autocast():
+        again_in_backward = partial(recomputing, model, room.recompute)
+        with torch.set_grad_enabled(len(pieces) == 1), autocast(), again_in_backward():
             logits = [forward_with_others(model, piece) for piece in pieces]
         known = share.gather(torch.cat(logits)).requires_grad_()
         value = pooled(known, index)
         found = finite(value, epoch)
         (wanted,) = torch.autograd.grad(value, known)
         for piece, first, part in zip(pieces, logits, torch.split(wanted[share.rows], size), strict=True):
-            with autocast():
+            with autocast(), again_in_backward():
                 again = first if first.requires_grad else forward_with_others(model, piece)
             torch.autograd.backward(again, part)
         return found

@@ -8,6 +8,7 @@ import textwrap
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,16 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import bmft
-from bmft.auditing import GOALS, Violation
+from bmft.auditing import GOALS, Epoch, Violation
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune import search_space
-from bmft.methods import installed_methods, settings_for
+from bmft.fairtune.prior import different, first_points, importance_of_blocks
+from bmft.fairtune.search import _Search
+from bmft.fairtune.space import Space
+from bmft.methods import Progress, installed_methods, settings_for
 from bmft.report.search_page import search_section
 from bmft.settings import Settings
+from bmft.training import Conditions
 from tests.upright import upright
 
 optuna = pytest.importorskip("optuna")
@@ -105,10 +110,51 @@ def test_a_timm_transformer_has_a_space():
     assert {switch.rpartition("/")[2] for switch in space.switches} == {"norm", "attention", "mlp"}
 
 
-def test_fixed_methods_are_points_of_the_space_and_come_first(task):
-    found = search(task, trials=4)
+def test_the_blocks_that_carry_the_gap_come_first_and_then_the_fixed_methods(task):
+    model, fit, *_ = task
+    found = search(task, trials=8)
     named = [trial["fixed"] for trial in found.summary["trials"]]
-    assert named == ["everything", "head only", "norms only", "convolutions only"]
+    base = settings_for("bmft", FAST)
+    space = search_space(model, fit.inputs(slice(0, 2)), base)
+    importance = importance_of_blocks(model, fit, space, base, Conditions(device="cpu"))
+    prior = [name for name, _ in different(first_points(importance, space, base))]
+    fixed = [name for name, _ in different([*first_points(importance, space, base), *space.fixed_points(base)])]
+    assert named[: len(fixed)] == fixed
+    assert fixed[: len(prior)] == prior
+    assert {"head only", "norms only", "convolutions only"} < set(fixed)
+    assert named[len(fixed) :] == [None] * (8 - len(fixed))
+
+
+def test_a_blocks_importance_is_its_share_of_the_squared_gradient_of_the_gap(task):
+    model, fit, *_ = task
+    space = search_space(model, fit.inputs(slice(0, 2)), Settings())
+    found = importance_of_blocks(model, fit, space, Settings(batch_size=7), Conditions(device="cpu"))
+    logits = model(fit.inputs(slice(None))).double()
+    gap = bmft.fairness.equalized_odds_gap(torch.sigmoid(logits), fit.targets[:, None], fit.groups[:, 0])
+    gap.backward()
+    squares = {name: float(parameter.grad.double().square().sum()) for name, parameter in model.named_parameters()}
+    totals = {"0": 0.0, "3": 0.0}
+    for switch, names in space.switches.items():
+        totals[switch.rpartition("/")[0]] += sum(squares[name] for name in names)
+    assert found == pytest.approx({block: total / sum(totals.values()) for block, total in totals.items()}, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((0.1, 0.6, 0.1, 0.2), [{"b"}, {"b"}, {"b", "c", "d"}]),
+        ((0.1, 0.2, 0.4, 0.3), [{"c"}, {"c", "d"}, {"c", "d"}]),
+        ((0.4, 0.0, 0.3, 0.3), [{"a"}, {"a", "c"}, {"a", "b", "c", "d"}]),
+        ((0.0, 0.0, 0.0, 1.0), [{"d"}, {"d"}, {"d"}]),
+        ((0.0, 0.0, 0.0, 0.0), []),
+    ],
+)
+def test_first_are_the_most_important_block_those_with_half_of_the_importance_and_all_from_there_up(shares, expected):
+    space = Space({f"{block}/conv": (f"{block}.weight",) for block in "abcd"}, ("trust", 0.02, 1.0))
+    points = first_points(dict(zip("abcd", shares, strict=True)), space, Settings())
+    switched = [{switch[0] for switch in space.switches if point[switch]} for _, point in points]
+    assert switched == expected
+    assert all(point["trust"] == Settings().trust for _, point in points)
 
 
 def test_the_blocks_that_a_method_moves_by_itself_are_a_point_of_the_space(task):
@@ -210,6 +256,30 @@ def test_the_pruner_hears_of_every_epoch(task, tmp_path):
     study = optuna.load_study(study_name="s", storage=_journal(tmp_path / "study"))
     epochs = len(found.outcome.report.history) - 1
     assert len(study.trials[0].intermediate_values) == epochs > 2
+
+
+@pytest.mark.parametrize(
+    ("value", "harm", "earlier", "heard"),
+    [(0.6, (), [], 0.6), (0.9, (), [], 0.9), (0.6, (), [0.7], 0.7), (0.9, ("x",), [], 0.8), (0.6, ("x",), [], 0.6)],
+)
+def test_the_pruner_hears_of_the_best_epoch_though_the_original_is_better_and_of_no_harm(value, harm, earlier, heard):
+    name = "worst_group_auc"
+    entry = Epoch(1, 1, 0.5, 0.1, value, value, 0.5, harm=harm, goals={name: value})
+    own = SimpleNamespace(goals=(GOALS[name],), original=0.8)
+    assert _Search.so_far(own, Progress("step 1", 1, 2, entry), earlier) == heard
+
+
+def test_trials_share_the_untouched_models_predictions(task, monkeypatch):
+    seen, predict = [], sys.modules["bmft.methods.run"].predict
+
+    def counted(model, data, **options):
+        seen.append(bmft.models.state_hash(model.state_dict()))
+        return predict(model, data, **options)
+
+    monkeypatch.setattr(sys.modules["bmft.methods.run"], "predict", counted)
+    model, fit, select, _ = task
+    bmft.search(model, fit, select, trials=5, goal="average_odds", config=FAST, **LOOSE)
+    assert seen.count(bmft.models.state_hash(model.state_dict())) <= 2, "as it came, and as it is laid out for speed"
 
 
 def _journal(path):
@@ -369,7 +439,8 @@ WORKER = """
     import warnings; warnings.simplefilter("ignore")
     import bmft
     from test_fairtune import FAST, LOOSE, centred, network, parts
-    from tests.upright import upright
+    from bmft.training import Conditions
+from tests.upright import upright
 
     fit, select, test = parts()
     slow = lambda now: time.sleep(0.05) if now.inner else None
