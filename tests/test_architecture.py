@@ -111,7 +111,15 @@ def test_the_measuring_half_runs_where_torch_cannot_be_imported(half):
         ("transformers", {"forms.py", "huggingface.py", "processors.py"}),
         (
             "timm",
-            {"building.py", "forms.py", "processors.py", "make_architecture_index.py", "precision.py", "vit_search.py"},
+            {
+                "building.py",
+                "forms.py",
+                "processors.py",
+                "make_architecture_index.py",
+                "precision.py",
+                "vit_search.py",
+                "checkpointing.py",
+            },
         ),
         ("jinja2", {"page.py"}),
         ("matplotlib", {"charts.py", "figures.py"}),

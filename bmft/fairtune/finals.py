@@ -16,7 +16,11 @@ from bmft.training import Conditions
 
 
 class BehindError(Exception):
-    """Ends a run that has fallen behind; says so in words."""
+    """Ends a run that has fallen behind; says so in words, and how many images it has looked at."""
+
+    def __init__(self, reason: str, image_passes: int) -> None:
+        super().__init__(reason)
+        self.image_passes = image_passes
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,12 @@ def run_finals(
     known: Mapping[str, Outcome],
     progress: Callable[[int, int, Progress], None],
     activations: Activations,
-) -> tuple[list[Final], dict[str, str]]:
+) -> tuple[list[Final], dict[str, str], int]:
     """Run each of the `named` methods and settings once as `debias` would; of equal ones only the first.
 
     Gives the runs, and for each that came to nothing why: a rate that served a short run may be too high for a long
-    one, LoRA finds no layer in some networks, and one that falls behind may be stopped by `progress`.
+    one, LoRA finds no layer in some networks, and `progress` may stop one that falls behind. The last figure is
+    how many images such runs have looked at.
 
     Args:
         named: what to call it, the method, its settings.
@@ -72,6 +77,7 @@ def run_finals(
     different = [run for place, run in enumerate(named) if run[1:] not in [earlier[1:] for earlier in named[:place]]]
     finals: list[Final] = []
     failed: dict[str, str] = {}
+    lost = 0
     left = [name for name, _, _ in different if name not in known]
     for name, method, settings in different:
         try:
@@ -87,13 +93,14 @@ def run_finals(
             )
         except (BehindError, ConfigError, NonFiniteError) as error:
             failed[name] = str(error)
+            lost += error.image_passes if isinstance(error, BehindError) else 0
             continue
         harmless = not violations(outcome.before, outcome.after, conditions.limits)
         cost = 0 if name in known else passes(outcome, fit)
         finals.append(Final(name, method, settings, outcome, goal.of(outcome.after), harmless, cost))
     if not finals:
         raise NonFiniteError(f"no run at the search's end came to an end: {'; '.join(failed.values())}")
-    return finals, failed
+    return finals, failed, lost
 
 
 def best_of(finals: Sequence[Final], goal: Goal) -> Final:

@@ -184,13 +184,16 @@ class _Search:
 
     def finals(
         self, best: FrozenTrial, config: Mapping[str, Any], progress: Callable[[SearchProgress], None]
-    ) -> tuple[list[Final], dict[str, str]]:
+    ) -> tuple[list[Final], dict[str, str], int]:
         """The runs at the end: the winner as tried and at full length, the method by itself, LoRA if it can run.
 
         The winner's own trial is such a run, where it was this worker's.
         """
         alone = settings_for(self.method, config)
-        aimed = {**{name: self.config[name] for name in ("preset", "choose")}, **config}
+        aimed = {
+            **{name: self.config[name] for name in ("preset", "choose", "patience") if name in self.config},
+            **config,
+        }
         point = self.space.settings(best.params, settings_for(self.method, self.config))
         tried = settings_for(self.method, self.values(best.params))
         named = [
@@ -218,7 +221,8 @@ class _Search:
             if alike and EARLY <= len(own) <= len(winners):
                 behind = self.goals[0].sign * (own[-1] - winners[len(own) - 1])
                 if behind > 0:
-                    raise BehindError(f"behind the winner after {len(own)} epochs, as {own[-1]:.4g}")
+                    reason = f"behind the winner after {len(own)} epochs, at {own[-1]:.4g}"
+                    raise BehindError(reason, len(self.fit) * (2 + len(own)))
 
         return run_finals(
             named,
@@ -341,10 +345,10 @@ def search(
         look = watched(progress, lambda now: now.place)
         _work(worker, trials, timeout, look)
         best = winner_of(study, goals)
-        finals, failed = worker.finals(best, config or {}, look)
+        finals, failed, lost = worker.finals(best, config or {}, look)
         kept = best_of(finals, goals[0])
         outcome = measured_at_last(kept, model, select, test, conditions)
-        summary = {**_summary(worker, best, goal, outcome, finals, kept), "finals_failed": failed}
+        summary = {**_summary(worker, best, goal, outcome, finals, kept, lost), "finals_failed": failed}
     shown = {name.replace("_", "-"): value for name, value in conditions.to_dict().items() if value is not None}
     return SearchOutcome(
         outcome, {"method": kept.method, **shown}, METHODS[kept.method].reading(kept.settings.to_dict()), summary
@@ -435,7 +439,7 @@ def _finite(value: float) -> float:
 
 
 def _summary(
-    worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome, finals: list[Final], kept: Final
+    worker: _Search, best: FrozenTrial, goal: str, outcome: Outcome, finals: list[Final], kept: Final, lost: int
 ) -> dict[str, Any]:
     """What the report's search page shows."""
     trials = worker.study.get_trials(deepcopy=False, states=DONE)
@@ -461,7 +465,8 @@ def _summary(
         "select": kept.value,
         "test": worker.goals[0].of(outcome.after) if on_test else None,
         "image_passes": sum(t.user_attrs.get("image_passes", 0) for t in trials)
-        + sum(final.image_passes for final in finals),
+        + sum(final.image_passes for final in finals)
+        + lost,
         "study": worker.study.study_name,
         "winner": best.number,
     }
