@@ -221,8 +221,9 @@ def _of_the_whole_set(
         for (_, gradient), total in zip(parts, totals, strict=True):
             for name, attribution in attribute(shared, gradient[share.rows][rows], weights, score).items():
                 total[name] += attribution
+    # One after the other, each in the place of its total.
     found = [
-        {n: _score(score, weights[n].detach(), share.total(tensor)) for n, tensor in total.items()} for total in totals
+        {n: _score(score, weights[n].detach(), share.total(total.pop(n))) for n in list(total)} for total in totals
     ]
     return tuple(_importance(scores, value) for scores, (value, _) in zip(found, parts, strict=True))
 

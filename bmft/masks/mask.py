@@ -258,11 +258,17 @@ def _check_scores(scores: Mapping[str, Tensor]) -> None:
 
 
 def _top_weights(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    joined = torch.cat([tensor.flatten() for tensor in scores.values()])
-    chosen = torch.zeros(joined.shape, dtype=torch.bool, device=joined.device)
-    chosen[joined.topk(budget, sorted=False).indices] = True
+    """The `budget` weights with the highest scores, of equal ones the first."""
+    joined = torch.cat([tensor.flatten() for tensor in scores.values()]).cpu()
+    # In the memory of one copy: torch.topk takes four times as much.
+    ranked = joined.numpy().copy()
+    ranked.partition(len(ranked) - budget)
+    least = float(ranked[len(ranked) - budget])
+    del ranked
+    chosen = joined > least
+    chosen[(joined == least).nonzero()[: budget - int(chosen.sum()), 0]] = True
     parts = torch.split(chosen, [tensor.numel() for tensor in scores.values()])
-    return {name: part.view(scores[name].shape).cpu() for name, part in zip(scores, parts, strict=True)}
+    return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
 
 
 def _top_units(

@@ -168,3 +168,14 @@ def test_a_mask_for_another_model_is_refused_with_the_first_difference():
     mask = WeightMask.by_name(net())
     with pytest.raises(MismatchError, match="1 here are not in it"):
         mask.check_fits({n: p.shape for n, p in [*net().named_parameters(), ("x", torch.ones(1))]})
+
+
+@given(seed=st.integers(0, 2**16), budget=st.integers(1, 60))
+def test_the_highest_scores_are_chosen_and_of_equal_ones_the_first(seed, budget):
+    scores = torch.randint(0, 5, (60,), generator=torch.Generator().manual_seed(seed)).float()
+    parts = {"a": scores[:42].reshape(6, 7), "b": scores[42:]}
+    expected = sorted(range(60), key=lambda place: (-scores[place].item(), place))[:budget]
+    mask = WeightMask.top_fraction(parts, budget / 60)
+    chosen = torch.cat([mask.tensors["a"].flatten(), mask.tensors["b"]]).nonzero()[:, 0].tolist()
+    positive = {place for place in expected if scores[place] > 0}
+    assert positive <= set(chosen) <= set(expected)
