@@ -305,11 +305,46 @@ def over_attributes(objective: Objective, combine: Literal["mean", "worst"] = "m
         values = [objective(scores, targets, groups[:, a]) for a in range(groups.shape[1])]
         if not values:
             raise GroupError("groups have no column: name at least one sensitive attribute")
-        stacked = torch.stack(values)
-        figures = _Figures(stacked, ~stacked.isnan())
-        return (_mean(figures) if combine == "mean" else _max(figures)).number()
+        return _combined(torch.stack(values), combine)
 
     return combined
+
+
+# The objectives that compare rates among samples of one label, and of which labels.
+WITHIN_LABEL: Mapping[Objective, tuple[int, ...]] = MappingProxyType(
+    {
+        equalized_odds_gap: (0, 1),
+        equal_opportunity_gap: (1,),
+        false_positive_rate_gap: (0,),
+        false_negative_rate_gap: (1,),
+    }
+)
+
+
+def gap_of_rates(
+    rates: Sequence[tuple[Tensor, Tensor]], labels: Sequence[int], combine: Literal["mean", "worst"] = "mean"
+) -> Tensor:
+    """An objective of `WITHIN_LABEL` over attributes, from rates that are known: nothing waits for a device.
+
+    Args:
+        rates: for each attribute the mean score ``(groups, 2, K)`` of every group x label cell, and which cells have
+            samples.
+        labels: those that are compared.
+
+    >>> rates = torch.tensor([[0.2, 0.9], [0.4, 0.5]])[:, :, None]
+    >>> gap_of_rates([(rates, rates > 0)], (0, 1))
+    tensor(0.3000)
+    """
+    values = []
+    for means, known in rates:
+        odds = [_between_pairs(_Figures(means[:, label], known[:, label])) for label in labels]
+        values.append(_over_columns(_mean(_stack(odds)), "mean").number())
+    return _combined(torch.stack(values), combine)
+
+
+def _combined(values: Tensor, combine: str) -> Tensor:
+    figures = _Figures(values, ~values.isnan())
+    return (_mean(figures) if combine == "mean" else _max(figures)).number()
 
 
 class _Figures(NamedTuple):
@@ -340,6 +375,12 @@ def _gap(values: Tensor, condition: Tensor, groups: Tensor, pairs: Pairs) -> _Fi
     if pairs == "overall":
         overall = _rates(values, condition, torch.where(groups < 0, -1, 0), 1).values
         return _Figures(_mean(_Figures((rates - overall).abs(), defined)).values, defined.sum(0) > 1)
+    return _between_pairs(_Figures(rates, defined))
+
+
+def _between_pairs(figures: _Figures) -> _Figures:
+    """Mean absolute difference of every two of ``(groups, K)``."""
+    rates, defined = figures
     first, second = torch.triu_indices(len(rates), len(rates), offset=1, device=rates.device)
     return _mean(_Figures((rates[first] - rates[second]).abs(), defined[first] & defined[second]))
 

@@ -13,7 +13,7 @@ from bmft.compute import Room, Share
 from bmft.data import GroupBatch, GroupedData, stratified_batches
 from bmft.training.loss import PooledLoss
 from bmft.training.masked_step import SelectedWeights
-from bmft.training.passes import in_pieces, take_gradient
+from bmft.training.passes import finite, in_pieces, take_gradient
 from bmft.training.settings import Step
 
 _FIRST_RATE, _FACTORS = 1e-3, 16
@@ -88,10 +88,11 @@ def _mean_loss_and_gradient(
     loss, gradient = 0.0, torch.zeros_like(chosen.vector)
     logits = pooled.logits.clone()
     for index, batch in batches:
-        pooled.logits.copy_(logits)
-        loss += take_gradient(model, chosen, pooled, batch.inputs, index, nullcontext, room, 0) / len(batches)
+        pooled.put_back(logits)
+        found = take_gradient(model, chosen, pooled, batch.inputs, index, nullcontext, room)
+        loss += finite(float(found), 0) / len(batches)
         gradient += _gradient(chosen) / len(batches)
-    pooled.logits.copy_(logits)
+    pooled.put_back(logits)
     return loss, gradient
 
 
@@ -99,11 +100,11 @@ def _mean_loss_and_gradient(
 def _mean_loss(model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]], room: Room) -> float:
     logits, total = pooled.logits.clone(), 0.0
     for index, batch in batches:
-        pooled.logits.copy_(logits)
+        pooled.put_back(logits)
         share, length = Share(len(index)), len(batch.targets)
         found = share.gather(room(partial(in_pieces, model, batch.inputs, length), length))
         total += pooled(found, index).item() / len(batches)
-    pooled.logits.copy_(logits)
+    pooled.put_back(logits)
     # An overflow is as bad a step as there is.
     return total if math.isfinite(total) else math.inf
 

@@ -17,7 +17,7 @@ from bmft.models import Tail, evaluating, reading_of, trainable
 from bmft.training.line_search import best_step
 from bmft.training.loss import Loss, PooledLoss
 from bmft.training.masked_step import SelectedWeights
-from bmft.training.passes import augmented, logits_of, take_gradient
+from bmft.training.passes import augmented, finite, logits_of, take_gradient
 from bmft.training.settings import Step
 from bmft.training.state import EpochKeeper, Noted, TrainingState
 
@@ -47,8 +47,9 @@ def tune(
     """Change `model`: minimise `loss` on `data`, moving only the weights of `mask`.
 
     1. The weights of the mask are gathered into one vector, which the optimizer owns.
-    2. Every batch is stratified by group and label. Its loss is checked to be finite before anything moves.
-    3. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
+    2. Every batch is stratified by group and label.
+    3. The losses of an epoch are checked to be finite at its end; else what moved in it is taken back.
+    4. After every epoch ``after_epoch(epoch, mean loss)`` is called; if it returns true, training stops.
 
     Given the `tail` of the model whose activations the data hold, only that runs. Where `room` is short of a batch, its
     gradient is put together from pieces, exactly: the gap stays that of all its samples. Given a `keeper`, every epoch
@@ -122,16 +123,19 @@ def _epoch(
     state.epoch += 1
     if step.strengths:
         state.pooled.bias_weight = step.strengths[state.epoch - 1]
-    device, generator, total = state.chosen.vector.device, state.generator, 0.0
+    state.pooled.refresh()
+    device, generator = state.chosen.vector.device, state.generator
+    total = torch.zeros((), device=device)
     batches = list(stratified_batches(data, step.batch_size, generator=generator, balance=step.balance))
     batches = batches[: math.ceil(len(batches) * step.share)]
     own = (index[Share(len(index)).rows] for index in batches)
     for index, batch in zip(batches, data.iterate(own), strict=True):
         inputs = augmented(batch.to(device).inputs, step.augment, Share(len(index)), generator)
         at = index.to(device)
-        total += take_gradient(runs, state.chosen, state.pooled, inputs, at, autocast, room, state.epoch)
+        total = total + take_gradient(runs, state.chosen, state.pooled, inputs, at, autocast, room)
         state.step(step.average, step.warmup)
-    return total / len(batches)
+    # A device is asked once an epoch: what a loss that was none has moved by then is taken back.
+    return finite(float(total) / len(batches), state.epoch)
 
 
 def _set_back(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from bmft import fairness
 from bmft.data import GroupedData
+from bmft.training.cells import CellMeans
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -69,17 +71,33 @@ class PooledLoss:
         self.loss, self.multi_label, self.bias_weight = loss, multi_label, loss.bias_weight
         self.start = (logits if start is None else start).detach().float().clone()
         self.images = len(data) // views
-        self.logits = logits[: self.images].detach().float()
+        self.logits = logits[: self.images].detach().float().clone()  # that of others stays
         self.groups = data.groups[: self.images].to(device)
         self.own = self.logits.shape[1] if own is None else own
         columns = fairness.probabilities(self.logits[:1, : self.own], multi_label=multi_label).shape[1]
         self.labels = data.targets[: self.images].to(device)
         self.targets = fairness.one_vs_rest(self.labels, columns)
+        self.all_known = bool((self.targets >= 0).all())
         self.sample_weights = _sample_weights(data, loss.balance)[: self.images].to(device)
         self.cells = _cells(data, "cell")[: self.images].to(device)
         self.cell_sizes = torch.bincount(self.cells).to(self.logits.dtype)
         # Of several attributes, a group is a combination of theirs; so are the samples that lack one.
         self.blocs = torch.unique(self.groups, dim=0, return_inverse=True)[1]
+        self.num_blocs = int(self.blocs.max()) + 1
+        named = loss.whole_set and isinstance(loss.objective, FunctionType)
+        compared = fairness.WITHIN_LABEL.get(loss.objective) if named else None
+        self.compared, self.means = compared or (), CellMeans(self.targets, self.groups) if compared else None
+        self.refresh()
+
+    def put_back(self, logits: Tensor) -> None:
+        """These are the latest logits of every sample."""
+        self.logits.copy_(logits)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the cells' means from all samples anew."""
+        if self.means is not None:
+            self.means.refresh(self._probabilities(self.logits))
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
         """The loss of the samples `index`, whose logits these are."""
@@ -92,34 +110,53 @@ class PooledLoss:
             total = total + self.bias_weight * self._bias(logits, index)
         if self.loss.order_weight:
             moved = own - self.start[seen, : self.own]
-            total = total + self.loss.order_weight * reordering(moved, self.blocs[index])
+            total = total + self.loss.order_weight * reordering(moved, self.blocs[index], self.num_blocs)
         if self.loss.others_weight and others.shape[1]:
             total = total + self.loss.others_weight * distance(others, self.start[seen, self.own :])
         return total
 
     def _task(self, logits: Tensor, index: Tensor) -> Tensor:
         weights = self.sample_weights[index]
-        losses = _cross_entropy(logits, self.labels[index], self.targets[index], self.multi_label)
+        losses = self._cross_entropy(logits, self.labels[index], self.targets[index].to(logits.dtype))
         return (weights * losses).mean()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        """``(n,)``: binary on one logit, softmax over classes, the mean over the known labels."""
+        if not self.multi_label and logits.shape[1] > 1:
+            return nn.functional.cross_entropy(logits, labels, reduction="none")
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
+        return losses.mean(1) if self.all_known else mean_of_known(losses, targets)
 
     def _bias(self, logits: Tensor, index: Tensor) -> Tensor:
         if not self.loss.whole_set:
             value = self._objective(logits[:, : self.own], self.targets[index], self.groups[index])
             # A batch without two groups to compare has no bias term.
             return torch.zeros_like(value) if value.isnan() else value
+        before = self.logits[index]
         self.logits[index] = logits.detach()
         # A sample stands for its cell's share of the set, whatever share of the batch the cell was given.
         cell = self.cells[index]
-        stands_for = self.cell_sizes[cell] / torch.bincount(cell, minlength=len(self.cell_sizes))[cell]
-        pooled = self.logits.index_add(0, index, stands_for[:, None] * (logits - logits.detach()))
-        return self._objective(pooled[:, : self.own], self.targets, self.groups)
+        stands_for = self.cell_sizes[cell] / (cell[:, None] == cell).sum(1)
+        moving = stands_for[:, None] * (logits - logits.detach())
+        if self.means is None:
+            pooled = self.logits.index_add(0, index, moving)
+            return self._objective(pooled[:, : self.own], self.targets, self.groups)
+        now = self._probabilities(self.logits[index] + moving)
+        # A sample that the batch holds twice has changed once.
+        times = (index[:, None] == index).sum(1)
+        self.means.change(index, (now.detach() - self._probabilities(before)) / times[:, None])
+        rates = self.means.rates(index, now - now.detach())
+        return fairness.gap_of_rates(rates, self.compared, self.loss.combine)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return fairness.probabilities(logits[:, : self.own], multi_label=self.multi_label)
 
     def _objective(self, logits: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
-        probabilities = fairness.probabilities(logits, multi_label=self.multi_label)
+        probabilities = self._probabilities(logits)
         return self.objective(probabilities, targets.to(probabilities.dtype), groups)
 
 
-def reordering(moved: Tensor, groups: Tensor) -> Tensor:
+def reordering(moved: Tensor, groups: Tensor, number: int | None = None) -> Tensor:
     r"""How much samples moved against each other inside their groups: 0 where each group moved as a whole.
 
     :math:`\frac{1}{nK} \sum_{ik} (\delta_{ik} - \bar\delta_{a(i)k})^2`, the change :math:`\delta` of each logit and its
@@ -128,13 +165,15 @@ def reordering(moved: Tensor, groups: Tensor) -> Tensor:
     Args:
         moved: ``(n, K)`` change of each logit.
         groups: ``(n,)`` numbers from 0.
+        number: of groups, where it is known.
 
     >>> moved = torch.tensor([[2.0], [2.0], [-1.0], [1.0]])
     >>> reordering(moved, torch.tensor([0, 0, 1, 1]))
     tensor(0.5000)
     """
-    size = torch.bincount(groups).clamp(min=1).to(moved.dtype)
-    means = moved.new_zeros(len(size), moved.shape[1]).index_add(0, groups, moved) / size[:, None]
+    number = int(groups.max()) + 1 if number is None else number
+    size = moved.new_zeros(number).index_add(0, groups, torch.ones_like(moved[:, 0])).clamp(min=1)
+    means = moved.new_zeros(number, moved.shape[1]).index_add(0, groups, moved) / size[:, None]
     return (moved - means[groups]).square().mean()
 
 
@@ -162,15 +201,6 @@ def distance(logits: Tensor, start: Tensor) -> Tensor:
     return torch.where(known, new - old, 0.0).mean()
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    """Per-sample cross-entropy ``(n,)``: binary on one logit, softmax over classes, the mean over the known labels."""
-    if multi_label or logits.shape[1] == 1:
-        targets = targets.to(logits.dtype)
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
-        return mean_of_known(losses, targets)
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
 def mean_of_known(losses: Tensor, targets: Tensor) -> Tensor:
     """The mean of each row ``(n,)`` of `losses` over the labels that are known, of which each row has one or more.
 
@@ -178,8 +208,6 @@ def mean_of_known(losses: Tensor, targets: Tensor) -> Tensor:
     tensor([1., 3.])
     """
     known = targets >= 0
-    if bool(known.all()):
-        return losses.mean(1)
     return torch.where(known, losses, 0).sum(1) / known.sum(1)
 
 

@@ -24,9 +24,8 @@ def take_gradient(
     index: Tensor,
     autocast: AutocastMaker,
     room: Room,
-    epoch: int,
-) -> float:
-    """Give the chosen weights the gradient of one batch's loss; returns the loss.
+) -> Tensor:
+    """Give the chosen weights the gradient of one batch's loss; returns the loss, which nothing waits for.
 
     The loss of all logits gives each logit's share of the gradient, which the passes of the pieces, and those of the
     other processes, carry on to the weights. `inputs` are this process's rows of the batch. What does not fit at once
@@ -35,7 +34,7 @@ def take_gradient(
     share = Share(len(index))
     length = share.rows.stop - share.rows.start
 
-    def work(size: int) -> float:
+    def work(size: int) -> Tensor:
         for parameter in chosen.parameters:
             parameter.grad = None
         pieces = _pieces(inputs, length, size)
@@ -44,13 +43,12 @@ def take_gradient(
             logits = [forward_with_others(model, piece) for piece in pieces]
         known = share.gather(torch.cat(logits)).requires_grad_()
         value = pooled(known, index)
-        found = finite(value, epoch)
         (wanted,) = torch.autograd.grad(value, known)
         for piece, first, part in zip(pieces, logits, torch.split(wanted[share.rows], size), strict=True):
             with autocast(), again_in_backward():
                 again = first if first.requires_grad else forward_with_others(model, piece)
             torch.autograd.backward(again, part)
-        return found
+        return value.detach()
 
     loss = room(work, length)
     chosen.collect_gradients()
@@ -71,18 +69,17 @@ def in_pieces(model: nn.Module, inputs: Any, length: int, size: int) -> Tensor:
     return torch.cat([forward_with_others(model, piece) for piece in _pieces(inputs, length, size)])
 
 
-def finite(loss: Tensor, epoch: int) -> float:
-    """The loss as a number.
+def finite(loss: float, epoch: int) -> float:
+    """The loss itself.
 
     Raises:
-        NonFiniteError: it is none.
+        NonFiniteError: it is no number.
     """
-    value = loss.item()
-    if not math.isfinite(value):
+    if not math.isfinite(loss):
         raise NonFiniteError(
-            f"the loss is {value} in epoch {epoch}: lower the learning rate, or check the inputs and weights for NaN"
+            f"the loss is {loss} in epoch {epoch}: lower the learning rate, or check the inputs and weights for NaN"
         )
-    return value
+    return loss
 
 
 def augmented(inputs: Any, augment: Sequence[str], share: Share, generator: torch.Generator) -> Any:

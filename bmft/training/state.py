@@ -66,7 +66,7 @@ class TrainingState:
         with torch.no_grad():
             self.chosen.vector.copy_(vector)
         self.average.copy_(average)
-        self.pooled.logits.copy_(logits)
+        self.pooled.put_back(logits)
         self.generator.set_state(generator)
         self.optimizer.load_state_dict(noted.optimizer)
         self.taken, self.epoch, self.rate = noted.taken, noted.epoch, rate
@@ -95,7 +95,7 @@ class TrainingState:
         with torch.no_grad():
             self.chosen.vector.copy_(tensors["vector"])
         self.average.copy_(tensors["average"])
-        self.pooled.logits.copy_(tensors["logits"])
+        self.pooled.put_back(tensors["logits"])
         self.generator.set_state(tensors["generator"])
         state = {k.split(" ", 1)[1]: t for k, t in tensors.items() if k.startswith("optimizer ")}
         # The optimizer knows what of it belongs on the device.

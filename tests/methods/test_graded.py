@@ -13,6 +13,7 @@ from bmft.inference import predict
 from bmft.methods import METHODS, debias, remeasured, settings_for
 from bmft.methods.losses import graded, step_of
 from bmft.methods.views import known_views
+from bmft.models import penultimate_features
 from bmft.training import Conditions
 from tests.training.test_resume import Killed, network, patients, same
 
@@ -159,3 +160,16 @@ def test_flips_that_were_found_are_among_what_was_assumed_also_of_other_rows():
     assert (said["option"], said["guess"]) == ("--views", False)
     again = remeasured(outcome, model, fit, "test", Conditions(device="cpu", intervals=False))
     assert again.report.after.assumed["views"] == outcome.report.after.assumed["views"]
+
+
+def test_step_2_trains_on_what_its_candidate_was_judged_on(monkeypatch):
+    computed = []
+
+    def spied(*args, **options):
+        computed.append(1)
+        return penultimate_features(*args, **options)
+
+    monkeypatch.setattr("bmft.methods.run.penultimate_features", spied)
+    outcome, _ = run()
+    assert [entry.step for entry in outcome.report.history[1:]] == [1, 1, 2]
+    assert len(computed) == 2 * 2, "of fit and of select, at the end of each strength, and no more"
