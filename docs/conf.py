@@ -27,7 +27,7 @@ html_extra_path = ["_build/extra"]
 # A name in single backticks links to where it is documented, and is code where it is not.
 default_role = "py:obj"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_typehints_format = "short"
+autodoc_typehints_format, autodoc_preserve_defaults = "short", True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 napoleon_use_rtype, napoleon_use_ivar = False, True
