@@ -42,6 +42,8 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    # What they show is what the code does now, not what it did when they were last changed.
+    "run_stale_examples": True,
     "capture_repr": ("_repr_html_", "__repr__"),
     "download_all_examples": False,
     "show_signature": False,

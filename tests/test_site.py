@@ -69,3 +69,11 @@ def test_nothing_on_a_page_is_fetched_from_elsewhere(site):
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), (
             sheet.name
         )
+
+
+def test_the_page_on_the_report_tells_of_the_report_that_it_shows(site):
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    headings = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", (site / "report" / "report.html").read_text(encoding="utf-8"))
+    told = re.findall(r"\*\*(.+?)\*\*", page)
+    assert len(told) > 6
+    assert [name for name in told if name not in headings] == []
