@@ -64,7 +64,8 @@ PAGES = {
 (HERE / "project").mkdir(exist_ok=True)
 for _name, _path in PAGES.items():
     _text = (ROOT / _path).read_text(encoding="utf-8").replace("](docs/", "](../")
-    (HERE / "project" / f"{_name}.md").write_text(_text.replace("](results/gate.md", "](gate.md"), encoding="utf-8")
+    # Where they lie in folders of their own they are side by side here.
+    (HERE / "project" / f"{_name}.md").write_text(re.sub(r"\]\((benchmarks|results)/", "](", _text), encoding="utf-8")
 (HERE / "_build" / "extra").mkdir(parents=True, exist_ok=True)
 
 
