@@ -33,6 +33,7 @@ from bmft.data import apart
 from bmft.errors import ConfigError, WorkerError
 from bmft.inference import predict
 from bmft.methods import METHODS
+from bmft.models import Activations
 from bmft.report import comparison_page, to_json, versions
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def compare(
     budget = budget or Budget()
     sets = {"fit": world.fit, "select": world.select} | ({} if world.test is None else {"test": world.test})
     sets = apart(sets, allow=allow_shared_rows)
-    world = replace(world, fit=sets["fit"], select=sets["select"], test=sets.get("test"))
+    # What trials share is kept as long as this comparison takes.
+    world = replace(world, fit=sets["fit"], select=sets["select"], test=sets.get("test"), activations=Activations())
     world = world.positive_last()
     trials = trials_of(methods, budget, config or {})
     refuse_swapped(predict(world.model, world.select, **world.measuring))

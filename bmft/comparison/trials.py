@@ -16,9 +16,9 @@ from bmft.auditing import GOALS, AuditReport, Predictions, audit_predictions, vi
 from bmft.comparison.references import REFERENCES, ReferenceInput, missing_references
 from bmft.data import GroupedData
 from bmft.errors import BmftError
-from bmft.inference import attribute_leakage, compared_leakage, predict
+from bmft.inference import Leakage, attribute_leakage, compared_leakage, predict
 from bmft.methods import METHODS, debias, facing, gap_measure, installed_methods, settings_for
-from bmft.models import positive_first, reading_of, state_hash, tensors_of
+from bmft.models import Activations, find_head, positive_first, reading_of, state_hash, tensors_of
 from bmft.training import Conditions
 
 SCHEMA = 1
@@ -76,7 +76,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class World:
-    """What all trials share: the model, the data, and the conditions."""
+    """What all trials share: the model, the data, and the conditions; and what one process has computed of them."""
 
     model: nn.Module
     fit: GroupedData
@@ -84,6 +84,7 @@ class World:
     test: GroupedData | None
     sites: Mapping[str, GroupedData] = field(default_factory=dict)
     conditions: Conditions = field(default_factory=lambda: Conditions(device="cpu"))
+    activations: Activations = field(default_factory=Activations, repr=False, compare=False)
 
     @property
     def measured(self) -> GroupedData:
@@ -137,8 +138,10 @@ def run_trial(world: World, trial: Trial) -> dict[str, Any]:
 
 
 def _method(world: World, trial: Trial) -> dict[str, Any]:
-    model = copy.deepcopy(world.model)
+    model, shared = copy.deepcopy(world.model), world.activations
     with counted_passes(model) as passes:
+        # What other trials have computed counts as if this one had: a method costs what it costs by itself.
+        shared.meter, spared = passes, shared.spared
         outcome = debias(
             model,
             world.fit,
@@ -147,15 +150,14 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
             method=trial.method,
             config=trial.config,
             conditions=world.conditions.but(seed=trial.seed, intervals=False),
+            activations=shared,
         )
-        used = passes()
+        used = passes() + shared.spared - spared
     report = outcome.report
     chosen = next(entry for entry in report.history if entry.chosen)
     before, after = _predictions(outcome.before), _predictions(outcome.after)
-    probes = (
-        attribute_leakage(each, world.measured, head=world.conditions.head, seed=0)
-        for each in (world.model, outcome.model)
-    )
+    probes = (_leakage(world, each) for each in (world.model, outcome.model))
+    measured = len(world.measured)
     return {
         "config": report.config,
         "accepted": outcome.accepted,
@@ -167,11 +169,21 @@ def _method(world: World, trial: Trial) -> dict[str, Any]:
         **compared(world, trial.method, trial.config, before, after),
         "moved": outcome.patch.moved / sum(p.numel() for p in model.parameters()),
         # Measuring before and after is no part of a method's cost.
-        "image_passes": max(0, used - len(world.select) - 2 * len(world.measured)),
+        "image_passes": max(0, used - len(world.select) - measured * (outcome.accepted + (world.test is not None))),
         "seconds": report.seconds["total"] - report.seconds["audit"],
         "leakage": compared_leakage(*probes),
         "evaluations": _sites(world, trial, outcome.model),
     }
+
+
+def _leakage(world: World, model: nn.Module) -> dict[str, Leakage]:
+    """What the features tell of the attributes: once for all models that differ in their heads alone."""
+    data, given = world.measured, world.conditions.head
+    head = find_head(model, data.take(slice(0, 2)).to(next(model.parameters()).device).inputs, name=given)
+    body = {name: tensor for name, tensor in tensors_of(model).items() if name not in head.parameters}
+    return world.activations.once(
+        ("leakage", state_hash(body)), data, lambda: attribute_leakage(model, data, head=given, seed=0)
+    )
 
 
 def _reference(world: World, name: str) -> dict[str, Any]:
@@ -240,12 +252,17 @@ def compared(
 
     Intervals are of the cluster bootstrap, both models resampled alike.
     """
-    gap = gap_measure(settings_for(method, config), world.conditions.threshold)
-    rows = [None, *_resamples(before, RESAMPLES)]
-    old, new = (
-        np.array([_figures(predictions, gap, world.conditions.threshold, index) for index in rows])
-        for predictions in (before, after)
-    )
+    settings, threshold = settings_for(method, config), world.conditions.threshold
+    gap = gap_measure(settings, threshold)
+
+    def resampled(predictions: Predictions) -> Any:
+        rows = [None, *_resamples(predictions, RESAMPLES)]
+        return np.array([_figures(predictions, gap, threshold, index) for index in rows])
+
+    # The original's predictions are one object for all trials of a process.
+    key = ("resampled", settings.objective, settings.combine, threshold)
+    old = world.activations.once(key, before, lambda: resampled(before))
+    new = old if after is before else resampled(after)
     return {"before": _summed(old), "after": _summed(new), "change": _summed(new - old)}
 
 
@@ -297,8 +314,9 @@ def _summed(values: Any) -> dict[str, Any]:
 def _sites(world: World, trial: Trial, model: nn.Module) -> dict[str, Any]:
     found = {}
     for name, data in world.sites.items():
-        both = (predict(each, data, **world.measuring) for each in (world.model, model))
-        found[name] = compared(world, trial.method, trial.config, *both) | {"n": len(data)}
+        before = world.activations.once("site", data, lambda data=data: predict(world.model, data, **world.measuring))  # type: ignore[misc]
+        after = predict(model, data, **world.measuring)
+        found[name] = compared(world, trial.method, trial.config, before, after) | {"n": len(data)}
     return found
 
 

@@ -266,6 +266,7 @@ class Activations:
     _parts: dict[int, tuple[GroupedData, GroupedData, Tensor]] = field(default_factory=dict)
     meter: Callable[[], int] = int
     spared: int = 0
+    _counted: int = 0
     _shared: dict[Hashable, tuple[object, Any, int]] = field(default_factory=dict)
     _kept: dict[tuple[Any, ...], tuple[GroupedData, GroupedData]] = field(default_factory=dict)
     _bytes: int = 0
@@ -329,10 +330,13 @@ class Activations:
         if full in self._shared and enough(value):
             self.spared += cost
             return value  # type: ignore[no-any-return]
-        before = self.meter()
+        before, inner = self.meter(), self._counted
         made = make()
+        # What was made on the way has its own place and cost.
+        cost = self.meter() - before - (self._counted - inner)
+        self._counted += cost
         # The owner is kept too, so that its id stays its own.
-        self._shared[full] = owner, made, self.meter() - before
+        self._shared[full] = owner, made, cost
         return made
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor | None, bool]:

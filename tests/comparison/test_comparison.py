@@ -2,6 +2,7 @@ import json
 import math
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from bmft.comparison.trials import Trial, counted_passes, known_methods, run_tri
 from bmft.data import from_arrays
 from bmft.errors import ConfigError, WorkerError
 from bmft.inference import audit, predict
+from bmft.models import Activations
 from bmft.report.comparison_page import comparison_html, comparison_markdown
 from bmft.training import Conditions, Limits
 
@@ -197,7 +199,8 @@ def test_passes_of_a_copy_are_counted():
 def test_image_passes_are_what_a_method_costs(comparison, world):
     passes = {row.method: row.image_passes for row in comparison.rows}
     # dfr reads the fit features once and looks at select once per strength.
-    assert passes["dfr"] == pytest.approx(len(world.fit) + 7 * len(world.select), abs=120)
+    # The rest are the few rows on which the answer is settled and looked into.
+    assert passes["dfr"] == pytest.approx(len(world.fit) + 7 * len(world.select), abs=150)
     assert passes["threshold"] < 3 * len(world.select)
 
 
@@ -208,6 +211,23 @@ def test_two_processes_give_what_one_gives(world):
     for a, b in zip(one.results, two.results, strict=True):
         for name in ("method", "select", "moved", "reason", "image_passes", "config"):
             assert a[name] == b[name]
+
+
+def test_trials_share_what_they_have_in_common_and_each_is_what_it_is_by_itself(world):
+    trials = [
+        Trial("bmft", 0, 0, QUICK.config("bmft", 0, {})),
+        Trial("swift", 0, 0, QUICK.config("swift", 0, {})),
+        Trial("bmft", 1, 1, QUICK.config("bmft", 1, {})),
+        Trial("head", 0, 0, QUICK.config("head", 0, {})),
+        Trial("threshold", 0, 0, QUICK.config("threshold", 0, {})),
+    ]
+    together = replace(world, activations=Activations())
+    shared = [run_trial(together, trial) for trial in trials]
+    assert together.activations.spared > 0
+    for trial, found in zip(trials, shared, strict=True):
+        alone = run_trial(replace(world, activations=Activations()), trial)
+        for name in alone.keys() - {"seconds", "wall_seconds"}:
+            assert found[name] == alone[name], (trial.method, name)
 
 
 def test_a_method_that_refuses_is_listed_with_its_reason(world):
