@@ -439,8 +439,7 @@ WORKER = """
     import warnings; warnings.simplefilter("ignore")
     import bmft
     from test_fairtune import FAST, LOOSE, centred, network, parts
-    from bmft.training import Conditions
-from tests.upright import upright
+    from tests.upright import upright
 
     fit, select, test = parts()
     slow = lambda now: time.sleep(0.05) if now.inner else None
