@@ -78,9 +78,9 @@ def untrained(images: int) -> tuple[nn.Module, GroupedData, GroupedData]:
 
 
 def whole(images: int, rounds: int) -> tuple[float, float, float]:
-    """Seconds of the default `debias` at all its epochs, of its passes alone, and the ratio."""
+    """Seconds of `debias` in preset path at all its epochs, of its passes alone, and the ratio."""
     model, fit, select = untrained(images)
-    config = {"epochs": EPOCHS, "patience": 0, "precision": "float32"}
+    config = {"preset": "path", "epochs": EPOCHS, "patience": 0, "precision": "float32"}
     return ratio(lambda: debias(model, fit, select, config=config, device="cpu"), bare(model, fit, select), rounds)
 
 
@@ -113,7 +113,7 @@ PARTS = {
 def parts(images: int, rounds: int, chosen: list[str]) -> list[list[str]]:
     """Median seconds without each of the parts, and of the ratios to a run with all of them just before."""
     model, fit, select = untrained(images)
-    common = {"epochs": EPOCHS, "patience": 0}
+    common = {"preset": "path", "epochs": EPOCHS, "patience": 0}
 
     def seconds(part: Part) -> float:
         torch.set_num_threads(part.threads)
@@ -131,7 +131,7 @@ def parts(images: int, rounds: int, chosen: list[str]) -> list[list[str]]:
 
 
 def bare(model: nn.Module, fit: GroupedData, select: GroupedData) -> Callable[[], None]:
-    """The passes of the default settings: three quarters of the blocks move, so what lies below runs once."""
+    """The passes of preset path: three quarters of the blocks move, so what lies below runs once."""
     network = copy.deepcopy(model).to(memory_format=torch.channels_last)
     below = nn.Sequential(*(getattr(network, n) for n in ("conv1", "bn1", "relu", "maxpool", "layer1")))
     above = nn.Sequential(

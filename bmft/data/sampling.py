@@ -8,8 +8,6 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from bmft.errors import ConfigError, GroupError
@@ -63,6 +61,10 @@ def together(clusters: Ints | None, looks: npt.NDArray[np.uint64] | None) -> Int
         return clusters
     if clusters is None:
         return values
+    # A quarter of a second that an audit does not need.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     ids = np.unique(clusters, return_inverse=True)[1]
     first = int(ids.max()) + 1
     size = first + int(values.max()) + 1
