@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         debias as debias,
     )
     from bmft.models import read_as as read_as
-    from bmft.report import write_report as write_report
+    from bmft.report import log_to as log_to, write_report as write_report
     from bmft.settings import Settings as Settings
     from bmft.tables import Attribute as Attribute
     from bmft.testing import assert_fair as assert_fair, check as check
@@ -62,7 +62,7 @@ _PLACES = {
     "masks": ("Importance", "WeightMask", "relative", "weight_importance", "weight_importances"),
     "methods": ("METHODS", "Outcome", "Progress", "cross_fit", "debias"),
     "models": ("read_as",),
-    "report": ("write_report",),
+    "report": ("log_to", "write_report"),
     "settings": ("Settings",),
     "tables": ("Attribute",),
     "testing": ("assert_fair", "check"),

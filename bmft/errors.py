@@ -51,3 +51,7 @@ class WorkerError(BmftError):
 
 class MissingExtraError(BmftError, ImportError):
     """An optional package is not installed: install the extra the message names."""
+
+
+class TrackerError(BmftError):
+    """A tracker cannot be reached, or refuses the run: mend its settings, or leave ``--log`` out."""

@@ -11,6 +11,7 @@ from ..distributed import part_company
 from ..options import Command, Common, argument, common_options, option
 from ..predictions import audits_of_tables, check_one_source, test_rows
 from ..tables import audit_table, warn_of
+from ..tracking import log_option, tell
 
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @option("--predictions", metavar="FILE", help="Scores to measure instead: y_true, y_score and the attributes.")
 @option("--json", "json_file", metavar="FILE", help="Write audit.json here; - is standard output.")
 @option("--report", metavar="DIR", help="Write report.html, report.json and report.md here.")
+@log_option
 @common_options(data_required=False)
 def audit(
     checkpoint: str | None, predictions: str | None, common: Common, json_file: str | None, report: str | None
@@ -47,6 +49,7 @@ def audit(
     click.echo(f"{what}{where} of {predictions or common.data}: n = {measured.n:,}", err=json_file == "-")
     click.echo(audit_table({"": measured}), err=json_file == "-")
     warn_of(measured)
+    tell(measured, config={"checkpoint": checkpoint, "data": predictions or common.data})
     if json_file:
         from bmft.report import to_json
 

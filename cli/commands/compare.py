@@ -14,6 +14,7 @@ from ..console import ProgressBar, settings, table
 from ..method import How, shared_options
 from ..options import Command, Common, Pair, argument, common_options, option
 from ..sites import Sites, sites_option
+from ..tracking import log_option, tell
 
 if TYPE_CHECKING:
     from bmft.comparison import Comparison, MethodRow
@@ -49,6 +50,7 @@ _FIGURES = {"gap": "gap", "roc_auc": "ROC AUC", "worst_group_roc_auc": "worst gr
     "run again.",
 )
 @sites_option
+@log_option
 @common_options()
 @shared_options
 def compare(
@@ -105,7 +107,15 @@ def compare(
         settings().say(f"{name}: {reason}")
     for sentence in comparison.verdict():
         click.echo(sentence)
-    click.echo(write_comparison(comparison, report))
+    page = write_comparison(comparison, report)
+    figures = {
+        f"{line.method}/{name}": figure["mean"]
+        for line in [comparison.untouched, *comparison.rows]
+        for name, figure in (line.figures if line else {}).items()
+    }
+    said = {"checkpoint": checkpoint, "data": common.data, **comparison.budget}
+    tell(None, config=said, figures=figures, files=sorted(Path(report).glob("compare.*")))
+    click.echo(page)
 
 
 def comparison_table(comparison: Comparison) -> str:

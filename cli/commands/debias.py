@@ -16,6 +16,7 @@ from ..method import How, method_options
 from ..options import Command, Common, argument, common_options, option
 from ..sites import Sites, sites_option, sites_table
 from ..tables import audit_table
+from ..tracking import log_option, tell, watching
 
 if TYPE_CHECKING:
     from bmft.data import GroupedData
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
 @option("--resume", is_flag=True, help="Go on where a run with the same options was killed, to the same bytes.")
 @option("--dry-run", is_flag=True, help="Show what would be tuned, layer by layer; change and write nothing.")
+@log_option
 @common_options()
 @method_options
 def debias(
@@ -81,10 +83,9 @@ def debias(
     part_company()
     click.echo(outcome_table(job, outcome))
     click.echo(outcome.reason)
-    written = [
-        *(write_outcome(job, outcome, target) if outcome.accepted else []),
-        *write_report_of(job, outcome, report, extra),
-    ]
+    files = write_outcome(job, outcome, target) if outcome.accepted else []
+    written = [*files, *write_report_of(job, outcome, report, extra)]
+    tell(outcome.report, config={"checkpoint": checkpoint, "data": common.data}, files=files)
     if journal and journal.exists():
         shutil.rmtree(journal)
     for path in written:
@@ -144,7 +145,7 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
             conditions=job.conditions(how.conditions),
             journal=journal,
             resume=resume,
-            progress=lambda now: bar(*now.place),
+            progress=watching(lambda now: bar(*now.place)),
         )
 
 

@@ -12,6 +12,7 @@ from bmft.settings import FACTS
 from ..console import REJECTED, ProgressBar, put, settings
 from ..method import How, method_options
 from ..options import Command, Common, argument, common_options, option
+from ..tracking import log_option, tell, watching
 from .debias import outcome_table, output_path, write_outcome, write_report_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ ALSO = ("fraction", "bias_weight", "epochs", "score")
 @option("--from", "start", metavar="CHECKPOINT", help="Start from these weights instead (as published).")
 @option("--out", metavar="FILE", help="Where to write the winner. [default: fair, with CHECKPOINT's suffix]")
 @option("--report", metavar="DIR", help="Write best.toml and what `bmft debias --report` writes. [default: none]")
+@log_option
 @common_options()
 @method_options
 def search(
@@ -96,7 +98,7 @@ def search(
             conditions=job.conditions(how.conditions),
             storage=place,
             name=study,
-            progress=lambda now: bar(*now.place),
+            progress=watching(lambda now: bar(*now.place)),
             **asked,
         )
     outcome = found.outcome
@@ -108,6 +110,7 @@ def search(
     put(found.to_toml(), best)
     for path in [*written, best, *write_report_of(job, outcome, report, {"search": found.summary})]:
         click.echo(path)
+    tell(outcome.report, config={"checkpoint": checkpoint, "data": common.data}, files=[*written, best])
     if not outcome.accepted:
         click.get_current_context().exit(REJECTED)
 
