@@ -81,7 +81,7 @@ def test_what_is_imported_is_required_or_an_extra():
     optional = [requirement for name in extras if name != "dev" for requirement in extras[name]]
     wanted = [*PROJECT["project"]["dependencies"], *optional]
     distributions = {re.split(r"[<>=\[]", requirement)[0] for requirement in wanted}
-    modules = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+    modules = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "mlflow": "mlflow-skinny"}
     foreign = (imported("bmft") | imported("cli")) - sys.stdlib_module_names - {"bmft"}
     assert {modules.get(name, name) for name in foreign} <= distributions
 

@@ -94,6 +94,7 @@ def for_deployment(folder):
 START = {
     "PyTorch and torchvision": (some_model, 3),
     "A network of your own": (lambda folder: {}, 3),
+    "A network of an image and a table": (lambda folder: {}, 3),
     "timm": (timm_model, 3),
     "Hugging Face transformers": (hugging_face, 3),
     "PEFT": (adapter, 3),
@@ -107,6 +108,9 @@ START = {
 }
 
 
+OTHERWISE = ("A network of an image and a table", "ONNX and TorchScript")
+
+
 def write_study(folder, channels):
     """Noise as images of two groups, each row a patient."""
     rng = np.random.default_rng(0)
@@ -116,6 +120,8 @@ def write_study(folder, channels):
         Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(folder / "img" / f"{row}.png")
     table = {"path": [f"img/{row}.png" for row in range(96)], "malignant": labels}
     table |= {"sex": np.array(["female", "male"])[groups], "patient_id": range(96)}
+    table |= {"age": rng.normal(62, 14, 96).round(), "smoker": np.where(rng.random(96) < 0.5, "yes", "no")}
+    table |= {"site": np.array(["head", "trunk", "limb"])[rng.integers(0, 3, 96)]}
     pd.DataFrame(table | {"split": np.repeat(["fit", "select", "test"], 32)}).to_csv(folder / "isic.csv", index=False)
 
 
@@ -152,7 +158,7 @@ def answers(path, options, images):
     return forward_logits(model, images)
 
 
-@pytest.mark.parametrize("name", [name for name in START if name != "ONNX and TorchScript"])
+@pytest.mark.parametrize("name", [name for name in START if name not in OTHERWISE])
 @pytest.mark.filterwarnings("ignore")  # what libraries warn of is theirs
 def test_a_recipe_gives_back_a_debiased_model_of_its_library(name, folder):
     make, channels = START[name]
@@ -166,6 +172,17 @@ def test_a_recipe_gives_back_a_debiased_model_of_its_library(name, folder):
         before, after = (answers(path, options, images) for path in (given, options[options.index("--out") + 1]))
     torch.testing.assert_close(theirs, after, atol=1e-5, rtol=1e-4)
     assert not torch.equal(before, after)
+
+
+def test_a_network_of_an_image_and_a_table_is_debiased_and_audited_with_what_is_recorded(folder, capsys):
+    name = "A network of an image and a table"
+    write_study(folder, 3)
+    torch.manual_seed(0)
+    names = {"torch": torch}
+    run(SECTIONS[name], names)
+    assert "from the checkpoint's record" in capsys.readouterr().err
+    before = torch.load("model.pt")["model"]
+    assert any(not torch.equal(value, before[key]) for key, value in names["model"].state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore")

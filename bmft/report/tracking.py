@@ -155,12 +155,12 @@ def log_to(where: str, *, name: str | None = None) -> Log:
 
 
 def _of_audit(report: AuditReport, start: str = "") -> Iterable[tuple[str, float]]:
-    """The figures of an audit by name, such as ``sex=female/roc_auc``, with the bounds of the gaps' intervals."""
+    """The figures of an audit by name, such as ``sex female/roc_auc``, with the bounds of the gaps' intervals."""
     found = plain(report)
     yield from ((f"{start}overall/{key}", value) for key, value in _numbers(found["overall"]))
     for attribute, groups in found["by_group"].items():
         for group, figures in groups.items():
-            yield from ((f"{start}{attribute}={group}/{key}", value) for key, value in _numbers(figures))
+            yield from ((f"{start}{attribute} {group}/{key}", value) for key, value in _numbers(figures))
     for attribute, gaps in found["gaps"].items():
         yield from ((f"{start}{attribute}/{key}", value) for key, value in _numbers(gaps))
         for key, bounds in ((found.get("intervals") or {}).get("gaps") or {}).get(attribute, {}).items():
