@@ -15,11 +15,11 @@ from torch import nn
 
 from bmft._common import Assumption, folded
 from bmft.auditing import pick_threshold
-from bmft.checkpoints import Checkpoint, assembled, class_names, output_names, read_checkpoint
+from bmft.checkpoints import Checkpoint, assembled, class_names, output_names, own_threshold, read_checkpoint
 from bmft.data import GroupedData, Preprocessing, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
-from bmft.models import find_head, listed_outputs, read_as, settle, unlike_training
+from bmft.models import find_head, listed_outputs, read_as, reading_of, settle, unlike_training
 from bmft.tables import ROLES, InputColumn, no_split, splits_by_role
 from bmft.training import Conditions
 
@@ -36,7 +36,9 @@ def open_network(
     checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry)
     import_from_here()
     model, assumed = assembled(checkpoint, arch=arch, num_classes=num_classes)
-    return replace(checkpoint, assumed=(*checkpoint.assumed, *assumed)), model
+    threshold, told = own_threshold(model, checkpoint)
+    read_as(model, threshold=threshold)
+    return replace(checkpoint, assumed=(*checkpoint.assumed, *assumed, *told)), model
 
 
 def load_model(common: Common, path: str) -> tuple[Checkpoint, nn.Module]:
@@ -125,10 +127,14 @@ class Job:
 
     @cached_property
     def threshold(self) -> float:
-        """What ``--threshold`` says, or what ``--threshold-from`` picks on the untouched model."""
+        """What ``--threshold`` says, or ``--threshold-from`` picks on the untouched model; else its own, or 0.5."""
         common = self.common
         if common.threshold_from is None:
-            return 0.5 if common.threshold is None else common.threshold
+            own, asked = reading_of(self.model).threshold, common.threshold
+            if asked is not None and own not in (None, asked):
+                differs = f"{self.checkpoint.path} decides at {own:.12g}, and differently at {asked:.12g}"
+                settings().say(f"warning: {differs}, which --threshold says")
+            return next((value for value in (asked, own) if value is not None), 0.5)
         if common.threshold is not None:
             raise ConfigError("--threshold and --threshold-from both say where to cut: give one of them")
         if self.splits:

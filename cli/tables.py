@@ -26,6 +26,17 @@ def audit_table(reports: Mapping[str, AuditReport]) -> str:
     return "\n".join(["\n\n".join(parts), *in_words(first.assumed)])
 
 
+def calibration_table(reports: Mapping[str, AuditReport]) -> str:
+    """Each group's calibration error in audits of the same rows, side by side."""
+    name, first = "expected_calibration_error", next(iter(reports.values()))
+    rows = [["calibration error", *reports]]
+    for attribute, groups in first.by_group.items():
+        for group in groups:
+            cells = [with_interval(*report.figure("by_group", attribute, group, name)) for report in reports.values()]
+            rows.append([f"{attribute} = {group}", *cells])
+    return table(rows)
+
+
 def warn_of(report: AuditReport, whose: str = "", *, swapped: bool = True) -> None:
     """Say what makes the figures mean little, and what helps."""
     from bmft.auditing import CONSTANT, SWAPPED, TURN

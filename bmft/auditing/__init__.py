@@ -6,7 +6,13 @@ from bmft.auditing.audit import (
     AuditReport as AuditReport,
     audit_predictions as audit_predictions,
 )
-from bmft.auditing.evidence import Claim as Claim, claim_of as claim_of, weigh as weigh
+from bmft.auditing.calibration import (
+    Rescaling as Rescaling,
+    fitted_rescaling as fitted_rescaling,
+    log_loss as log_loss,
+    rescaled_left_out as rescaled_left_out,
+)
+from bmft.auditing.evidence import POWER as POWER, Claim as Claim, claim_of as claim_of, weigh as weigh
 from bmft.auditing.goals import GOALS as GOALS, Epoch as Epoch, Goal as Goal
 from bmft.auditing.group_intervals import GroupStatistics as GroupStatistics, Sample as Sample, gather as gather
 from bmft.auditing.harm import (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         describe as describe,
         load_checkpoint as load_checkpoint,
     )
-    from bmft.checkpoints.patch import WeightPatch as WeightPatch
+    from bmft.checkpoints.patch import WeightPatch as WeightPatch, own_threshold as own_threshold
     from bmft.checkpoints.patch_file import patch_summary as patch_summary
 
 _PLACES = {
@@ -30,7 +30,7 @@ _PLACES = {
     "folders": ("check_place",),
     "inputs": ("plain_inputs", "read_inputs"),
     "loading": ("assembled", "build_from", "describe", "load_checkpoint"),
-    "patch": ("WeightPatch",),
+    "patch": ("WeightPatch", "own_threshold"),
     "patch_file": ("patch_summary",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}

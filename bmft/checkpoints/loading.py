@@ -16,6 +16,7 @@ from bmft._common import Assumption
 from bmft.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from bmft.checkpoints.classes import output_names
 from bmft.checkpoints.inputs import KEY, plain_inputs
+from bmft.checkpoints.patch import own_threshold
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from bmft.models import (
     Fit,
@@ -27,8 +28,10 @@ from bmft.models import (
     components,
     find_head,
     fitted,
+    mark,
     purpose_of,
     read_as,
+    reading_of,
     readings,
     recognised,
     shapes_of,
@@ -77,9 +80,13 @@ def load_checkpoint(
         model = build_from(checkpoint, arch=arch, num_classes=num_classes)
     else:
         model = _load(into, checkpoint, type(into).__name__)
-    if output is None and output_is is None:
-        return model
-    return read_as(model, output=output, output_is=output_is, names=output_names(checkpoint))
+    if output is not None or output_is is not None:
+        read_as(model, output=output, output_is=output_is, names=output_names(checkpoint))
+    threshold, told = own_threshold(model, checkpoint)
+    if told:
+        reading = reading_of(model)
+        mark(model, replace(reading, threshold=threshold, assumed=(*reading.assumed, *told)))
+    return model
 
 
 def build_from(checkpoint: Checkpoint, *, arch: str | None = None, num_classes: int | None = None) -> nn.Module:

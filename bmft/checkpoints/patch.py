@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from bmft._common import MOST, html_table, in_order, put, short
-from bmft.checkpoints.patch_file import FORMAT, Contents, read_contents, summarise
+from bmft._common import MOST, Assumption, html_table, in_order, put, short
+from bmft.checkpoints.checkpoint import Checkpoint
+from bmft.checkpoints.patch_file import FORMAT, Contents, read_contents, recorded_threshold, summarise
 from bmft.errors import MismatchError, NonFiniteError
 from bmft.models import differing, state_hash
 
@@ -178,6 +179,22 @@ class WeightPatch:
         contents = read_contents(path, metadata, tensors)
         changes = {name: _change(tensors, name, total) for name, total in contents.totals.items()}
         return cls(changes, contents.before_hash, contents.after_hash, contents.recipe)
+
+
+def own_threshold(model: nn.Module, checkpoint: Checkpoint) -> tuple[float | None, tuple[Assumption, ...]]:
+    """Where the model of a checkpoint decides, if the patch beside it says so; and what is to be told of that.
+
+    Raises:
+        MismatchError: that patch is damaged.
+    """
+    path = checkpoint.path.with_name(f"{checkpoint.path.stem}.patch.safetensors")
+    found = recorded_threshold(path) if path.is_file() else None
+    if found is None:
+        return None, ()
+    cut, where = f"{found[0]:.12g}", f"{path.name} beside the checkpoint"
+    if found[1] == state_hash(checkpoint.under(model.state_dict()).state):
+        return found[0], (Assumption("threshold", f"{cut}, where the calibrated model decides", where, "--threshold"),)
+    return None, (Assumption("threshold", "0.5", f"{where} says {cut}, of other weights", "--threshold", guess=True),)
 
 
 def _change(tensors: Mapping[str, Tensor], name: str, total: int) -> Change:

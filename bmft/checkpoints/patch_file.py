@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from bmft._common import read_safetensors, short, shown
 from bmft.errors import MismatchError
@@ -37,6 +37,24 @@ def patch_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     contents = read_contents(path, metadata, tensors)
     values = {name: (tensors[f"{name}:before"], tensors[f"{name}:after"]) for name in contents.totals}
     return summarise(contents, values)
+
+
+def recorded_threshold(path: str | os.PathLike[str]) -> tuple[float, str] | None:
+    """Where the model that a patch makes decides, and the hash of its weights; None where the patch does not say.
+
+    Raises:
+        MismatchError: the file is damaged, is no patch, or has a newer format number.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MismatchError(f"{path} cannot be read as a patch: {short(error)}") from error
+    contents = read_contents(path, {**metadata, "totals": "{}"}, {})
+    found = contents.recipe.get("threshold")
+    if found is not None and not (isinstance(found, float) and 0 < found < 1):
+        raise MismatchError(f"{path} is a damaged patch: its threshold is {shown(found)}")
+    return None if found is None else (found, contents.after_hash)
 
 
 def read_contents(path: str | os.PathLike[str], metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> Contents:

@@ -70,18 +70,25 @@ class Explanation:
 
 
 def changed_cases(
-    before: Predictions, after: Predictions, *, threshold: float = 0.5, per_group: int = 2
+    before: Predictions,
+    after: Predictions,
+    *,
+    threshold: float = 0.5,
+    after_at: float | None = None,
+    per_group: int = 2,
 ) -> list[ChangedCase]:
     """Per attribute and group, the samples whose decision changed and whose score moved most.
 
-    Both must be of the same rows. A group without a changed decision has no case.
+    Both must be of the same rows; the second is cut at `after_at`, by default where the first is. A group without a
+    changed decision has no case.
 
     Raises:
         DataError: the two are of different rows or columns.
     """
     if before.scores.shape != after.scores.shape or not np.array_equal(before.rows, after.rows):
         raise DataError("before and after are predictions of different rows: predict the same data with both models.")
-    changed = before.decisions(threshold) != after.decisions(threshold)  # (n, K)
+    other = threshold if after_at is None else after_at
+    changed = before.decisions(threshold) != after.decisions(other)  # (n, K)
     moved = np.where(changed, np.abs(after.scores - before.scores), 0)
     found = []
     for place, attribute in enumerate(before.attributes):

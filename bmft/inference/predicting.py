@@ -132,7 +132,7 @@ def audit(
     model_or_predictions: nn.Module | Predictions,
     data: Any = None,
     *,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     level: float = 0.95,
     intervals: bool = True,
     resamples: int = 2000,
@@ -144,7 +144,9 @@ def audit(
     Args:
         model_or_predictions: a model that gives logits, or the `Predictions` of any model.
         data: for a model: `GroupedData`, or what yields ``(inputs, targets, groups)`` batches.
-        threshold, level, intervals, resamples, seed: see `bmft.auditing.audit_predictions`.
+        threshold: from which probability a case counts as positive; by default the model's own (`bmft.read_as`, or the
+            patch beside a calibrated checkpoint), else 0.5.
+        level, intervals, resamples, seed: see `bmft.auditing.audit_predictions`.
         **options: for `predict`: `batch_size`, `device`, `batch_fn`, `multi_label`.
 
     Raises:
@@ -165,6 +167,8 @@ def audit(
         raise ConfigError("a model was given without data to audit it on")
     else:
         predictions = predict(model_or_predictions, data, **options)
+        threshold = reading_of(model_or_predictions).threshold if threshold is None else threshold
+    threshold = 0.5 if threshold is None else threshold
     return audit_predictions(
         predictions, threshold=threshold, level=level, intervals=intervals, resamples=resamples, seed=seed
     )

@@ -1,5 +1,6 @@
 """The named methods, and the one call that runs them without doing harm."""
 
+from bmft.methods.calibrating import Calibration as Calibration
 from bmft.methods.course import Progress as Progress
 from bmft.methods.cross_fitting import cross_fit as cross_fit, crossable as crossable
 from bmft.methods.debias import Outcome as Outcome, debias as debias, remeasured as remeasured

@@ -35,6 +35,7 @@ from bmft.data import GroupedData, apart, as_grouped, skipped_images
 from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.masks import WeightMask
+from bmft.methods.calibrating import Calibration, check_calibrates, fold_in
 from bmft.methods.course import Course, Progress
 from bmft.methods.located import by_block
 from bmft.methods.losses import gap_measure
@@ -47,6 +48,7 @@ from bmft.models import (
     copied,
     find_head,
     in_own_precision,
+    mark,
     reading_of,
     settle,
     state_hash,
@@ -131,6 +133,7 @@ def debias(
     batch_fn: Callable[[Any], tuple[Any, torch.Tensor, torch.Tensor]] | None = None,
     allow_shared_rows: bool = False,
     activations: Activations | None = None,
+    calibrate: bool = False,
     journal: str | Path | None = None,
     resume: bool = False,
     progress: bool | Callable[[Progress], None] = False,
@@ -151,6 +154,8 @@ def debias(
         conditions: see `bmft.Conditions`; any of them can be given by its own name, too: ``seed=1``.
         allow_shared_rows: take sets that share pictures or patients, which is an error otherwise; the report says so.
         activations: kept from other runs of the same weights and sets, see `bmft.models.Activations`.
+        calibrate: fold a temperature and a shift into the head of a result that is accepted, so that probabilities mean
+            what they say; it decides the same at another threshold, which ``outcome.after.threshold`` is.
         journal: a folder, made when it is needed, in which the run keeps how far it got. It is yours to remove.
         resume: go on with what the journal holds, to the same bytes; it must be of the same run.
         progress: shows a bar (tqdm's), or is a function that is called after every epoch.
@@ -174,13 +179,19 @@ def debias(
     ('select', True)
     """
     start = time.perf_counter()
-    settings, conditions = settings_for(method, config), (conditions or Conditions()).but(**but)
+    settings = settings_for(method, config)
+    if conditions is None and (cut := reading_of(model).threshold) is not None:
+        but = {"threshold": cut, **but}  # a model that was calibrated is cut there unless somebody says otherwise
+    conditions = (conditions or Conditions()).but(**but)
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
     data = {name: as_rows(value, batch_fn, sensitive) for name, value in sets.items()}
     data = apart(data, allow=allow_shared_rows)
     look = watched(progress, lambda now: now.place)
     run = prepared(model, data, settings, conditions, look, activations)
+    if calibrate:
+        check_calibrates(run)
     described, columns = described_run(run), data["fit"].columns
+    described |= {"calibrate": True} if calibrate else {}
     hashes = {name: part.content_hash for name, part in data.items()}
     if journal is not None:
         decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
@@ -194,11 +205,17 @@ def debias(
     mask = METHODS[method].run(run)
     accepted, result = _result(model, run)
     where: Literal["test", "select"] = "test" if "test" in data else "select"
+    calibrated = fold_in(run, result, data.get("test")) if calibrate and accepted else None
+    if calibrated is not None:
+        mask = mask | run.head_mask()
     with run.course.timed("audit"):
         measured = data[where].on(run.device, room_for_pixels(run.device)) if where == "test" else run.select
         told = as_json(told_views(settings.views, run.settings.views))
         before = audited(untouched if where == "select" else run.first_look(model, measured), conditions, told)
-        after = audited(run.predict(result, measured), conditions, told) if accepted else before
+        own = conditions if calibrated is None else calibrated.conditions(conditions)
+        after = audited(run.predict(result, measured), own, told) if accepted else before
+        if calibrated is not None and where == "select":
+            after = calibrated.left_out(after)
         others = others_of(run, model, result)
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)
@@ -212,6 +229,7 @@ def debias(
     }
     recipe |= {} if claim is None else {"evidence": claim.word}
     recipe |= {"inputs": plain_inputs(columns)} if columns else {}
+    recipe |= _cut_at(result, after.threshold, None if calibrated is None else calibrated.calibration)
     patch = WeightPatch.between(tensors_of(model), tensors_of(result), recipe)
     return Outcome(
         result,
@@ -232,7 +250,8 @@ def debias(
             hashes=hashes,
             skipped=skipped_images(*data.values()),
             other_outputs=others,
-            claim=None if claim is None else claim.to_dict() | {"rows": run.selection.rows_that_settle()},
+            claim=_claimed(run, calibrated is not None),
+            calibration=None if calibrated is None else calibrated.calibration.to_dict(),
         ),
     )
 
@@ -243,6 +262,26 @@ def described_run(run: Run) -> dict[str, Any]:
     found = run.settings.to_dict() | run.conditions.to_dict()
     found |= {"head": run.head.name, "sensitive": [a.name for a in run.fit.attributes]}
     return found | reading_of(run.model).described() | ({"inputs": list(map(str, columns))} if columns else {})
+
+
+def _claimed(run: Run, calibrated: bool) -> dict[str, Any] | None:
+    """The claim as plain values, without the figure that a calibration changed afterwards."""
+    if run.selection.claim is None:
+        return None
+    found = run.selection.claim.to_dict() | {"rows": run.selection.rows_that_settle()}
+    kept = [one for one in found["figures"] if not (calibrated and "calibration" in one["figure"])]
+    return found | {"figures": kept}
+
+
+def _cut_at(result: nn.Module, threshold: float, calibration: Calibration | None) -> dict[str, Any]:
+    """Change `result`: note where it decides, unless that is as ever; and what its patch says of that."""
+    own = reading_of(result)
+    if own.threshold is None and (calibration is None or calibration.threshold is None):
+        cut: dict[str, Any] = {}
+    else:
+        mark(result, replace(own, threshold=threshold))
+        cut = {"threshold": threshold}
+    return cut if calibration is None else cut | {"calibration": calibration.brief}
 
 
 def hold_others(run: Run) -> None:
@@ -340,8 +379,10 @@ def remeasured(
     where, start, report = str(choose_device(conditions.device)), time.perf_counter(), outcome.report
     many = conditions.multi_label or data.task == "multilabel"
     told = {subject: said for subject, said in report.before.assumed.items() if subject == "views"}
+    own = conditions if report.calibration is None else conditions.but(threshold=report.after.threshold)
     before, after = (
-        audited(predict(m, data, multi_label=many, device=where), conditions, told) for m in (model, outcome.model)
+        audited(predict(each, data, multi_label=many, device=where), under, told)
+        for each, under in ((model, conditions), (outcome.model, own))
     )
     spent = time.perf_counter() - start
     others = dict(report.other_outputs)

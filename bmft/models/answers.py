@@ -35,6 +35,7 @@ class Reading:
         before: path of a last activation that is stepped over: its input is the logits.
         multi_label: every output is a label of its own.
         one_vs_rest: the outputs are classes of one softmax, so that `output` is one of them against all others.
+        threshold: the probability from which the model decides for the positive class, where something says so.
         settled: the model was run on rows and answers as is written here.
         assumed: what of it was inferred.
     """
@@ -48,6 +49,7 @@ class Reading:
     before: str | None = None
     multi_label: bool = False
     one_vs_rest: bool = False
+    threshold: float | None = None
     settled: bool = False
     assumed: tuple[Assumption, ...] = ()
 
@@ -58,6 +60,8 @@ class Reading:
             raise ConfigError(f"output_is is {self.output_is!r}: expected 'label' or 'class'")
         if self.output_is is not None and self.output is None:
             raise ConfigError("--output-is says how one output of many is read: name it (--output)")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold is {self.threshold}: expected a number between 0 and 1")
 
     def called(self, place: int) -> str:
         """An output in words: by its name where it has one."""
@@ -84,6 +88,7 @@ def read_as(
     output: int | str | None = None,
     output_is: Kind | None = None,
     names: Sequence[str] | OutputNames | None = None,
+    threshold: float | None = None,
 ) -> nn.Module:
     """Change `model`: note how its answer is read by all of bmft; gives the same model back.
 
@@ -97,6 +102,7 @@ def read_as(
         output_is: ``"label"`` for a yes or no of its own (a sigmoid), ``"class"`` for one class of a softmax, then read
             against all others. By default what the names or the model's last step say, else a label, and a class of
             two.
+        threshold: the probability from which it decides for the positive class; by default what was noted, else 0.5.
         names: of the outputs, in their order; by default what the model says (``pathologies``, ``config.id2label``).
 
     Raises:
@@ -113,7 +119,9 @@ def read_as(
     place = None if output is None else output_place(output, names)
     by_name = isinstance(output, str) and folded(output) in map(folded, names.names)
     one_vs_rest = place is not None and output_is == "class"
-    mark(model, Reading(answer, answer_is, place, output_is, names, by_name, one_vs_rest=one_vs_rest))
+    threshold = reading_of(model).threshold if threshold is None else threshold
+    more: dict[str, Any] = {"one_vs_rest": one_vs_rest, "threshold": threshold}
+    mark(model, Reading(answer, answer_is, place, output_is, names, by_name, **more))
     return model
 
 

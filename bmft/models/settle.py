@@ -69,7 +69,7 @@ def settle(
     if reading.output is not None:
         _check_one_label(data, several)
     sizes = sizes_for(data, several) if reading.output is None else None
-    assumed: list[Assumption] = []
+    assumed = [*reading.assumed]
     with _leaving_no_trace(model), taking(model, inputs), _last_steps(model) as steps:
         answer = called(model, _copy(inputs))
     if reading.answer is None and not isinstance(answer, Tensor):

@@ -14,14 +14,18 @@ Floats = NDArray[np.float64]
 RATES = ("true_positive_rate", "false_positive_rate", "selection_rate")
 
 
-def paired_changes(before: Predictions, after: Predictions, threshold: float, level: float = 0.95) -> Changes:
+def paired_changes(
+    before: Predictions, after: Predictions, threshold: float, level: float = 0.95, *, after_at: float | None = None
+) -> Changes:
     """After minus before of the main measures: (attribute, group, measure) -> estimate; "", "" is everyone.
 
     Rates of one column by Tango's score interval, areas under the curve by paired DeLong. With clusters, and
     where several classes or labels are averaged, from each row's influence on the figure, summed within
-    clusters (Obuchowski 1997 for the area). NaN for a group without the figure.
+    clusters (Obuchowski 1997 for the area). NaN for a group without the figure. The second model is cut at
+    `after_at`, by default where the first is.
     """
-    decisions = before.decisions(threshold) == 1, after.decisions(threshold) == 1
+    other = threshold if after_at is None else after_at
+    decisions = before.decisions(threshold) == 1, after.decisions(other) == 1
     found: Changes = {}
     for attribute, group, members in _cells(before):
         for key in (*RATES, "roc_auc"):

@@ -41,6 +41,15 @@ def why_worse(config: Mapping[str, Any]) -> str:
     )
 
 
+def calibration_rows(before: Json) -> list[tuple[str, tuple[str, ...]]]:
+    """What a short table calls each group's calibration error, and where an audit has it."""
+    return [
+        (f"Calibration error, {attribute} = {group}", ("by_group", attribute, group, "expected_calibration_error"))
+        for attribute, groups in before["by_group"].items()
+        for group in groups
+    ]
+
+
 def corrected_gap_sentence(figure: Json) -> str:
     """How far a gap moved, corrected for the choice."""
     word = "fell" if figure["after"] < figure["before"] else "rose"
@@ -51,8 +60,8 @@ def corrected_gap_sentence(figure: Json) -> str:
     )
 
 
-def corrected_section(figures: Sequence[Json]) -> Section:
-    """The outcome in one small table whose figures are corrected for the choice."""
+def corrected_section(figures: Sequence[Json], calibration: Sequence[tuple[Cell, ...]]) -> Section:
+    """The outcome in one small table whose figures are corrected for the choice, and the rows of `calibration`."""
     rows: list[tuple[Cell, ...]] = []
     for one in figures:
         change = Number(number(one["after"] - one["before"], signed=True), span((one["low"], one["high"]), signed=True))
@@ -60,13 +69,14 @@ def corrected_section(figures: Sequence[Json]) -> Section:
         rows.append((f"{name}, {one['attribute']}", number(one["before"]), number(one["after"]), change))
     caption = (
         "Corrected for the choice: how much better a choice looks on the rows that made it was found by choosing again "
-        "in resamples of the patients, and is taken off. Small print: 90 % interval of the change, the choice included."
+        "in resamples of the patients, and is taken off; groups' calibration errors are as measured. Small print: 90 % "
+        "interval of the change, the choice included."
     )
     return Section(
         "decision",
         "In short",
         (
-            Table(caption, ("Measure", "Before", "After", "Change"), tuple(rows)),
+            Table(caption, ("Measure", "Before", "After", "Change"), (*rows, *calibration)),
             Paragraph("The pages that follow are of the same rows group by group, and not corrected: no results."),
         ),
     )

@@ -32,6 +32,10 @@ def front_matter(audit: Json, *, name: str, data: str, split: str, debiased: Deb
         card["bmft-figures"] = f"measured on {debiased.kind_in_words}"
         card |= {} if debiased.claim is None else {"bmft-evidence": debiased.claim["word"]}
         card |= {"bmft-folds": debiased.config["folds"]} if "folds" in debiased.config else {}
+        if debiased.calibration is not None:
+            card["bmft-calibration"] = {name: debiased.calibration[name] for name in ("temperature", "shift")}
+    if audit["threshold"] != 0.5 and audit["task"] != "multiclass":
+        card["bmft-threshold"] = audit["threshold"]
     return "\n".join(["---", *_yaml(card), "---", "", ""])
 
 

@@ -80,7 +80,9 @@ def _debias_page(report: DebiasReport, date: str) -> Page:
     status, words = _status(report)
     corrected = plain(report.corrected)
     found = [
-        corrected_section(corrected) if corrected else sections.decision_section(sides, why_worse(report.config)),
+        corrected_section(corrected, sections.calibration_cells(sides))
+        if corrected
+        else sections.decision_section(sides, why_worse(report.config)),
         sections.groups_section(sides),
         sections.curves_section(sides),
         extras.epochs_section(plain(report.history)),
@@ -127,7 +129,8 @@ def _sides(report: DebiasReport) -> Sides:
     old, new = report.before.predictions, report.after.predictions
     changes: Changes = {}
     if old is not None and new is not None:
-        changes = paired_changes(old, new, report.before.threshold, report.before.level)
+        at, own = report.before.threshold, report.after.threshold
+        changes = paired_changes(old, new, at, report.before.level, after_at=own)
     names = ("Before", "After") if report.accepted else ("Original", "Refused")
     return Sides(before, after, names, (old, new), changes)
 
@@ -145,6 +148,7 @@ def _lead(report: DebiasReport, sides: Sides) -> tuple[str, ...]:
         *in_words(sides.before["assumed"]),
         *others_sentence(report),
         *([evidence] if evidence else []),
+        *report.calibrated_in_words,
         f"Measured on {report.kind_in_words} ({_where(report)}, {count(report.before.n)} cases).",
     )
 
@@ -163,6 +167,8 @@ def others_sentence(report: DebiasReport) -> list[str]:
 def _facts(report: DebiasReport) -> dict[str, Mapping[str, Any]]:
     run = {"method": report.method, "threshold": report.before.threshold, "measured on": report.evaluated_on}
     run |= {"folds": report.config["folds"]} if "folds" in report.config else {}
+    if report.after.threshold != report.before.threshold:
+        run["threshold of the new model"] = report.after.threshold
     return {
         "Run": run,
         "Settings": plain(report.config),

@@ -9,6 +9,7 @@ import numpy as np
 from bmft.auditing import HEADLINE, Predictions, charts
 from bmft.report import figures
 from bmft.report.changes import Changes
+from bmft.report.claim import calibration_rows
 from bmft.report.curves import MOST_COLUMNS, bins_table, calibration_card, roc_card
 from bmft.report.page import Block, Card, Cards, Cell, Folded, Heading, Number, Paragraph, Section, Table
 from bmft.report.svg import Caption
@@ -93,9 +94,7 @@ def decision_section(sides: Sides, why_worse: str = "") -> Section:
         if "worst_class" in gaps:
             worst = sides.cells(("gaps", attribute, "worst_class", HEADLINE))
             rows.append((f"Gap between groups of {attribute}, worst class", *worst))
-        for group in before["by_group"][attribute]:
-            error = sides.cells(("by_group", attribute, group, "expected_calibration_error"))
-            rows.append((f"Calibration error, {attribute} = {group}", *error))
+    rows += calibration_cells(sides)
     caption = (
         "The gap is the equalized odds difference: the larger of the differences in true and in false "
         f"positive rate between two groups; 0 is none. Small print: {percent(before['level'])} interval."
@@ -106,6 +105,11 @@ def decision_section(sides: Sides, why_worse: str = "") -> Section:
     if changes:
         blocks += (Heading("Who got better, who got worse"), *_who_moved(sides, why_worse))
     return Section("decision", "In short", blocks)
+
+
+def calibration_cells(sides: Sides) -> list[tuple[Cell, ...]]:
+    """Each group's calibration error as rows of a short table."""
+    return [(name, *sides.cells(path)) for name, path in calibration_rows(sides.before)]
 
 
 def _who_moved(sides: Sides, why_worse: str) -> Iterator[Block]:

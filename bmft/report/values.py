@@ -61,6 +61,7 @@ class DebiasReport:
             see `bmft.auditing.Drift`.
         claim: what may be claimed of the reduction on the rows that chose, as `bmft.auditing.Claim` has it, and under
             ``rows`` how many of each group would show it; None where the choice was among too many to say.
+        calibration: what ``calibrate`` folded into the head, as `bmft.methods.Calibration` has it; None where nothing.
         extra: optional pages, each as plain values:
 
             - ``pixels``: a list of `bmft.inference.Explanation`
@@ -87,6 +88,7 @@ class DebiasReport:
     skipped: int = 0
     other_outputs: Mapping[str, Mapping[str, Drift]] = field(default_factory=dict)
     claim: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -111,6 +113,28 @@ class DebiasReport:
     def kind_in_words(self) -> str:
         """The rows that the results were measured on, such as "rows that neither trained nor chose"."""
         return _KINDS[self.kind]
+
+    @property
+    def calibrated_in_words(self) -> list[str]:
+        """What was folded into the head, and where the new model has to be cut; empty where nothing was."""
+        found = self.calibration
+        if found is None:
+            return []
+        losses = " -> ".join(f"{found['log_loss'][side]:.3f}" for side in SIDES)
+        moved = f" and moved by {found['shift']:+.3f}" if found["shift"] else ""
+        said = [
+            f"Calibrated: logits are divided by {found['temperature']:.3f}{moved}, fitted to {found['rows']:,} rows "
+            f"(log loss of rows left out {losses})."
+        ]
+        if found["threshold"] is None:
+            return [*said, "The largest probability decides, as before."]
+        cut, old = (f"{found[name]:.12g}" for name in ("threshold", "threshold_before"))
+        said.append(
+            f"THRESHOLD {cut}: that probability of {found['positive']} decides as {old} did. Cut there wherever the "
+            f"new model runs; bmft does where its patch lies beside it, else say --threshold {cut}."
+        )
+        lost = found["reordered"]
+        return [*said, *([f"By rounding, {lost} neighbours in the ranking tie or change places."] if lost else [])]
 
     @property
     def corrected(self) -> Sequence[Mapping[str, Any]]:

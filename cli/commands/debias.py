@@ -15,7 +15,7 @@ from ..distributed import part_company, several
 from ..method import How, method_options
 from ..options import Command, Common, argument, common_options, option
 from ..sites import Sites, sites_option, sites_table
-from ..tables import audit_table
+from ..tables import audit_table, calibration_table
 from ..tracking import log_option, tell, watching
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 @option("--report", metavar="DIR", help="Write report.html, report.json, report.md and mask.safetensors here.")
 @sites_option
 @option("--leakage", is_flag=True, help="Measure how well the attribute can be read from the features, too.")
+@option(
+    "--calibrate",
+    is_flag=True,
+    help="Make the result's probabilities mean what they say, by its head; it decides the same at another threshold.",
+)
 @option("--resume", is_flag=True, help="Go on where a run with the same options was killed, to the same bytes.")
 @option("--dry-run", is_flag=True, help="Show what would be tuned, layer by layer; change and write nothing.")
 @log_option
@@ -49,6 +54,7 @@ def debias(
     report: str | None,
     sites: Sites,
     leakage: bool,
+    calibrate: bool,
     resume: bool,
     dry_run: bool,
 ) -> None:
@@ -76,7 +82,7 @@ def debias(
         return
     elsewhere = {name: job.site(path) for name, path in sites}
     journal = _journal(target, resume)
-    outcome = run_method(job, how, journal, resume)
+    outcome = run_method(job, how, journal, resume, calibrate)
     for line in in_words(outcome.report.before.assumed, "views"):
         settings().say(line)
     extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
@@ -130,7 +136,9 @@ def _journal(target: Path, resume: bool) -> Path | None:
     return folder
 
 
-def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = False) -> Outcome:
+def run_method(
+    job: Job, how: How, journal: Path | None = None, resume: bool = False, calibrate: bool = False
+) -> Outcome:
     """Debias the job's model, with a progress bar."""
     from bmft.methods import debias as run
 
@@ -143,6 +151,7 @@ def run_method(job: Job, how: How, journal: Path | None = None, resume: bool = F
             method=how.method,
             config=how.config,
             conditions=job.conditions(how.conditions),
+            calibrate=calibrate,
             journal=journal,
             resume=resume,
             progress=watching(lambda now: bar(*now.place)),
@@ -163,6 +172,8 @@ def outcome_table(job: Job, outcome: Outcome) -> str:
             f"measured on the {where}: {report.kind_in_words}",
             *(corrected if report.corrected else []),
             audit_table({"before": outcome.before, "after": outcome.after}),
+            calibration_table({"before": outcome.before, "after": outcome.after}),
+            *report.calibrated_in_words,
             *(said.replace("→", "->") for said in changes_in_words(outcome.before, outcome.after) if outcome.accepted),
             f"moved {moved:,} of {total:,} weights ({moved / total:.1%})",
             *([others] if others else []),
@@ -198,7 +209,10 @@ def _elsewhere(job: Job, outcome: Outcome, elsewhere: Mapping[str, GroupedData])
 
     measuring = {"threshold": job.threshold, "seed": job.common.seed, **job.measuring}
     audits = {
-        name: {"before": audit(job.model, data, **measuring), "after": audit(outcome.model, data, **measuring)}
+        name: {
+            "before": audit(job.model, data, **measuring),
+            "after": audit(outcome.model, data, **{**measuring, "threshold": outcome.after.threshold}),
+        }
         for name, data in elsewhere.items()
     }
     if audits:
@@ -246,7 +260,7 @@ def _pixels(job: Job, outcome: Outcome) -> dict[str, Any]:
     if before is None or after is None or not outcome.accepted:
         return {}
     measured = job.select if outcome.report.evaluated_on == "select" else job.data
-    cases = changed_cases(before, after, threshold=job.threshold)
+    cases = changed_cases(before, after, threshold=job.threshold, after_at=outcome.after.threshold)
     return {"pixels": explain_cases(job.model, outcome.model, measured, cases)} if cases else {}
 
 
