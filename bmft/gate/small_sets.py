@@ -15,6 +15,7 @@ from typing import Any
 from bmft.auditing import POWER
 from bmft.errors import ConfigError
 
+IN_PROPORTION = "in proportion"  # to the rows to fit, in the study: rows to choose by
 WORDS = ("shown", "likely", "none")
 Row = Mapping[str, Any]
 
@@ -26,19 +27,21 @@ class Expected:
     Attributes:
         attribute: as the study calls it.
         between: rows of the smallest cell at the measured sizes on either side; the same twice at a measured size.
-        runs: how many at the smaller one of these.
+        trainings: on different cuts of the patients, at the smaller one of these.
+        divisions: of the other rows into rows that chose and rows that measured, over which the figures are means.
         removed: mean share of the gap that was removed; below 0 where it grew.
-        error: standard error of that, over runs.
-        words: ``shown``, ``likely`` and ``none`` -> share of runs that claimed so.
-        accepted: share of runs whose result was written.
-        larger: share of runs after which the gap was larger.
+        spread: standard deviation of that over divisions, which share their trainings.
+        words: ``shown``, ``likely`` and ``none`` -> share of divisions that claimed so.
+        accepted: share of divisions whose result was written.
+        larger: share of divisions after which the gap was larger.
     """
 
     attribute: str
     between: tuple[int, int]
-    runs: int
+    trainings: int
+    divisions: int
     removed: float
-    error: float | None
+    spread: float
     words: Mapping[str, float]
     accepted: float
     larger: float
@@ -107,7 +110,10 @@ def plan_debias(
     found = json.loads((files(__package__) / "small_sets.json").read_text("utf-8")) if study is None else study
     rows: dict[str, list[Row]] = {}
     for row in sorted(found["curve"], key=lambda row: int(row["smallest_cell"])):
-        rows.setdefault(row["attribute"], []).append(row)
+        # Who has few rows has few to choose by; with all rows both are the same.
+        same = (row["attribute"], row["smallest_cell"], IN_PROPORTION)
+        if row["rows_to_choose"] == IN_PROPORTION or same not in map(_place, found["curve"]):
+            rows.setdefault(row["attribute"], []).append(row)
     ranges = {name: (own[0]["smallest_cell"], own[-1]["smallest_cell"]) for name, own in rows.items()}
     normal = NormalDist()
     wanted = (normal.inv_cdf(confidence) + normal.inv_cdf(POWER)) / reduction
@@ -121,6 +127,10 @@ def plan_debias(
         rows_to_show=math.ceil(changed * wanted**2),
         change_error=math.sqrt(changed / per_cell),
     )
+
+
+def _place(row: Row) -> tuple[str, int, str]:
+    return row["attribute"], row["smallest_cell"], row["rows_to_choose"]
 
 
 def _inside(value: int, ends: tuple[int, int]) -> bool:
@@ -142,23 +152,22 @@ def _expected(attribute: str, rows: Sequence[Row], per_cell: int) -> Expected:
         attribute,
         ends,
         len(low["cuts"]),
+        low["divisions"],
         removed=at(one["removed"], other["removed"]),
-        # Two sizes share their cuts: their errors are taken to go together, which is not the smaller one.
-        error=None if None in (one["error"], other["error"]) else at(one["error"], other["error"]),
+        spread=at(one["spread"], other["spread"]),
         words={word: at(one[word], other[word]) for word in WORDS},
         accepted=at(one["accepted"], other["accepted"]),
         larger=at(one["larger"], other["larger"]),
     )
 
 
-def _shares(row: Row) -> dict[str, Any]:
-    n, spread = len(row["cuts"]), row["reduction_sd"]
+def _shares(row: Row) -> dict[str, float]:
     return {
         "removed": row["reduction"] / row["before"],
-        "error": None if spread is None else spread / row["before"] / math.sqrt(n),
+        "spread": row["reduction_sd"] / row["before"],
         "accepted": row["accepted"],
-        "larger": row["larger_gap"] / n,
-        **{word: row["words"].get(word, 0) / n for word in WORDS},
+        "larger": row["larger_gap"],
+        **{word: row["words"][word] for word in WORDS},
     }
 
 

@@ -106,18 +106,26 @@ def _of_debiasing(found: DebiasPlan) -> str:
     n = f"{found.per_cell:,}"
     lines = [f"debiasing from {n} rows in the smallest cell of group and label"]
     if found.expected:
-        rows = [["attribute", "gap removed", "written", "shown", "likely", "none", "larger gap", "between", "runs"]]
+        rows = [
+            [
+                "attribute",
+                "gap removed",
+                "written",
+                "shown",
+                "likely",
+                "none",
+                "larger gap",
+                "cells of",
+                "trainings",
+                "divisions",
+            ]
+        ]
         for one in found.expected:
-            error = "" if one.error is None else f" ± {one.error:.0%}"
             chances = (one.accepted, *(one.words[word] for word in ("shown", "likely", "none")), one.larger)
             between = " and ".join(map(str, dict.fromkeys(one.between)))
-            rows.append(
-                [one.attribute, f"{one.removed:.0%}{error}", *(f"{c:.0%}" for c in chances), between, f"{one.runs}"]
-            )
-        lines += [
-            table(rows),
-            f"measured on {found.study}: one checkpoint and one kind of image; ± one standard error over runs",
-        ]
+            shares = [f"{one.removed:.0%} (sd {one.spread:.0%})", *(f"{chance:.0%}" for chance in chances)]
+            rows.append([one.attribute, *shares, between, str(one.trainings), str(one.divisions)])
+        lines += [table(rows), f"measured on {found.study}: one checkpoint and one kind of image; sd over divisions"]
     known = {one.attribute for one in found.expected}
     lines += [
         f"{name}: nothing is expected, as only {low:,} to {high:,} rows per cell were measured"

@@ -13,14 +13,15 @@ from bmft.gate import plan_debias
 ROOT = Path(__file__).parents[2]
 
 
-def row(attribute, cell, reduction, words, larger=0, spread=0.02):
-    n = sum(words)
+def row(attribute, cell, reduction, words, larger=0.0, spread=0.02, choose="in proportion"):
     return {
         "attribute": attribute,
         "fit_rows": 10 * cell,
         "smallest_cell": cell,
-        "cuts": list(range(n)),
-        "accepted": (words[0] + words[1]) / n,
+        "rows_to_choose": choose,
+        "cuts": [0, 1],
+        "divisions": 40,
+        "accepted": words[0] + words[1],
         "words": dict(zip(("shown", "likely", "none"), words, strict=True)),
         "before": 0.2,
         "reduction": reduction,
@@ -33,9 +34,10 @@ MADE_UP = {
     "data": "made up",
     "model": "none",
     "curve": [
-        row("age", 80, 0.08, (4, 0, 0)),
-        row("age", 20, 0.02, (1, 2, 1), larger=1),
-        row("sex", 50, 0.05, (0, 4, 0), spread=None),
+        row("age", 80, 0.08, (1.0, 0.0, 0.0), choose="all"),
+        row("age", 20, 0.06, (1.0, 0.0, 0.0), choose="all"),
+        row("age", 20, 0.02, (0.25, 0.5, 0.25), larger=0.25),
+        row("sex", 50, 0.05, (0.0, 1.0, 0.0)),
     ],
 }
 
@@ -47,9 +49,10 @@ def only(per_cell, attribute="age"):
 def test_a_measured_size_is_told_as_it_was_measured():
     found = only(20)
     assert found.between == (20, 20)
-    assert (found.removed, found.accepted, found.larger, found.runs) == (pytest.approx(0.1), 0.75, 0.25, 4)
+    assert (found.removed, found.accepted, found.larger) == (pytest.approx(0.1), 0.75, 0.25)
+    assert (found.trainings, found.divisions) == (2, 40)
     assert found.words == {"shown": 0.25, "likely": 0.5, "none": 0.25}
-    assert found.error == pytest.approx(0.02 / 0.2 / 2)
+    assert found.spread == pytest.approx(0.02 / 0.2)
 
 
 def test_between_two_sizes_every_doubling_counts_the_same():
@@ -64,10 +67,6 @@ def test_outside_the_measured_range_nothing_is_expected(per_cell):
     found = plan_debias(per_cell, study=MADE_UP)
     assert "age" not in {one.attribute for one in found.expected}
     assert found.ranges == {"age": (20, 80), "sex": (50, 50)}
-
-
-def test_a_curve_of_one_run_has_no_error():
-    assert only(50, "sex").error is None
 
 
 def test_the_standard_errors_are_those_of_drawn_rates():
