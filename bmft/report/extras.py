@@ -125,13 +125,13 @@ def _network(mask: Json) -> tuple[Cards, ...]:
         return ()
     scored = {name: part["importance"] for name, part in parts.items() if part["importance"] is not None}
     most = sorted(scored, key=lambda name: -scored[name])[:3]
-    carry = ", ".join(f"{name} {number(100 * scored[name], 0)} %" for name in most)
+    carry = ", ".join(f"{name} ({number(100 * scored[name], 0)} %)" for name in most)
     moved = {name: part["moved"] / max(part["total"], 1) for name, part in parts.items()}
     stay = [name for name, share in moved.items() if not share]
     text = " ".join(
         [
-            *([f"Left: what each block carries of the gap's importance, most of it {carry}."] if most else []),
-            "Right: the share of its weights that moved.",
+            *([f"Left: what each block carries of the gap's importance, most of it in {carry}."] if most else []),
+            "Right: the share of each block's weights that moved.",
             *([_MEANS] if most else []),
             *(["Blocks without a figure on the left were not scored."] if 0 < len(scored) < len(parts) else []),
             "Nothing moved." if len(stay) == len(parts) else f"{len(parts) - len(stay)} of {len(parts)} blocks moved.",

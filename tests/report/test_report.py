@@ -459,7 +459,7 @@ def test_the_network_is_drawn_from_input_to_output_with_what_each_block_carries(
     assert [word for word in words if word in {"input", *BLOCKS, "logits"}] == ["input", "logits", *BLOCKS]
     assert words[words.index("layer1.0") :][:3] == ["layer1.0", "75", "40"]
     assert words[words.index("stem") :][:2] == ["stem", "0"]
-    assert "most of it layer1.0 75 %, head 25 %" in drawn
+    assert "most of it in layer1.0 (75 %), head (25 %)" in drawn
     assert "1 of 3 blocks moved" in drawn
 
 
