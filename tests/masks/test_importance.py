@@ -224,3 +224,16 @@ def test_scores_of_some_weights_are_those_among_all(score):
 def test_a_weight_that_is_not_there_cannot_be_scored():
     with pytest.raises(ConfigError, match="no parameter '9"):
         weight_importance(net(), fairness.equalized_odds_gap, samples(), only=["9.weight"])
+
+
+def test_logits_that_are_known_are_not_computed_again():
+    data, runs = from_arrays(torch.randn(40, 3), torch.arange(40) % 2, torch.arange(40) // 20), []
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        logits = model(data.inputs(slice(0, 40)))
+    model.register_forward_hook(lambda *_: runs.append(1))
+    (plain,) = weight_importances(model, [fairness.equalized_odds_gap], data, batch_size=20)
+    without, runs[:] = len(runs), []
+    (known,) = weight_importances(model, [fairness.equalized_odds_gap], data, batch_size=20, logits=logits)
+    assert len(runs) == without - 2, "two batches fewer"
+    torch.testing.assert_close(dict(known), dict(plain))
