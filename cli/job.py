@@ -19,7 +19,9 @@ from bmft.checkpoints import Checkpoint, assembled, class_names, output_names, o
 from bmft.data import GroupedData, Preprocessing, apart, load_manifest, shared_with, split_names
 from bmft.errors import ConfigError, DataError
 from bmft.inference import predict
+from bmft.methods import folds_of
 from bmft.models import find_head, listed_outputs, read_as, reading_of, settle, unlike_training
+from bmft.report import OUT_OF_FOLD
 from bmft.tables import ROLES, InputColumn, no_split, splits_by_role
 from bmft.training import Conditions
 
@@ -65,13 +67,15 @@ def load_job(common: Common, path: str) -> Job:
 class Job:
     """A checkpoint, its model, and the labelled rows to measure or debias it on.
 
-    Rows are loaded once, on first use: an audit never decodes the images that only a debiasing fits on.
+    Rows are loaded once, on first use: an audit never decodes the images that only a debiasing fits on. With `folds`
+    there is no select set: the rows that fit and those that would choose are one set, which is cross-fitted.
     """
 
     common: Common
     checkpoint: Checkpoint
     model: nn.Module
     like: Checkpoint | None = None
+    folds: int = 0
 
     @property
     def known_pixels(self) -> tuple[Preprocessing | None, str]:
@@ -163,6 +167,8 @@ class Job:
     def _sets(self) -> dict[str, GroupedData]:
         """Fit, select and test, none of whose rows is in two of them."""
         common = self.common
+        if self.folds and not self.splits:
+            return {"fit": self._whole}
         if not self.splits:
             return apart({"fit": self._cut[0], "select": self._cut[1]})
         for one, other in itertools.combinations(ROLES, 2):
@@ -172,13 +178,36 @@ class Job:
                     f"--{one} and --{other} both name the split {min(twice)!r}: what is measured on one leaks from the "
                     "other. Name different splits, or give --allow-shared-rows."
                 )
-        parts = {"fit": self._part("fit") if self.splits["select"] else self._cut[0], "select": self._chooses}
+        if self.folds:
+            parts = {"fit": self._whole}
+        else:
+            parts = {"fit": self._part("fit") if self.splits["select"] else self._cut[0], "select": self._chooses}
         if self.splits["test"]:
             parts["test"] = self.data
         return apart(parts, allow=common.allow_shared_rows)
 
     @cached_property
+    def _whole(self) -> GroupedData:
+        """The rows that are cross-fitted: every row, or those of the splits that fit and choose."""
+        if not self.splits:
+            data, why = self._load(None), self._without_splits
+        elif self.splits["select"]:
+            names = (*self.splits["fit"], *self.splits["select"])
+            data, why = self._load(tuple(dict.fromkeys(names))), f"--folds, of the splits {', '.join(names)} together"
+        else:
+            data, why = self._part("fit"), f"no split of {self.common.split_column!r} is for choosing"
+        return _told(data, folds_of(data, self.folds, seed=self.common.seed, why=why)[1])
+
+    def measured(self, evaluated_on: str) -> GroupedData:
+        """The rows that a report's results are of; out of fold they are those that fit."""
+        if evaluated_on == OUT_OF_FOLD:
+            return self.fit
+        return self.select if evaluated_on == "select" else self.data
+
+    @cached_property
     def _chooses(self) -> GroupedData:
+        if self.folds:
+            return self._whole
         return self._part("select") if self.splits and self.splits["select"] else self._cut[1]
 
     @cached_property

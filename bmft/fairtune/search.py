@@ -98,7 +98,8 @@ class SearchOutcome:
 
     def to_toml(self) -> str:
         """The file that repeats the final run: ``bmft debias model.pt --config best.toml``."""
-        lines = [f"{key} = {_toml(value)}" for key, value in self.options.items()]
+        # Its rows were cut, also where `bmft debias` would cross-fit.
+        lines = [f"{key} = {_toml(value)}" for key, value in {**self.options, "folds": 1}.items()]
         return "\n".join([*lines, "", "[settings]", *(f"{k} = {_toml(v)}" for k, v in self.settings.items()), ""])
 
 

@@ -2,7 +2,11 @@
 
 from bmft.methods.calibrating import Calibration as Calibration
 from bmft.methods.course import Progress as Progress
-from bmft.methods.cross_fitting import cross_fit as cross_fit, crossable as crossable
+from bmft.methods.cross_fitting import (
+    check_crossable as check_crossable,
+    cross_fit as cross_fit,
+    crossable as crossable,
+)
 from bmft.methods.debias import Outcome as Outcome, debias as debias, remeasured as remeasured
 from bmft.methods.folds import FOLDS as FOLDS, folds_of as folds_of
 from bmft.methods.losses import (

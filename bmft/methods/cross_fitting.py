@@ -38,6 +38,19 @@ def crossable(method: str, settings: Settings) -> bool:
     return "strengths" in METHODS[method].uses and bool(settings.strengths) and settings.choose == "gap"
 
 
+def check_crossable(method: str, settings: Settings) -> None:
+    """Raise unless it is `crossable`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not crossable(method, settings):
+        raise ConfigError(
+            f"folds need candidates that their models have in common, which method {method!r} as it is set has not: "
+            "take bmft in its default preset, or rows that are for choosing (--folds 1, or a split column)"
+        )
+
+
 @positive_last
 def cross_fit(
     model: nn.Module,
@@ -91,15 +104,11 @@ def cross_fit(
     """
     start = time.perf_counter()
     settings, conditions = settings_for(method, config), (conditions or Conditions()).but(**but)
-    if not crossable(method, settings):
-        raise ConfigError(
-            f"folds need candidates that their models have in common, which method {method!r} as it is set has not: "
-            "take bmft in its default preset, or rows that are for choosing (--folds 1, or a split column)"
-        )
+    check_crossable(method, settings)
     sets = {"fit": data} | ({} if test is None else {"test": test})
     found = apart({name: as_rows(value, batch_fn, sensitive) for name, value in sets.items()}, allow=allow_shared_rows)
     held_out, said = folds_of(found["fit"], folds, seed=conditions.seed)
-    if said not in found["fit"].assumed:
+    if not any(one.value == said.value for one in found["fit"].assumed):
         found = {name: replace(rows, assumed=(*rows.assumed, said)) for name, rows in found.items()}
     last = prepared(
         model, {"fit": found["fit"], "select": found["fit"]}, settings, conditions, lambda _: None, Activations()

@@ -25,11 +25,13 @@ from bmft.training import Journal, Selection
 FOLDS = 5
 
 
-def folds_of(data: GroupedData, folds: int = FOLDS, *, seed: int = 0) -> tuple[list[Tensor], Assumption]:
+def folds_of(
+    data: GroupedData, folds: int = FOLDS, *, seed: int = 0, why: str = "the rows are given as one set"
+) -> tuple[list[Tensor], Assumption]:
     """The rows that each fold holds out, and what is to be said of them.
 
     Patients (or else images) are dealt out whole, stratified by group and label. There are never more folds than
-    patients.
+    patients. `why` is where it says that there are folds.
 
     Raises:
         ConfigError: fewer than two folds were asked for.
@@ -59,7 +61,8 @@ def folds_of(data: GroupedData, folds: int = FOLDS, *, seed: int = 0) -> tuple[l
     )
     rare = [f"{name} ({n})" for name, n in _cells(data, units) if n < folds]
     value += f"; in fewer {people}s than folds: {', '.join(rare)}" if rare else ""
-    said = Assumption("splits", value, "no split is for choosing", "--folds", guess=data.clusters is None or bool(rare))
+    option = "--folds, --split-column" + (", --cluster" if data.clusters is None else "")
+    said = Assumption("splits", value, why, option, guess=data.clusters is None or bool(rare))
     return [torch.nonzero(part == fold).flatten() for fold in range(folds)], said
 
 

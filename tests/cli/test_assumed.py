@@ -49,7 +49,7 @@ def test_splits_that_were_named_are_no_assumption(bmft, study, data_options, tmp
 
 def test_rows_cut_without_patients_are_a_warning(bmft, study, capsys):
     data = ["--data", study / "isic.csv", "--label", "malignant", "--sensitive", "sex", "--image-size", 32]
-    assert bmft("debias", study / "model.pt", *data, *FAST) in (0, 1)
+    assert bmft("debias", study / "model.pt", *data, *FAST, "--folds", 1) in (0, 1)
     lines = [line for line in capsys.readouterr().err.splitlines() if "splits: " in line]
     assert len(lines) == 1
     assert "a patient may be in both" in lines[0]

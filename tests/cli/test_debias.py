@@ -107,13 +107,57 @@ def test_a_set_up_folder_needs_no_options(bmft, study, tmp_path, capsys):
     assert "options from bmft.toml" in capsys.readouterr().err
 
 
-def test_without_a_split_column_fit_and_select_are_cut_from_the_data(bmft, study, tmp_path, capsys):
+@pytest.fixture
+def unsplit(bmft, study):
     data = ["--data", study / "isic.csv", "--label", "malignant", "--sensitive", "sex", "--cluster", "patient_id"]
-    assert bmft("debias", study / "model.pt", *data, "--image-size", 32, *FAST) == 0
+    return lambda *args: bmft("debias", study / "model.pt", *data, "--image-size", 32, *args)
+
+
+@pytest.mark.parametrize("asked", [("--folds", 1), ("--folds", 0), ("--preset", "path"), ("--method", "head")])
+def test_without_folds_fit_and_select_are_cut_from_the_data(unsplit, asked, capsys):
+    assert unsplit(*FAST, *asked) == 0
     shown = capsys.readouterr()
     assert "half of" in shown.err
     assert "measured on the select rows" in shown.out
     assert "rows that only looked on: the last epoch" in shown.out
+
+
+def test_without_a_split_column_five_folds_choose_and_every_row_teaches(unsplit, tmp_path, capsys):
+    assert unsplit("--epochs", "2,1", "--report", "r", "--leakage") == 0
+    shown = capsys.readouterr()
+    assert "splits: 5 folds of about 144 rows, each patient in one" in shown.err
+    assert "no --split-column" in shown.err
+    assert "measured on 720 rows of 5 folds: predictions out of fold" in shown.out
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert (report["kind"], report["evaluated_on"], report["config"]["folds"]) == ("out of fold",) * 2 + (5,)
+    assert report["before"]["n"] == report["after"]["n"] == 720
+    assert any("5 folds" in one["value"] for one in report["assumed"]["splits"])
+    for name in ("report.html", "report.md"):
+        assert "learned from every row" in (tmp_path / "r" / name).read_text()
+    with safe_open(tmp_path / "fair.patch.safetensors", "pt") as file:
+        assert '"folds"' in str(file.metadata())
+    assert not (tmp_path / "fair.resume").exists()
+
+
+def test_folds_that_are_asked_for_take_fit_and_select_together_and_leave_test(debias, tmp_path, capsys):
+    assert debias(*FAST, "--folds", 2, "--report", "r") == 0
+    shown = capsys.readouterr()
+    assert "2 folds of about 240 rows" in shown.err
+    assert "--folds, of the splits fit, select together" in shown.err
+    assert "measured on the test rows (n = 240): rows that neither trained nor chose" in shown.out
+    config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
+    assert config["folds"] == 2
+
+
+def test_folds_of_a_method_that_has_no_strengths_are_one_line(unsplit, capsys):
+    assert unsplit("--folds", 3, "--method", "head") == 2
+    assert "folds need candidates that their models have in common" in capsys.readouterr().err
+
+
+def test_a_dry_run_with_folds_shows_the_layers(unsplit, tmp_path, capsys):
+    assert unsplit("--dry-run") == 0
+    assert "Nothing was changed or written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_split_column_without_test_rows_measures_on_select(debias, study, capsys):
