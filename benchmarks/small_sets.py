@@ -131,7 +131,8 @@ def main() -> None:
             choosing = (True, False) if min(run["rows"] / run["of"] for run in runs) < 1 else (True,)
             curve += [{**of, **summed_up(runs, options.times, whole)} for whole in choosing]
     found = {"data": "ham10000-64, fit + select", "model": "ResNet-18", "curve": curve}
-    (HERE / "results/small_sets.json").write_text(json.dumps(found, indent=1) + "\n")
+    for path in (HERE / "results/small_sets.json", HERE.parent / "bmft/gate/small_sets.json"):
+        path.write_text(json.dumps(found, indent=1) + "\n")
     header = ["attribute", "fit rows", "in the smallest cell", "rows to choose", "evidence", "gap on the third part"]
     header += ["smaller by", "larger gap in", "within, worst group's AUC"]
     made = footer(cuts=options.cuts, divisions=options.times, data=found["data"])

@@ -41,6 +41,7 @@ class Case:
     policy: Policy
     audited_at: float
     baseline: Predictions | None
+    baseline_at: float | None = None  # where the baseline decides, if elsewhere
 
     @property
     def threshold(self) -> float:
@@ -83,9 +84,10 @@ class Case:
             return [("", 0 if len(names) == 1 else -1)]
         return [(f"/{name}", k) for k, name in enumerate(names) if rule.classes is None or name in rule.classes]
 
-    def column(self, predictions: Predictions, k: int) -> Column:
+    def column(self, predictions: Predictions, k: int, at: float | None = None) -> Column:
         """One column of scores with its decisions and targets."""
-        decisions, targets = predictions.decisions(self.threshold) == 1, predictions.targets == 1
+        at = self.threshold if at is None else at
+        decisions, targets = predictions.decisions(at) == 1, predictions.targets == 1
         if k < 0:
             right = (decisions & targets).any(1)
             return Column(right.astype(np.float64), right, np.ones_like(right))
@@ -110,7 +112,9 @@ class Case:
     def contrasts(self, task: Question) -> Contrasts:
         """What a task holds against its bound; where the model's answers mean nothing, without a decision."""
         side, empty = self.side(task), self._empty(task)
-        found = _contrasts(side, task, None if self.baseline is None else self.column(self.baseline, task.column))
+        found = _contrasts(
+            side, task, None if self.baseline is None else self.column(self.baseline, task.column, self.baseline_at)
+        )
         return replace(found, missing=(empty,) * len(found.names)) if empty else found
 
     def _empty(self, task: Question) -> str:

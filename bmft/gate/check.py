@@ -49,7 +49,9 @@ def check(
     'pass'
     """
     own = _predictions(report)
-    case = Case(own, policy, _threshold(report, policy), None if baseline is None else _predictions(baseline))
+    other = None if baseline is None else _predictions(baseline)
+    apart = baseline.threshold if isinstance(baseline, AuditReport) and policy.threshold is None else None
+    case = Case(own, policy, _threshold(report, policy), other, apart)
     _refuse(case, debiased_on)
     results, used = [], set[Waiver]()
     for task in case.tasks:

@@ -146,7 +146,9 @@ def _from_checkpoints(checkpoint: str, baseline: str | None, patch: str | None, 
     settings().announce([*job.data.assumed, *also])
 
     def measured(one: Job) -> AuditReport:
-        return audit(one.model, _rows_for(one, job), threshold=job.threshold, intervals=False, **one.measuring)
+        # Without a word about it each is cut where it decides: a calibrated model not where its original is.
+        at = job.threshold if common.threshold_from else one.threshold
+        return audit(one.model, _rows_for(one, job), threshold=at, intervals=False, **one.measuring)
 
     files = {"checkpoint": checkpoint, "data": common.data, **({"baseline": baseline} if baseline else {})}
     return Measured(measured(job), None if other is None else measured(other), _fitted_on(job, patch), files)
