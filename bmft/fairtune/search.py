@@ -281,7 +281,7 @@ def search(
     3. Every trial is a whole run of `method` on fit, judged on select after every epoch, stopped early if it lags.
     4. The winner among the trials that do no harm is run once more at the method's full length, and the method by
        itself as `debias` runs it; of these and of the winner as it was tried, what is best on select without harm is
-       kept and measured on `test`.
+       kept and measured on `test`. A run of a method of one step ends there when it falls behind the winner's trial.
 
     Args:
         fit, select, test, sensitive, conditions, allow_shared_rows, but: as for `bmft.debias`. No trial sees `test`.
