@@ -103,7 +103,10 @@ def cross_fit(
     ('out of fold', 200, 2)
     """
     start = time.perf_counter()
-    settings, conditions = settings_for(method, config), (conditions or Conditions()).but(**but)
+    settings = settings_for(method, config)
+    if conditions is None and (cut := reading_of(model).threshold) is not None:
+        but = {"threshold": cut, **but}  # as `debias` has it
+    conditions = (conditions or Conditions()).but(**but)
     check_crossable(method, settings)
     sets = {"fit": data} | ({} if test is None else {"test": test})
     found = apart({name: as_rows(value, batch_fn, sensitive) for name, value in sets.items()}, allow=allow_shared_rows)
