@@ -29,6 +29,7 @@ def best_step(
     seed: int,
     batches: int = 4,
     factor: float = 3.0,
+    between: bool = False,
     room: Room | None = None,
 ) -> float:
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
@@ -42,6 +43,8 @@ def best_step(
         batches: of `data`, balanced as `step` says, whose mean loss this is.
         seed: of their choice.
         factor: between the rates that are tried.
+        between: where two of them are nearly as good, take one between them: where the parabola through the losses of
+            the best and its neighbours, over the logarithm of the rate, is lowest. Which of the two is ahead is noise.
         room: how many samples fit at once.
     """
     room = room or Room()
@@ -67,8 +70,21 @@ def best_step(
     way = 1 if loss_after(best) < untouched and loss_after(best + 1) < loss_after(best) else -1
     while abs(best) < _FACTORS and (loss_after(best + way) < loss_after(best) or not loss_after(best) < untouched):
         best += way
+    shift = _lowest(loss_after(best - 1), loss_after(best), loss_after(best + 1)) if between else 0.0
     chosen.write_back(start)
-    return float(_FIRST_RATE * factor**best)
+    return min(float(_FIRST_RATE * factor ** (best + shift)), longest)
+
+
+def _lowest(before: float, here: float, after: float) -> float:
+    """Where the parabola through these values at -1, 0 and 1 is lowest, of which the middle one is the least.
+
+    A value that is not finite says only on which side it is not.
+
+    >>> _lowest(3.0, 1.0, 1.0), _lowest(2.0, 1.0, 2.0), _lowest(2.0, 1.0, math.inf)
+    (0.5, 0.0, 0.0)
+    """
+    bend = before - 2 * here + after
+    return (before - after) / (2 * bend) if math.isfinite(bend) and bend > 0 else 0.0
 
 
 def _first_power(loss: float, slope: float, longest: float, factor: float) -> int:

@@ -93,6 +93,7 @@ def tune(
                 step,
                 seed=generator.initial_seed(),
                 factor=2.0 if step.strengths else 3.0,
+                between=bool(step.strengths),
                 room=room,
             )
         )

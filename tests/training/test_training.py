@@ -1,4 +1,5 @@
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from bmft.data import from_arrays
 from bmft.errors import ConfigError, MismatchError, NonFiniteError
 from bmft.masks import WeightMask
 from bmft.models import find_head, penultimate_features, reset_head
-from bmft.training import Loss, PooledLoss, SelectedWeights, Step, masked, tune
+from bmft.training import Loss, PooledLoss, SelectedWeights, Step, line_search, masked, tune
 from bmft.training.line_search import best_step
 
 OPTIMIZERS = [
@@ -435,7 +436,7 @@ def convolving(scale=1.0):
     return net
 
 
-def searched(net, optimizer="sgd"):
+def searched(net, optimizer="sgd", **how):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 1, 8, 8, generator=generator)
     targets, groups = torch.arange(64) % 2, torch.arange(64) // 2 % 2
@@ -445,14 +446,15 @@ def searched(net, optimizer="sgd"):
         logits = net(data.inputs(slice(0, 64)))
     pooled = PooledLoss(Loss(fairness.equalized_odds_gap, 1.0, 1.0), data, logits, False)
     step = Step(1, 0.0, optimizer=optimizer, batch_size=16)
-    return pooled, best_step(net, chosen, pooled, data, step, seed=0), data
+    return pooled, best_step(net, chosen, pooled, data, step, seed=0, **how), data
 
 
+@pytest.mark.parametrize("between", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(optimizer):
+def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(optimizer, between):
     net = convolving()
     before = copy.deepcopy(net.state_dict())
-    pooled, rate, data = searched(net, optimizer)
+    pooled, rate, data = searched(net, optimizer, between=between)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()), "the weights stay"
 
     def loss_after(rate):
@@ -471,3 +473,17 @@ def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(opt
 def test_the_best_step_follows_the_scale_of_the_weights():
     rates = [searched(convolving(scale))[1] for scale in (1.0, 10.0)]
     assert 30 <= rates[1] / rates[0] <= 300, "a hundredfold, in factors of 3"
+
+
+@pytest.mark.parametrize("best", [1.9e-4, 2.2e-4, 2.7e-4])
+def test_a_rate_between_those_that_are_tried_is_found_by_their_losses(monkeypatch, best):
+    net = convolving()
+    start = net[0].weight.detach().clone()
+
+    def parabola(model, *_):
+        # Adam's first step is as long as the rate, in every weight.
+        return (math.log2((model[0].weight - start).abs().mean().item() / best)) ** 2 - 100
+
+    monkeypatch.setattr(line_search, "_mean_loss", parabola)
+    assert searched(net, "adam", factor=2.0, between=True)[1] == pytest.approx(best, rel=1e-3)
+    assert searched(net, "adam", factor=2.0)[1] == pytest.approx(2.5e-4)
