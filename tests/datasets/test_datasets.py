@@ -591,13 +591,16 @@ def test_what_prepare_writes_is_debiased_by_its_split_column(name, grown, bmft, 
     report = json.loads(Path("report/report.json").read_text())
     sizes = table["split"].value_counts()
     there = [split for split in ("validation", "valid", "validate") if split in sizes]
-    assert report["evaluated_on"] == ("test" if "test" in sizes else "select")
+    none = not any(sizes.index)
+    assert report["evaluated_on"] == ("test" if "test" in sizes else "out of fold" if none else "select")
     if "test" in sizes:
         assert report["before"]["n"] == sizes["test"]
+    elif none:
+        assert report["before"]["n"] == len(table)
     else:
         chosen = sizes[there[0]] if there else sizes.get("train", len(table)) / 2
         assert report["before"]["n"] == pytest.approx(chosen, abs=4)
-    assert there or "half of" in said
+    assert there or ("5 folds" if none else "half of") in said
 
 
 def test_a_set_without_an_official_split_is_measured_on_every_row(grown, bmft, capsys):

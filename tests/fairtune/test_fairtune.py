@@ -75,6 +75,11 @@ def search(task, **options):
     return bmft.search(model, fit, select, test=test, **{**defaults, **options})
 
 
+def kept(found):
+    """Which of the runs at the end is the result."""
+    return next(final["name"] for final in found.summary["finals"] if final["kept"])
+
+
 def states(model):
     return model.state_dict()
 
@@ -252,7 +257,8 @@ def test_a_search_measures_pooled_predictions(task):
 
 
 def test_the_pruner_hears_of_every_epoch(task, tmp_path):
-    found = search(task, trials=1, storage=tmp_path / "study", name="s", pruner="none")
+    found = search(task, trials=1, storage=tmp_path / "study", name="s", pruner="none", seed=2)
+    assert kept(found) == "winner"
     study = optuna.load_study(study_name="s", storage=_journal(tmp_path / "study"))
     epochs = len(found.outcome.report.history) - 1
     assert len(study.trials[0].intermediate_values) == epochs > 2
@@ -297,7 +303,8 @@ def test_trials_that_lag_are_stopped(task):
 
 
 def test_the_winners_learning_rate_is_carried_over(task, tmp_path):
-    found = search(task, trials=6, storage=tmp_path / "study", name="s", pruner="none")
+    found = search(task, trials=6, storage=tmp_path / "study", name="s", pruner="none", seed=1)
+    assert kept(found) == "winner"
     study = optuna.load_study(study_name="s", storage=_journal(tmp_path / "study"))
     winner = study.trials[found.summary["winner"]]
     assert found.settings["trust"] == winner.params["trust"]
