@@ -92,6 +92,7 @@ def cross_fit(
         ConfigError: the method or its settings have no rising strengths; or as `debias`.
         DataError: there are not two patients; or as `debias`.
 
+    >>> import torch
     >>> from bmft.data import from_arrays
     >>> labels = torch.arange(200) % 2
     >>> inputs = torch.linspace(-1, 1, 200)[:, None] * torch.tensor([1.0, -0.5]) + labels[:, None] - 0.5

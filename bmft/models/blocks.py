@@ -78,7 +78,7 @@ def components(model: nn.Module, head: Head | None = None) -> dict[str, dict[str
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that a network repeats, as far as several layers make one up: none lies in another.
 
-    >>> net = nn.Sequential(nn.Linear(2, 2), *(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(3)))
+    >>> net = nn.Sequential(nn.Linear(4, 4), *(nn.TransformerEncoderLayer(4, 1, 8) for _ in range(3)))
     >>> len(repeated_blocks(net)), repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
     (3, [])
     """
