@@ -142,6 +142,7 @@ def run(section, names):
         named = re.match(r"# (\w+\.py)\n", text)
         if named:
             Path(named[1]).write_text(text)
+            sys.modules.pop(Path(named[1]).stem, None)  # another test's file of that name
         elif language == "python":
             exec(compile(text, "recipes.md", "exec"), names)
         else:

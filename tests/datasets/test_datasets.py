@@ -552,7 +552,7 @@ def build():
 
 
 @pytest.fixture
-def grown(bmft, tmp_path, monkeypatch):
+def grown(bmft, tmp_path):
     """Prepare a made-up folder, then write a manifest of the same splits with enough rows, people and pictures."""
 
     def grow(name):
@@ -571,14 +571,15 @@ def grown(bmft, tmp_path, monkeypatch):
         table["patient_id"] = [f"p{i // 4}-{part}" for i, part in zip(turns, table["split"], strict=True)]
         table.to_csv("all.csv", index=False)
         (tmp_path / "net.py").write_text(NETWORK)
-        monkeypatch.delitem(sys.modules, "net", raising=False)
+        sys.modules.pop("net", None)
         names: dict[str, object] = {}
         exec(NETWORK, names)
         torch.manual_seed(0)
         torch.save(names["build"]().state_dict(), "model.pt")
         return table
 
-    return grow
+    yield grow
+    sys.modules.pop("net", None)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
