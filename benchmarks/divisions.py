@@ -9,7 +9,6 @@ head that is tried last is the one that was trained beside the run's own choice.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,6 @@ def read(path: Path) -> tuple[list[Predictions], np.ndarray, np.ndarray]:
     return [Predictions(s, kept["targets"], **common) for s in kept["scores"]], kept["strengths"], kept["steps"]
 
 
-def some_of(predictions: Predictions, which: np.ndarray) -> Predictions:
-    """These rows of them."""
-    named = {name: getattr(predictions, name)[which] for name in ("scores", "targets", "groups", "rows")}
-    clusters = predictions.clusters
-    return replace(predictions, **named, clusters=None if clusters is None else clusters[which])
-
-
 def divided(path: Path, number: int, share: float = 1.0) -> dict[str, Any]:
     """The choice on one division; of the rows that choose only a share may be used."""
     candidates, strengths, steps = read(path)
@@ -52,13 +44,13 @@ def divided(path: Path, number: int, share: float = 1.0) -> dict[str, Any]:
     choose, third = np.isin(clusters, order[: round(share * end)]), np.isin(clusters, order[end:])
     gap = gap_measure(settings_for("bmft"), 0.5)
     selection = Selection(nn.Identity(), gap, Conditions(seed=number, intervals=False), {}, few=True)
-    selection.start(some_of(candidates[0], choose))
+    selection.start(candidates[0].subset(choose))
     for epoch, one in enumerate(candidates[1:], 1):
         strength = float(strengths[epoch])
-        selection.consider(some_of(one, choose), step=int(steps[epoch]), epoch=epoch, loss=0.0, strength=strength)
+        selection.consider(one.subset(choose), step=int(steps[epoch]), epoch=epoch, loss=0.0, strength=strength)
     accepted = selection.finish()
     claim = None if selection.claim is None else selection.claim.to_dict()
-    sides = [some_of(candidates[place], third) for place in (0, selection.chosen)]
+    sides = [candidates[place].subset(third) for place in (0, selection.chosen)]
     return outcome(accepted, claim, selection.history, sides, gap)
 
 

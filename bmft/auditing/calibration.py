@@ -111,7 +111,7 @@ def rescaled_left_out(
         raise DataError("probabilities cannot be calibrated: each label needs rows of at least two patients")
     scores = np.empty_like(predictions.scores)
     for rest, own in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(scores, labels, units):
-        found = fitted_rescaling(_rows(predictions, rest), tempered=tempered)
+        found = fitted_rescaling(predictions.subset(rest), tempered=tempered)
         scores[own] = found._scores(_margins(predictions)[own])
     return replace(predictions, scores=scores), folds
 
@@ -119,19 +119,6 @@ def rescaled_left_out(
 def log_loss(predictions: Predictions) -> float:
     """The mean of minus the logarithm of the probability of what was so."""
     return _log_loss(predictions.scores, predictions.targets.astype(np.float64))
-
-
-def _rows(predictions: Predictions, rows: Ints) -> Predictions:
-    return replace(
-        predictions,
-        scores=predictions.scores[rows],
-        targets=predictions.targets[rows],
-        groups=predictions.groups[rows],
-        rows=predictions.rows[rows],
-        clusters=None,
-        others=None,
-        other_outputs=(),
-    )
 
 
 def _margins(predictions: Predictions) -> Floats:

@@ -1,8 +1,8 @@
 """What a model says about every sample of a set, pooled: the only thing an audit looks at."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,19 @@ class Predictions:
     def columns(self) -> tuple[str, ...]:
         """The name of each column of `scores`; a binary label's is its positive value."""
         return self.classes[1:] if self.task == "binary" else self.classes
+
+    def subset(self, rows: NDArray[Any]) -> Self:
+        """Those of some rows, which are numbers or true where a row is wanted.
+
+        >>> sex = Attribute("sex", ("female", "male"))
+        >>> Predictions([0.2, 0.9, 0.4], [0, 1, 1], [0, 1, 0], (sex,)).subset(np.array([2, 0])).rows.tolist()
+        [2, 0]
+        """
+        parts: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[rows]
+            for name in ("scores", "targets", "groups", "rows", "clusters", "others")
+        }
+        return replace(self, **parts)
 
     def decisions(self, threshold: float = 0.5) -> Ints:
         """``(n, K)`` 0/1: scores of at least `threshold`; for several classes the largest score."""

@@ -269,7 +269,7 @@ def compared(
 def _figures(
     predictions: Predictions, gap: Callable[[Predictions], float], threshold: float, index: Any
 ) -> list[float]:
-    part = predictions if index is None else _taken(predictions, index)
+    part = predictions if index is None else predictions.subset(index)
     report = audit_predictions(part, threshold=threshold, intervals=False)
     return [
         gap(part),
@@ -278,17 +278,6 @@ def _figures(
         GOALS["worst_group_auc"].figure(report),
         report.overall["balanced_accuracy"],
     ]
-
-
-def _taken(predictions: Predictions, index: Any) -> Predictions:
-    return replace(
-        predictions,
-        scores=predictions.scores[index],
-        targets=predictions.targets[index],
-        groups=predictions.groups[index],
-        rows=predictions.rows[index],
-        clusters=None if predictions.clusters is None else predictions.clusters[index],
-    )
 
 
 def _resamples(predictions: Predictions, count: int) -> Iterator[Any]:

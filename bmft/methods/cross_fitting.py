@@ -12,19 +12,17 @@ from torch import Tensor, nn
 
 from bmft._common import as_json, watched
 from bmft.auditing import other_drifts
-from bmft.checkpoints import WeightPatch, plain_inputs
 from bmft.compute import room_for_pixels
 from bmft.data import apart, skipped_images
 from bmft.errors import ConfigError
 from bmft.methods.course import Progress
-from bmft.methods.debias import Outcome, as_rows, audited, described_run, prepared
+from bmft.methods.debias import Outcome, as_rows, audited, concluded, described_run, prepared
 from bmft.methods.folds import FOLDS, Work, folds_of
-from bmft.methods.located import by_block
 from bmft.methods.table import METHODS, settings_for
 from bmft.methods.turning import positive_last
 from bmft.methods.views import told_views
 from bmft.models import Activations, copied, in_own_precision, reading_of, state_hash, tensors_of
-from bmft.report import OUT_OF_FOLD, DebiasReport, versions
+from bmft.report import OUT_OF_FOLD, versions
 from bmft.settings import Settings
 from bmft.training import Conditions, Journal
 
@@ -143,32 +141,18 @@ def cross_fit(
         others = {"fit": other_drifts(last.predict(model, last.fit), last.predict(result, last.fit))}
         others[where] = other_drifts(*both)
     last.course.seconds["total"] = time.perf_counter() - start
-    claim = selection.claim
-    recipe: dict[str, Any] = {"method": method, "config": described, "fit_hash": hashes["fit"], "folds": len(held_out)}
-    recipe |= {} if claim is None else {"evidence": claim.word}
-    recipe |= {"inputs": plain_inputs(last.fit.columns)} if last.fit.columns else {}
-    patch = WeightPatch.between(tensors_of(model), tensors_of(result), recipe)
-    return Outcome(
-        result,
+    return concluded(
+        last,
+        selection,
+        (model, result),
+        (before, after),
         mask,
-        patch,
-        DebiasReport(
-            method=method,
-            accepted=bool(selection.chosen),
-            reason=work.refused or selection.reason(),
-            before=before,
-            after=after,
-            evaluated_on=where,
-            config=described,
-            history=selection.history,
-            mask={"density": mask.density, "by_layer": mask.by_layer(), "by_block": by_block(last, mask, patch)},
-            seconds=last.course.seconds,
-            versions=versions(),
-            hashes=hashes,
-            skipped=skipped_images(*found.values()),
-            other_outputs=others,
-            claim=None if claim is None else claim.to_dict() | {"rows": selection.rows_that_settle()},
-        ),
+        recipe={"method": method, "config": described, "fit_hash": hashes["fit"], "folds": len(held_out)},
+        evaluated_on=where,
+        hashes=hashes,
+        skipped=skipped_images(*found.values()),
+        other_outputs=others,
+        refused=work.refused,
     )
 
 

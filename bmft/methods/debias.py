@@ -190,7 +190,7 @@ def debias(
     run = prepared(model, data, settings, conditions, look, activations)
     if calibrate:
         check_calibrates(run)
-    described, columns = described_run(run), data["fit"].columns
+    described = described_run(run)
     described |= {"calibrate": True} if calibrate else {}
     hashes = {name: part.content_hash for name, part in data.items()}
     if journal is not None:
@@ -220,38 +220,66 @@ def debias(
         if others:
             others[where] = other_drifts(before.predictions, after.predictions)
     run.course.seconds["total"] = time.perf_counter() - start
-    claim = run.selection.claim
-    recipe: dict[str, Any] = {
-        "method": method,
-        "config": described,
-        "fit_hash": hashes["fit"],
-        "select_hash": hashes["select"],
-    }
-    recipe |= {} if claim is None else {"evidence": claim.word}
+    return concluded(
+        run,
+        run.selection,
+        (model, result),
+        (before, after),
+        mask,
+        recipe={"method": method, "config": described, "fit_hash": hashes["fit"], "select_hash": hashes["select"]},
+        evaluated_on=where,
+        hashes=hashes,
+        skipped=skipped_images(*data.values()),
+        other_outputs=others,
+        calibration=None if calibrated is None else calibrated.calibration,
+    )
+
+
+def concluded(
+    run: Run,
+    selection: Selection,
+    models: tuple[nn.Module, nn.Module],
+    audits: tuple[AuditReport, AuditReport],
+    mask: WeightMask,
+    *,
+    recipe: dict[str, Any],
+    evaluated_on: str,
+    hashes: Mapping[str, str],
+    skipped: int,
+    other_outputs: Mapping[str, Mapping[str, Drift]],
+    refused: str = "",
+    calibration: Calibration | None = None,
+) -> Outcome:
+    """What came of a run, of its models before and after: patch and report.
+
+    Changes the new model: where it decides at another threshold, it notes that.
+    """
+    (model, result), (before, after), columns = models, audits, run.fit.columns
+    recipe = recipe | ({} if selection.claim is None else {"evidence": selection.claim.word})
     recipe |= {"inputs": plain_inputs(columns)} if columns else {}
-    recipe |= _cut_at(result, after.threshold, None if calibrated is None else calibrated.calibration)
+    recipe |= _cut_at(result, after.threshold, calibration)
     patch = WeightPatch.between(tensors_of(model), tensors_of(result), recipe)
     return Outcome(
         result,
         mask,
         patch,
         DebiasReport(
-            method=method,
-            accepted=accepted,
-            reason=run.selection.reason(),
+            method=recipe["method"],
+            accepted=bool(selection.chosen),
+            reason=refused or selection.reason(),
             before=before,
             after=after,
-            evaluated_on=where,
-            config=described,
-            history=run.selection.history,
+            evaluated_on=evaluated_on,
+            config=recipe["config"],
+            history=selection.history,
             mask={"density": mask.density, "by_layer": mask.by_layer(), "by_block": by_block(run, mask, patch)},
             seconds=run.course.seconds,
             versions=versions(),
             hashes=hashes,
-            skipped=skipped_images(*data.values()),
-            other_outputs=others,
-            claim=_claimed(run, calibrated is not None),
-            calibration=None if calibrated is None else calibrated.calibration.to_dict(),
+            skipped=skipped,
+            other_outputs=other_outputs,
+            claim=_claimed(selection, calibration is not None),
+            calibration=None if calibration is None else calibration.to_dict(),
         ),
     )
 
@@ -264,11 +292,11 @@ def described_run(run: Run) -> dict[str, Any]:
     return found | reading_of(run.model).described() | ({"inputs": list(map(str, columns))} if columns else {})
 
 
-def _claimed(run: Run, calibrated: bool) -> dict[str, Any] | None:
+def _claimed(selection: Selection, calibrated: bool) -> dict[str, Any] | None:
     """The claim as plain values, without the figure that a calibration changed afterwards."""
-    if run.selection.claim is None:
+    if selection.claim is None:
         return None
-    found = run.selection.claim.to_dict() | {"rows": run.selection.rows_that_settle()}
+    found = selection.claim.to_dict() | {"rows": selection.rows_that_settle()}
     kept = [one for one in found["figures"] if not (calibrated and "calibration" in one["figure"])]
     return found | {"figures": kept}
 

@@ -166,7 +166,7 @@ class Work:
         ):
             activations.know(part, whole, own)
         run.journal, run.selection.told = self.journal.within(f"fold-{number + 1}"), told
-        run.selection.begin(_of(untouched, chosen))
+        run.selection.begin(untouched.subset(chosen.numpy()))
         hold_others(run)
         mask = METHODS[self.method].run(run)
         last.importance = run.importance if not number else last.importance
@@ -258,17 +258,3 @@ class Work:
             self.progress(replace(now, phase=f"{phase}, {now.phase}", finished=finished, expected=self.expected))
 
         return look
-
-
-def _of(predictions: Predictions, rows: Tensor) -> Predictions:
-    """Those of some rows."""
-    own = rows.numpy()
-    return replace(
-        predictions,
-        scores=predictions.scores[own],
-        targets=predictions.targets[own],
-        groups=predictions.groups[own],
-        clusters=None if predictions.clusters is None else predictions.clusters[own],
-        rows=predictions.rows[own],
-        others=None if predictions.others is None else predictions.others[own],
-    )

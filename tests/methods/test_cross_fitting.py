@@ -1,6 +1,7 @@
 """Folds: their models choose and are measured on what they did not learn from, one more learns from every row."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,6 +16,7 @@ from bmft.inference import predict
 from bmft.methods import cross_fit, debias, folds_of
 from bmft.methods.cross_fitting import crossable
 from bmft.methods.table import METHODS, settings_for
+from bmft.models import mark, reading_of
 from tests.training.test_resume import Killed, same
 
 QUICK = {"strengths": [1.0, 4.0], "epochs": [2, 1], "batch_size": 16, "fraction": 0.3, "depth": 1.0}
@@ -213,6 +215,15 @@ def test_a_test_set_is_what_is_reported_on():
     )
     with pytest.raises(DataError, match="rows are fit rows too"):
         run(model, rows, test=test)
+
+
+def test_a_calibrated_model_still_says_where_it_decides():
+    model = network()
+    mark(model, replace(reading_of(model), threshold=0.4))
+    outcome = run(model)
+    assert outcome.accepted
+    assert outcome.before.threshold == outcome.after.threshold == outcome.patch.recipe["threshold"] == 0.4
+    assert reading_of(outcome.model).threshold == 0.4
 
 
 def test_harm_out_of_fold_keeps_the_original(monkeypatch):
