@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.choice_on_cuts import PARTS, cut, measured, rows, told
-from benchmarks.common import HERE, SHARED, cached, footer, table
+from benchmarks.common import HERE, SHARED, cached, facts, footer, table
 from benchmarks.divisions import KEPT, all_divided
 from bmft.data import GroupedData
 
@@ -130,7 +130,7 @@ def main() -> None:
             of = {"attribute": attribute, "fit_rows": size, "cuts": options.cuts}
             choosing = (True, False) if min(run["rows"] / run["of"] for run in runs) < 1 else (True,)
             curve += [{**of, **summed_up(runs, options.times, whole)} for whole in choosing]
-    found = {"data": "ham10000-64, fit + select", "model": "ResNet-18", "curve": curve}
+    found = {"data": "ham10000-64, fit + select", "model": "ResNet-18", "commit": facts()["commit"], "curve": curve}
     for path in (HERE / "results/small_sets.json", HERE.parent / "bmft/gate/small_sets.json"):
         path.write_text(json.dumps(found, indent=1) + "\n")
     header = ["attribute", "fit rows", "in the smallest cell", "rows to choose", "evidence", "gap on the third part"]

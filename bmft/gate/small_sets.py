@@ -119,7 +119,7 @@ def plan_debias(
     wanted = (normal.inv_cdf(confidence) + normal.inv_cdf(POWER)) / reduction
     return DebiasPlan(
         per_cell,
-        f"{found['data']}, {found['model']}",
+        f"{found['data']}, {found['model']}, with the default of commit {found['commit']}",
         ranges,
         tuple(_expected(name, own, per_cell) for name, own in rows.items() if _inside(per_cell, ranges[name])),
         gap_error=math.sqrt(rate * (1 - rate) / per_cell),

@@ -76,15 +76,16 @@ def best_step(
 
 
 def _lowest(before: float, here: float, after: float) -> float:
-    """Where the parabola through these values at -1, 0 and 1 is lowest, of which the middle one is the least.
+    """Where the parabola through these values at -1, 0 and 1 is lowest; 0 where the middle one is not the least.
 
     A value that is not finite says only on which side it is not.
 
-    >>> _lowest(3.0, 1.0, 1.0), _lowest(2.0, 1.0, 2.0), _lowest(2.0, 1.0, math.inf)
-    (0.5, 0.0, 0.0)
+    >>> _lowest(3.0, 1.0, 1.0), _lowest(2.0, 1.0, 2.0), _lowest(2.0, 1.0, math.inf), _lowest(3.0, 2.0, 1.5)
+    (0.5, 0.0, 0.0, 0.0)
     """
     bend = before - 2 * here + after
-    return (before - after) / (2 * bend) if math.isfinite(bend) and bend > 0 else 0.0
+    lowest = here <= min(before, after) and math.isfinite(bend) and bend > 0
+    return (before - after) / (2 * bend) if lowest else 0.0
 
 
 def _first_power(loss: float, slope: float, longest: float, factor: float) -> int:

@@ -33,6 +33,7 @@ def row(attribute, cell, reduction, words, larger=0.0, spread=0.02, choose="in p
 MADE_UP = {
     "data": "made up",
     "model": "none",
+    "commit": "abc1234",
     "curve": [
         row("age", 80, 0.08, (1.0, 0.0, 0.0), choose="all"),
         row("age", 20, 0.06, (1.0, 0.0, 0.0), choose="all"),
