@@ -41,7 +41,8 @@ def graded(settings: Settings, samples: int) -> Step:
 
     The epochs are shared out evenly, the first strengths taking what is left over; of more strengths than epochs some
     are left out. Where an epoch is short there are as many more as take `ENOUGH` steps at each, at half the rate and
-    with a longer average, which a path of few and noisy steps needs.
+    with a longer average, which a path of few and noisy steps needs. The rate is found in finer steps than elsewhere:
+    all strengths go at the same one.
 
     >>> graded(Settings(strengths=(1.0, 2.0), epochs=(5, 0), batch_size=1), 40).strengths
     (1.0, 1.0, 1.0, 2.0, 2.0)
@@ -58,7 +59,7 @@ def graded(settings: Settings, samples: int) -> Step:
         shares = [share * more for share in shares]
         step = replace(step, trust=step.trust / 2, average=max(step.average, LONG))
     each = tuple(strength for strength, share in zip(taken, shares, strict=True) for _ in range(share))
-    return replace(step, epochs=len(each), strengths=each)
+    return replace(step, epochs=len(each), strengths=each, rate_factor=2.0, rate_between=True)
 
 
 def whole_step(settings: Settings) -> Step:

@@ -28,26 +28,22 @@ def best_step(
     *,
     seed: int,
     batches: int = 4,
-    factor: float = 3.0,
-    between: bool = False,
     room: Room | None = None,
 ) -> float:
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
     The step is the one that the optimizer takes first. From the rate at which the slope alone would take the loss to 0
-    it goes up or down by `factor` for as long as the loss falls; a parabola through the slope would be quicker, but
+    it goes up or down by ``step.rate_factor`` for as long as the loss falls; a parabola through the slope would be quicker, but
     the gap's loss has a kink where the gap is 0. No step is longer than a tenth of the weights' norm: on weights that
-    hardly matter any step may seem to help.
+    hardly matter any step may seem to help. With ``step.rate_between`` the rate is where the parabola through the losses
+    of the best and its neighbours, over the logarithm of the rate, is lowest: which of two near ones is ahead is noise.
 
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.
         seed: of their choice.
-        factor: between the rates that are tried.
-        between: where two of them are nearly as good, take one between them: where the parabola through the losses of
-            the best and its neighbours, over the logarithm of the rate, is lowest. Which of the two is ahead is noise.
         room: how many samples fit at once.
     """
-    room = room or Room()
+    room, factor = room or Room(), step.rate_factor
     generator = torch.Generator().manual_seed(seed)
     indices = stratified_batches(data, step.batch_size, generator=generator, balance=step.balance)
     rows = list(islice(indices, batches))
@@ -70,7 +66,7 @@ def best_step(
     way = 1 if loss_after(best) < untouched and loss_after(best + 1) < loss_after(best) else -1
     while abs(best) < _FACTORS and (loss_after(best + way) < loss_after(best) or not loss_after(best) < untouched):
         best += way
-    shift = _lowest(loss_after(best - 1), loss_after(best), loss_after(best + 1)) if between else 0.0
+    shift = _lowest(loss_after(best - 1), loss_after(best), loss_after(best + 1)) if step.rate_between else 0.0
     chosen.write_back(start)
     return min(float(_FIRST_RATE * factor ** (best + shift)), longest)
 

@@ -84,18 +84,7 @@ def tune(
             float(kept["numbers"][0])
             if kept
             else step.lr
-            or step.trust
-            * best_step(
-                runs,
-                chosen,
-                pooled,
-                data,
-                step,
-                seed=generator.initial_seed(),
-                factor=2.0 if step.strengths else 3.0,
-                between=bool(step.strengths),
-                room=room,
-            )
+            or step.trust * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room)
         )
         state = TrainingState(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
         if kept:

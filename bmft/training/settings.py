@@ -28,6 +28,8 @@ class Step:
         lr: of the optimizer; 0: `trust` times the best step along the first gradient (`best_step`), so that
             it fits the scale of the weights and the steepness of the loss, whatever they are.
         trust: the share of the best step, where that is taken.
+        rate_factor: between the rates that are tried for the best step, more than 1.
+        rate_between: whether the best step may lie between two that are tried, where they are nearly as good.
         optimizer: a name in `OPTIMIZERS`, or a callable ``(parameters, lr=...) -> Optimizer``.
         momentum: of SGD and RMSprop; the others ignore it.
         weight_decay: of the optimizer; weights outside the mask do not decay.
@@ -55,6 +57,8 @@ class Step:
     average: float = 0.0
     norm_stats: Literal["frozen", "update"] = "frozen"
     trust: float = 0.1
+    rate_factor: float = 3.0
+    rate_between: bool = False
     warmup: int = 0
     share: float = 1.0
     copies: int = 1
@@ -66,6 +70,8 @@ class Step:
                 fact.check(name, getattr(self, name))
         if self.warmup < 0 or not 0 < self.share <= 1:
             raise ConfigError(f"warmup {self.warmup}, share {self.share}: expected at least 0, and a share in (0, 1]")
+        if not self.rate_factor > 1:
+            raise ConfigError(f"rate_factor {self.rate_factor}: expected more than 1")
         if self.strengths and len(self.strengths) != self.epochs:
             raise ConfigError(f"{len(self.strengths)} strengths for {self.epochs} epochs: expected one for each")
 

@@ -100,6 +100,14 @@ def test_every_strength_gets_its_share_of_the_epochs_and_enough_steps():
         replace(step_of(settings, 0), epochs=3, strengths=(1.0, 2.0))
 
 
+def test_only_rising_strengths_have_their_rate_searched_between_finer_steps():
+    settings = settings_for("bmft", {"epochs": [13, 5]})
+    steps = (graded(settings, 480), step_of(settings, 0))
+    assert [(step.rate_factor, step.rate_between) for step in steps] == [(2.0, True), (3.0, False)]
+    with pytest.raises(ConfigError, match=r"rate_factor 1\.0: expected more than 1"):
+        replace(steps[0], rate_factor=1.0)
+
+
 def test_the_old_choice_is_a_preset_and_the_published_method_another():
     assert not settings_for("bmft", {"preset": "path"}).strengths
     assert not settings_for("bmft", {"preset": "paper"}).strengths

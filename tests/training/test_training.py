@@ -445,8 +445,8 @@ def searched(net, optimizer="sgd", **how):
     with torch.no_grad():
         logits = net(data.inputs(slice(0, 64)))
     pooled = PooledLoss(Loss(fairness.equalized_odds_gap, 1.0, 1.0), data, logits, False)
-    step = Step(1, 0.0, optimizer=optimizer, batch_size=16)
-    return pooled, best_step(net, chosen, pooled, data, step, seed=0, **how), data
+    step = Step(1, 0.0, optimizer=optimizer, batch_size=16, **how)
+    return pooled, best_step(net, chosen, pooled, data, step, seed=0), data
 
 
 @pytest.mark.parametrize("between", [False, True])
@@ -454,7 +454,7 @@ def searched(net, optimizer="sgd", **how):
 def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(optimizer, between):
     net = convolving()
     before = copy.deepcopy(net.state_dict())
-    pooled, rate, data = searched(net, optimizer, between=between)
+    pooled, rate, data = searched(net, optimizer, rate_between=between)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()), "the weights stay"
 
     def loss_after(rate):
@@ -485,5 +485,5 @@ def test_a_rate_between_those_that_are_tried_is_found_by_their_losses(monkeypatc
         return (math.log2((model[0].weight - start).abs().mean().item() / best)) ** 2 - 100
 
     monkeypatch.setattr(line_search, "_mean_loss", parabola)
-    assert searched(net, "adam", factor=2.0, between=True)[1] == pytest.approx(best, rel=1e-3)
-    assert searched(net, "adam", factor=2.0)[1] == pytest.approx(2.5e-4)
+    assert searched(net, "adam", rate_factor=2.0, rate_between=True)[1] == pytest.approx(best, rel=1e-3)
+    assert searched(net, "adam", rate_factor=2.0)[1] == pytest.approx(2.5e-4)
