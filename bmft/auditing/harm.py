@@ -1,21 +1,62 @@
 """What a change may not cost: one rule of harm, of two audits of the same rows; and what a pooled fall consists of."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bmft.auditing.audit import CONSTANT, AuditReport
+from bmft.auditing.metrics import METRICS
 from bmft.auditing.others import other_drifts
 from bmft.auditing.predictions import Predictions
 from bmft.settings import Limits
 from bmft.stats import placements
 
 Figures = Mapping[str, Any]
+
+
+class Bound(NamedTuple):
+    """How far one figure may get worse, and whose.
+
+    Attributes:
+        of: ``"mean"`` of an attribute's groups, ``"each"`` group and class of one, or ``"everybody"``.
+        figure: a name in `METRICS`, which says in which direction it gets worse.
+        limit: the field of `Limits` that says by how much; None there is no limit.
+        words: for a reader, with a place for the name of whom it is about.
+        leeway: whether the limit grows by what chance alone can do, where that is known.
+    """
+
+    of: Literal["mean", "each", "everybody"]
+    figure: str
+    limit: str
+    words: str
+    leeway: bool = False
+
+
+BOUNDS = (
+    Bound("mean", "roc_auc", "max_auc_drop", "mean of the groups' ROC AUCs of {}"),
+    Bound("mean", "balanced_accuracy", "max_auc_drop", "mean of the groups' balanced accuracies of {}", leeway=True),
+    Bound("each", "roc_auc", "max_group_auc_drop", "ROC AUC of {}"),
+    Bound("each", "expected_calibration_error", "max_calibration_rise", "calibration error of {}"),
+    Bound("everybody", "roc_auc", "max_overall_auc_drop", "ROC AUC over everybody"),
+)
+
+
+def worse_by_more(figure: str, before: Any, after: Any, limit: Any) -> NDArray[np.bool_]:
+    """Whether a figure got worse by more than the limit, or is not there any more; of numbers or arrays.
+
+    What was not there before (NaN) cannot get worse.
+
+    >>> worse_by_more("roc_auc", [0.8, 0.8, np.nan, 0.8], [0.75, 0.7, 0.1, np.nan], 0.06)
+    array([False,  True, False,  True])
+    """
+    old, new = (METRICS[figure].better * np.asarray(values) for values in (before, after))
+    # Written so that NaN after a number is worse; the last digits are rounding.
+    return np.asarray(~(np.isnan(old) | (new >= old - limit - 1e-12)))
 
 
 @dataclass(frozen=True)
@@ -67,23 +108,14 @@ def _violations(
 ) -> Iterator[Violation]:
     if CONSTANT in after.flags and CONSTANT not in before.flags:
         yield Violation("one answer for everybody: ROC AUC", before.overall["roc_auc"], math.nan, limits.max_auc_drop)
-    names = {"roc_auc": "mean of the groups' ROC AUCs", "balanced_accuracy": "mean of the groups' balanced accuracies"}
-    for attribute, groups in before.by_group.items():
-        for metric, words in names.items():
-            pairs = [(old[metric], after.by_group[attribute][group][metric]) for group, old in groups.items()]
-            known = [pair for pair in pairs if not math.isnan(pair[0])]
-            if known:
-                old, new = np.mean(known, axis=0)
-                more = leeway.get(attribute, 0.0) if metric == "balanced_accuracy" else 0.0
-                yield from _fall(f"{words} of {attribute}", float(old), float(new), limits.max_auc_drop + more)
-    for name, old, new in _groups(before, after):
-        yield from _fall(f"ROC AUC of {name}", old["roc_auc"], new["roc_auc"], limits.max_group_auc_drop)
-        metric = "expected_calibration_error"
-        rise = _fall(f"calibration error of {name}", -old[metric], -new[metric], limits.max_calibration_rise)
-        yield from (Violation(v.what, -v.before, -v.after, v.limit) for v in rise)
-    if limits.max_overall_auc_drop is not None:
-        old, new = before.overall["roc_auc"], after.overall["roc_auc"]
-        yield from _fall("ROC AUC over everybody", old, new, limits.max_overall_auc_drop)
+    for of, name, old, new in _compared(before, after):
+        for bound in BOUNDS:
+            limit = getattr(limits, bound.limit)
+            if bound.of != of or limit is None:
+                continue
+            limit += leeway.get(name, 0.0) if bound.leeway else 0.0
+            if worse_by_more(bound.figure, old[bound.figure], new[bound.figure], limit):
+                yield Violation(bound.words.format(name), old[bound.figure], new[bound.figure], limit)
     yield from moved_others(before.predictions, after.predictions, limits)
 
 
@@ -94,20 +126,27 @@ def moved_others(before: Predictions | None, after: Predictions | None, limits: 
             yield Violation(f"drift of another output, {name},", 0.0, found.drift, limits.max_other_drift)
 
 
-def _fall(what: str, old: float, new: float, limit: float) -> Iterator[Violation]:
-    # Written so that NaN after a number is a violation; the last digits are rounding.
-    if not math.isnan(old) and not new >= old - limit - 1e-12:
-        yield Violation(what, old, new, limit)
-
-
-def _groups(before: AuditReport, after: AuditReport) -> Iterator[tuple[str, Figures, Figures]]:
-    """Every group, and every class of it, with its figures before and after."""
+def _compared(before: AuditReport, after: AuditReport) -> Iterator[tuple[str, str, Figures, Figures]]:
+    """Whom `BOUNDS` are about, by name, with the figures before and after."""
+    for attribute, groups in before.by_group.items():
+        found = after.by_group[attribute]
+        figures = [bound.figure for bound in BOUNDS if bound.of == "mean"]
+        means = {name: _means([(old[name], found[group][name]) for group, old in groups.items()]) for name in figures}
+        before_it, after_it = ({name: pair[place] for name, pair in means.items()} for place in (0, 1))
+        yield "mean", attribute, before_it, after_it
     for attribute, groups in before.by_group.items():
         for group, old in groups.items():
             new, name = after.by_group[attribute][group], f"{attribute}={group}"
-            yield name, old, new
-            for label, figures in old.get("by_class", {}).items():
-                yield f"{name}, class {label}", figures, new["by_class"][label]
+            yield "each", name, old, new
+            for label, class_figures in old.get("by_class", {}).items():
+                yield "each", f"{name}, class {label}", class_figures, new["by_class"][label]
+    yield "everybody", "", before.overall, after.overall
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """The means before and after over the groups that had a figure before."""
+    known = [pair for pair in pairs if not math.isnan(pair[0])]
+    return [float(mean) for mean in np.mean(known, axis=0)] if known else [math.nan, math.nan]
 
 
 class Split(NamedTuple):

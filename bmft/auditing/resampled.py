@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from bmft.auditing.harm import BOUNDS, worse_by_more
 from bmft.auditing.metrics import BINS, Floats, bins, defined_mean, worst
 from bmft.auditing.predictions import Predictions
 from bmft.settings import Limits
@@ -59,31 +60,28 @@ class Resampled:
         return {name: np.nan_to_num(np.nanstd(mean - mean[:1], axis=1)) for name, mean in means.items()}
 
     def harmless(self, limits: Limits) -> NDArray[np.bool_]:
-        """Which candidates do no harm, ``(candidates, 1 + resamples)``: `violations` of every sample at once.
+        """Which candidates do no harm, ``(candidates, 1 + resamples)``: the `BOUNDS` of every sample at once.
 
         The mean balanced accuracy may fall by one standard error more than its limit. The original does no harm.
         """
-        bad = np.zeros(self.gap.shape, dtype=bool)
-        leeway = self.leeway()
-        for name, figures in self.groups.items():
-            bad |= _falls(self.mean_of(name, "roc_auc"), limits.max_auc_drop)
-            accuracy = self.mean_of(name, "balanced_accuracy")
-            bad |= _falls(accuracy, limits.max_auc_drop + leeway[name][:, None])
-            for figure, sign, limit in (
-                ("roc_auc", 1, limits.max_group_auc_drop),
-                ("expected_calibration_error", -1, limits.max_calibration_rise),
-            ):
-                values = sign * figures[figure]
-                bad |= _falls(defined_mean(values, 1), limit).any(1) | _falls(values, limit).any((1, 2))
-        if limits.max_overall_auc_drop is not None:
-            bad |= _falls(self.overall_auc, limits.max_overall_auc_drop)
+        bad, leeway = np.zeros(self.gap.shape, dtype=bool), self.leeway()
+        for bound in BOUNDS:
+            limit = getattr(limits, bound.limit)
+            if limit is None:
+                continue
+            if bound.of == "everybody":
+                bad |= worse_by_more(bound.figure, self.overall_auc[:1], self.overall_auc, limit)
+                continue
+            for name, figures in self.groups.items():
+                if bound.of == "mean":
+                    mean = self.mean_of(name, bound.figure)
+                    more = leeway[name][:, None] if bound.leeway else 0.0
+                    bad |= worse_by_more(bound.figure, mean[:1], mean, limit + more)
+                else:
+                    for values in (figures[bound.figure], defined_mean(figures[bound.figure], 1)[:, None]):
+                        bad |= worse_by_more(bound.figure, values[:1], values, limit).any((1, 2))
         bad[0] = False
         return ~bad
-
-
-def _falls(values: Floats, limit: float | Floats) -> NDArray[np.bool_]:
-    """Whether a figure falls, from row 0, by more than the limit, or is not there any more."""
-    return ~np.isnan(values[:1]) & ~(values >= values[:1] - limit - 1e-12)
 
 
 def margins(predictions: Predictions, threshold: float) -> Floats:

@@ -33,10 +33,11 @@ def best_step(
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
 
     The step is the one that the optimizer takes first. From the rate at which the slope alone would take the loss to 0
-    it goes up or down by ``step.rate_factor`` for as long as the loss falls; a parabola through the slope would be quicker, but
-    the gap's loss has a kink where the gap is 0. No step is longer than a tenth of the weights' norm: on weights that
-    hardly matter any step may seem to help. With ``step.rate_between`` the rate is where the parabola through the losses
-    of the best and its neighbours, over the logarithm of the rate, is lowest: which of two near ones is ahead is noise.
+    it goes up or down by ``step.rate_factor`` for as long as the loss falls; a parabola through the slope would be
+    quicker, but the gap's loss has a kink where the gap is 0. No step is longer than a tenth of the weights' norm: on
+    weights that hardly matter any step may seem to help. With ``step.rate_between`` the rate is where the parabola
+    through the losses of the best and its neighbours, over the logarithm of the rate, is lowest: which of two near ones
+    is ahead is noise.
 
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.

@@ -1,13 +1,14 @@
 """One rule of harm, and what a pooled ROC AUC consists of."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from bmft.auditing import Limits, Predictions, audit_predictions, changes_in_words, split_auc, violations
+from bmft.auditing.harm import BOUNDS
 from bmft.tables import Attribute
 
 SEX = Attribute("sex", ("female", "male"))
@@ -35,6 +36,10 @@ def test_the_parts_are_the_naive_count_over_pairs_and_sum_to_the_pooled_auc(rows
     assert [found.within, found.between] == pytest.approx(expected, nan_ok=True)
     assert found.share == pytest.approx(len(inside) / len(pairs))
     assert found.pooled == pytest.approx(np.mean(list(won.values())))
+
+
+def test_every_limit_is_in_the_one_table_but_that_on_other_outputs():
+    assert {bound.limit for bound in BOUNDS} == {entry.name for entry in fields(Limits)} - {"max_other_drift"}
 
 
 def test_nothing_changed_is_no_harm():
