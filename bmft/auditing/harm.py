@@ -132,8 +132,8 @@ def _compared(before: AuditReport, after: AuditReport) -> Iterator[tuple[str, st
         found = after.by_group[attribute]
         figures = [bound.figure for bound in BOUNDS if bound.of == "mean"]
         means = {name: _means([(old[name], found[group][name]) for group, old in groups.items()]) for name in figures}
-        before_it, after_it = ({name: pair[place] for name, pair in means.items()} for place in (0, 1))
-        yield "mean", attribute, before_it, after_it
+        old_means, new_means = ({name: pair[place] for name, pair in means.items()} for place in (0, 1))
+        yield "mean", attribute, old_means, new_means
     for attribute, groups in before.by_group.items():
         for group, old in groups.items():
             new, name = after.by_group[attribute][group], f"{attribute}={group}"

@@ -164,14 +164,14 @@ class Checkpoint:
 def read_checkpoint(
     path: str | os.PathLike[str], *, trust_pickle: bool = False, entry: str | None = None
 ) -> Checkpoint:
-    """Read a file of weights: what torch.save writes (bare, under a usual entry, Lightning's) or safetensors.
+    """Read a file or folder of weights: what torch.save writes, safetensors, or a folder of Hugging Face's.
 
     Args:
-        path: the file; its kind is told by its content.
-        trust_pickle: allow a file that holds more than plain tensors and settings (a whole model), which runs
-            code.
-        entry: which of several sets of weights in it, such as ``state_dict_ema`` or ``ema_model``; by default
-            the one that a library opens by its defaults, and what is written then goes to all copies.
+        path: the file; its kind is recognised by its content, not by its name.
+        trust_pickle: whether a file is read that holds more than plain tensors and settings, such as a whole model:
+            unpickling it may run any code.
+        entry: which of several sets of weights in the file is meant, such as ``state_dict_ema`` or ``ema_model``. By
+            default it is the one that a library opens by its defaults, and what is written later goes to all copies.
 
     Raises:
         UntrustedPickleError: the file holds more and is not trusted; nothing of it has run.

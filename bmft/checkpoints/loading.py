@@ -51,27 +51,37 @@ def load_checkpoint(
     output: int | str | None = None,
     output_is: Kind | None = None,
 ) -> nn.Module:
-    """The model of a checkpoint, in eval mode, on the CPU; `into`, if given, is changed and returned.
+    """Load the model of a checkpoint: a plain module on the CPU, in evaluation mode.
 
-    A model built here computes in float32, whatever the precision of the file.
+    The network is the one that `arch` or the file names, else the one that has the file's names and shapes of weights;
+    what had to be guessed is logged. It is built to compute in float32, whatever the precision of the file.
 
     Args:
-        path: see `read_checkpoint`.
-        arch: see `bmft.models.build_model`; by default what the checkpoint says, else inferred from its
-            weights.
-        into: a model to load the weights into instead of building one.
-        num_classes: outputs of the head; by default as many as the weights have.
-        trust_pickle: see `read_checkpoint`.
-        entry: see `read_checkpoint`.
-        output, output_is: which of many outputs one label is about, by its place or by its name in the file, and
-            whether it is a label or a class; see `bmft.read_as`.
+        path: The file or folder; see `read_checkpoint` for the kinds.
+        arch: The network, such as ``"resnet18"``, ``"timm:resnet18"`` or ``"package.module:factory"``; see
+            `bmft.models.build_model`. By default it is inferred.
+        into: A model of yours to load the weights into, in place of `arch`; it is changed and returned.
+        num_classes: The number of outputs of the head; by default, and at most as a check, as many as the weights have.
+        trust_pickle: True to read a file that may run code; see `read_checkpoint`.
+        entry: The name of the set of weights where the file has several; see `read_checkpoint`.
+        output: Which one of the network's many outputs is meant, by its place from 0 or by its name in the file.
+        output_is: ``"label"`` or ``"class"``: how that output is read; see `bmft.read_as`.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ArchitectureError: the network is unknown or ambiguous, or the weights are not its.
-        ConfigError: `num_classes` is not what the weights have, `into` and `arch` are both given, or there is no such
-            output.
-        NonFiniteError: a weight is NaN or infinite.
+        CheckpointError: The file cannot be read, or holds no weights.
+        UntrustedPickleError: The file may run code, and `trust_pickle` is False.
+        ArchitectureError: The network is unknown or ambiguous, or the weights are those of another.
+        ConfigError: `num_classes` is not what the weights have, `into` is given together with `arch` or `num_classes`,
+            or there is no such entry or output.
+        NonFiniteError: A weight is NaN or infinite.
+
+    >>> import tempfile
+    >>> network = nn.Sequential(nn.Linear(4, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(network.state_dict(), Path(folder, "weights.pt"))
+    ...     model = load_checkpoint(Path(folder, "weights.pt"), into=nn.Sequential(nn.Linear(4, 2)))
+    >>> model.training, torch.equal(model[0].weight, network[0].weight)
+    (False, True)
     """
     checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, entry=entry)
     if into is not None and (arch is not None or num_classes is not None):

@@ -209,14 +209,20 @@ def load_manifest(
     inputs: Sequence[str | InputColumn] = (),
     recorded: Sequence[InputColumn] = (),
 ) -> GroupedData:
-    """Read a labelled image set: one row per image in a CSV, TSV, Parquet, xlsx or JSON lines, or an npz beside one.
+    r"""Read a labelled set of images from a table with one row per image: its labels, groups, patients and images.
+
+    Images become float32 tensors ``(channels, height, width)``, decoded when they are asked for and normalized as the
+    arguments say. A row without any label is left out and counted; a row of unknown group (-1) stays, and counts in
+    the figures over everybody only.
 
     Args:
-        path: the manifest; for an ``.npz`` with ``images`` the table of the same name beside it.
-        target: label column: 0/1, class numbers, or names in the order of `classes`; several columns are labels
-            of 0/1 each, or classes where exactly one is 1 in every row. Rows without any label are left out.
-        sensitive: attributes: ``"sex"``, ``"age:40,60"``, ``"sex*age:60"``. Empty values, and the codes of
-            `bmft.tables.UNKNOWN`, are of no group.
+        path: the table, a CSV, TSV, Parquet, xlsx or JSON lines file; or an ``.npz`` with ``images`` ``(n, height,
+            width[, channels])``, which has its table beside it under the same name.
+        target: the column of labels: 0/1, class numbers, or names in the order of `classes`; several columns are
+            labels of 0/1 each, or classes where exactly one is 1 in every row.
+        sensitive: the attributes: a column (``"sex"``), one of numbers that is cut into groups (``"age:40,60"``: below
+            40, 40 to 59, from 60), or the intersection of several (``"sex*age:60"``). Empty values, and the codes of
+            `bmft.tables.UNKNOWN`, are of unknown group.
         image: column of image paths; where there is no ``path``, the only one of ``file_name``, ``image``,
             ``image_path``, ``filepath``, ``filename`` and ``img``.
         images: folder the paths are relative to (default: the manifest's own), or an ``.npz`` in row order.
@@ -230,29 +236,41 @@ def load_manifest(
         crop_fraction: share of the resized side that is cut out, such as .875.
         interpolation: ``nearest``, ``bilinear`` (the default), ``bicubic`` or ``lanczos``.
         transform: PIL image -> ``(channels, height, width)`` tensor, in place of all of these.
-        known: what to take before the defaults, and where that comes from: a checkpoint's ``pixels``.
+        known: a checkpoint's ``pixels``: how its images were prepared and where that is said. It is taken for whatever
+            is not said here.
         channels: 3 or 1.
         on_bad_image: ``fail`` lists every unreadable image; ``skip`` leaves them out and counts them.
-        cache_bytes: decoded pixels are kept in memory up to this, else decoded on request.
-        bits: bits that images of 16 bits per pixel use, such as 12; default: all.
+        cache_bytes: up to how many bytes decoded pixels are kept in memory; a larger set is decoded at each request.
+        bits: how many bits images of 16 bits per pixel really use, such as 12; default: all.
         workers: decoding threads; 0: one per processor, at most 8.
-        classes: class names in the order of the model's outputs; what `bmft.checkpoints.class_names` finds is left
-            aside where the labels are others.
+        classes: class names in the order of the model's outputs. What `bmft.checkpoints.class_names` found in a
+            checkpoint may be given, too, and is ignored where the labels have other names.
         positive: the positive one of two classes; see `bmft.tables.encode_labels`.
-        unknown, uncertain, blank: what is read as not known beside that; see `bmft.tables.Unknown`.
-        suffix: what image paths lack, such as ``.jpg`` where the column holds ids.
+        unknown, uncertain, blank: which further values mean that a label or group is not known; see
+            `bmft.tables.Unknown`.
+        suffix: the ending that image paths lack, such as ``.jpg`` where the column holds ids.
         multi_label: several label columns are labels of 0/1 each, also where exactly one is 1 in every row.
         inputs: columns that the network takes beside the image, in order: ``"age=62.5/14.2"`` (mean and deviation of
             its training), ``"sex=female:0,male:1"`` (names as numbers), ``"site=head,trunk,limb"`` (names as integers
             from 0), or a `bmft.tables.InputColumn`. Numbers are one tensor ``(n, k)`` where the first of them is named,
             each category one ``(n,)``: the model is called as ``model(images, numbers, ...)``.
-        recorded: how they were given before (`Checkpoint.inputs`), for those that `inputs` names without saying so; all
-            of them where `inputs` is empty.
+        recorded: how a checkpoint says they were given (`Checkpoint.inputs`): taken for those that `inputs` only names,
+            and for all where `inputs` is empty.
 
     Raises:
-        DataError: the table, a label or an image cannot be used; every such row is named.
+        DataError: the table, a label or an image cannot be used (every such row is named), or splits share rows.
         GroupError: an attribute does not have two groups.
         ConfigError: an argument has a value it cannot have, or nothing says which name is which class.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in "abcd":
+    ...         Image.new("RGB", (8, 8)).save(Path(folder, f"{name}.png"))
+    ...     rows = ["path,ill,sex", "a.png,0,f", "b.png,1,f", "c.png,0,m", "d.png,1,m"]
+    ...     _ = Path(folder, "table.csv").write_text("\n".join(rows))
+    ...     data = load_manifest(Path(folder, "table.csv"), target="ill", sensitive="sex")
+    >>> data, data.inputs(slice(0, 2)).shape
+    (GroupedData(n=4, task='binary', classes=('0', '1'), attributes=(sex)), torch.Size([2, 3, 8, 8]))
     """
     own = Preprocessing(image_size, normalize, resize, crop_fraction, interpolation, transform)
     how = own.over(known[0])

@@ -83,12 +83,13 @@ class SearchProgress:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What `search` gives back.
+    """The result of `search`.
 
     Attributes:
-        outcome: of the run that was kept: all that `bmft.debias` gives.
-        options: that run as options of `bmft debias`; `settings` of its method.
-        summary: every trial, the front, what mattered; the report's search page.
+        outcome: The run that was kept, as `bmft.debias` gives it.
+        options: That run as options of the command ``bmft debias``.
+        settings: The settings of its method, as values for ``config=``.
+        summary: Every trial, the front of the two goals, and how much each switch mattered; shown by the report.
     """
 
     outcome: Outcome
@@ -283,7 +284,11 @@ def search(
        itself as `debias` runs it; of these and of the winner as it was tried, what is best on select without harm is
        kept and measured on `test`. A run of a method of one step ends there when it falls behind the winner's trial.
 
+    The search is that of FairTune (Dutt et al. 2024, arXiv 2310.05055): an outer loop that chooses what an inner
+    fine-tuning may move, by what the inner result is worth on rows that it did not see. `model` itself is not changed.
+
     Args:
+        model: a classifier that gives logits, as for `bmft.debias`.
         fit, select, test, sensitive, conditions, allow_shared_rows, but: as for `bmft.debias`. No trial sees `test`.
         method: any of `bmft.METHODS`; ``"selective"`` is plain fine-tuning of what is switched on, as published.
         goal: what is looked for on select, a name in `bmft.auditing.GOALS`.
@@ -298,10 +303,26 @@ def search(
         also: other settings that are searched: ``fraction``, ``bias_weight``, ``epochs``, ``score``.
         detail: see `bmft.fairtune.search_space`.
         config: settings of the method that are not searched. Inner runs are short unless they say otherwise (`INNER`).
+        progress: shows a bar (tqdm's), or is a function that is called with a `SearchProgress` after every epoch.
+
+    Returns:
+        The run that was kept, with the options and settings that repeat it and a summary of all trials. Where no trial
+        did better than the original without harm, its model has the original's weights.
 
     Raises:
         ConfigError: an option is not known or not possible, or no trial was finished.
         MissingExtraError: Optuna is not installed.
+
+    >>> from bmft.data import from_arrays
+    >>> labels = torch.arange(80) % 2
+    >>> inputs = torch.linspace(-1, 1, 80)[:, None] * torch.tensor([1.0, -0.5]) + labels[:, None] - 0.5
+    >>> fit, select = from_arrays(inputs, labels, torch.arange(80) // 2 % 2).split(0.5, 0.5)
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> for weight, value in zip(network.parameters(), (0.5, 0.5, 1.0, -1.4)):
+    ...     _ = nn.init.constant_(weight, value)
+    >>> found = search(network, fit, select, trials=2, config={"epochs": (1, 1), "path": (1.0,)}, intervals=False)
+    >>> len(found.summary["trials"]), type(found.outcome.model).__name__, found.options["method"]
+    (2, 'Sequential', 'bmft')
     """
     if unknown := {goal, second_goal or goal} - set(GOALS):
         raise ConfigError(unknown_name("goal", unknown.pop(), GOALS))

@@ -11,20 +11,28 @@ from bmft.errors import ConfigError
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every run of a debiasing, a search or a comparison has in common, passed on as one value.
+    """The conditions under which a model is debiased, searched or compared, whatever the method; a frozen value.
+
+    `bmft.debias`, `bmft.cross_fit` and `bmft.search` take it as ``conditions=``, and take each of its values, and each
+    of its limits, by name as well: ``debias(model, fit, select, seed=1, max_auc_drop=0.02)``.
 
     Attributes:
-        threshold: probability from which a decision is positive.
-        limits: what a result may cost.
-        keep: ``"best"`` is chosen on select, ``"last"`` is the final epoch, whatever it is.
-        accept: the least evidence with which one of few candidates is kept: ``"likely"`` or ``"shown"``, see
-            `bmft.auditing.Claim`.
-        confidence: of that evidence, one-sided.
-        head: module path of the layer that makes the logits; found by running the model otherwise.
-        multi_label: the outputs are labels of yes or no each, not classes.
-        seed: of every draw.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        intervals: of the audits before and after; they take seconds, which a search or a study saves.
+        threshold: The probability, between 0 and 1, from which a decision is positive. For several classes the largest
+            probability decides.
+        limits: How much worse than the original a result may be, on the same rows.
+        keep: ``"best"`` keeps the candidate that is best on the select set, and the original where none does better
+            without harm; ``"last"`` keeps the last epoch, whatever it is.
+        accept: How strong the evidence for a smaller gap has to be where a method has few candidates: ``"likely"`` or
+            ``"shown"``, see `bmft.auditing.Claim`.
+        confidence: The one-sided confidence of ``"shown"``, above 0.5 and below 1.
+        head: The module path of the layer that makes the logits, such as ``"fc"``; None finds it by running the model.
+        multi_label: True where every output is a label of its own, answered with yes or no; False for classes.
+        seed: The seed of every random draw: the same seed gives the same result.
+        device: ``"auto"`` (a CUDA device if there is one), ``"cpu"`` or ``"cuda"``.
+        intervals: Whether the audits before and after have confidence intervals, which take seconds.
+
+    Raises:
+        ConfigError: `keep`, `accept` or `confidence` has a value that it cannot have.
 
     >>> found = Conditions().but(seed=3, max_auc_drop=0.02)
     >>> found.seed, found.limits.max_auc_drop
@@ -51,14 +59,14 @@ class Conditions:
             raise ConfigError(f"confidence is {self.confidence}: expected more than 0.5 and less than 1, such as 0.9")
 
     def accepts(self, word: str) -> bool:
-        """Whether evidence of that word is enough."""
+        """Whether evidence of this word (``Claim.word``) is strong enough for a result to be kept."""
         return word in ("shown", self.accept)
 
     def but(self, **values: Any) -> "Conditions":
-        """The same conditions with these values, each a name of this class or of its `limits`.
+        """A copy of the conditions with other values, each named as a field of this class or of its `limits`.
 
         Raises:
-            ConfigError: a name is not known, or a value is not possible.
+            ConfigError: There is no field of that name, or it cannot have that value.
         """
         own, inside = _names(self), _names(self.limits)
         for name in values:
