@@ -15,7 +15,7 @@ from bmft.errors import ConfigError
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of a setting.
+    """The facts about a setting: its help, its choices and its bounds.
 
     Attributes:
         help: what it is, in a phrase.

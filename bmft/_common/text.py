@@ -86,7 +86,7 @@ def listed(problems: Sequence[str], limit: int = MOST) -> str:
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    """A figure to three places and its interval.
+    """A figure with three decimals and its interval, as text; "-" where there is none.
 
     >>> with_interval(0.8954, (0.861, 0.9234)), with_interval(float("nan"), None)
     ('0.895 [0.861, 0.923]', '-')
@@ -99,7 +99,7 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
 
 
 def humanise(key: str) -> str:
-    """A key as words.
+    """A key of a report as words for a reader.
 
     >>> humanise("worst_group_roc_auc"), humanise("auc_gap")
     ('Worst group ROC AUC', 'AUC gap')

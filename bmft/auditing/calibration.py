@@ -19,7 +19,7 @@ _TINY = 1e-15
 
 @dataclass(frozen=True)
 class Rescaling:
-    """A change of every logit to ``slope * logit + shift``, the shift being of a yes or no only.
+    """A change of every logit to ``slope * logit + shift``; there is a shift for a yes or no only.
 
     >>> Rescaling(2.0, 0.0).threshold(0.5), round(Rescaling(1.0, 1.0).threshold(0.5), 3)
     (0.5, 0.731)
@@ -117,7 +117,7 @@ def rescaled_left_out(
 
 
 def log_loss(predictions: Predictions) -> float:
-    """The mean of minus the logarithm of the probability of what was so."""
+    """The log loss: the mean of minus the logarithm of the probability that was given to the true class."""
     return _log_loss(predictions.scores, predictions.targets.astype(np.float64))
 
 

@@ -39,7 +39,7 @@ class Corrected:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is known of a reduction on the rows that chose.
+    """The evidence for a reduction of the gap, from the same rows that the candidate was chosen on.
 
     Attributes:
         word: ``"shown"``: the one-sided interval of the corrected reduction, at `confidence`, excludes 0;
@@ -119,7 +119,7 @@ def weigh(
 
 
 def claim_of(figures: Resampled, chosen: int, again: NDArray[np.intp], confidence: float) -> Claim:
-    """What may be claimed of `chosen`, where the rule chose `again` ``(resamples,)``; always the same is no choice."""
+    """The evidence for the candidate `chosen`, where the rule chose `again` ``(resamples,)`` in the resamples."""
     gap = figures.gap
     after, error = _corrected(gap, chosen, again)
     before = float(gap[0, 0])

@@ -86,7 +86,7 @@ GOALS: Mapping[str, Goal] = {
 
 @dataclass(frozen=True)
 class Epoch:
-    """What the select set showed of one epoch, or of one candidate of a method without epochs.
+    """The figures of one epoch on the select set, or of one candidate of a method without epochs.
 
     Attributes:
         step: 1 for the extractor, 2 for the head; 0 is the untouched model.

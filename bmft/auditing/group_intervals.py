@@ -27,7 +27,7 @@ RATES: Mapping[str, str] = {
 
 
 class Sample(NamedTuple):
-    """Who was asked, and how to resample them: group ids, how many groups, patient ids or None."""
+    """The samples and how they are resampled: their group ids, the number of groups, and patient ids or None."""
 
     groups: Ints
     num_groups: int
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GroupStatistics:
-    """What the intervals of one column rest on.
+    """The values and resamples from which the intervals of one column are made.
 
     Attributes:
         values: metric -> ``(groups,)``.

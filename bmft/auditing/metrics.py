@@ -22,7 +22,7 @@ SCARCER = "positives or negatives"
 
 
 class Metric(NamedTuple):
-    """What is known of a metric, once for audits, intervals, gates and reports.
+    """The facts about a metric, written once for audits, intervals, gates and reports.
 
     Attributes:
         name: what a reader calls it.

@@ -100,7 +100,7 @@ def smoothed(margin: Floats, width: float) -> Floats:
 
 
 def units_of(predictions: Predictions) -> Units:
-    """What is resampled: patients, or rows; apart by the groups of all attributes."""
+    """What is resampled: patients if they are known, else rows, within the combinations of all attributes' groups."""
     strata = np.unique(predictions.groups, axis=0, return_inverse=True)[1].reshape(-1)
     return Units.of(predictions.clusters, strata=strata)
 

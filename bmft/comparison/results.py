@@ -24,7 +24,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MethodRow:
-    """What one method came to, over its seeds; of the original model what there is of it.
+    """The results of one method over its seeds; for the original model those of them that it has.
 
     Attributes:
         method: its name; ``"untouched"`` for the original.

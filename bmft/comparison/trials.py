@@ -31,7 +31,7 @@ FIGURES = ("gap", "equalized_odds_difference", "roc_auc", "worst_group_roc_auc",
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method may use.
+    """How much training, tuning and repeating every method of a comparison may use.
 
     Attributes:
         epochs: of the extractor step and of the head step. Methods that train the whole network at once get as many

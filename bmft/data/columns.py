@@ -55,7 +55,7 @@ def input_names(columns: Sequence[InputColumn]) -> tuple[str, ...]:
 
 
 def drawn_columns(columns: Sequence[InputColumn], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Values for n samples by chance, as a network takes them."""
+    """Random values of these columns for n samples, in the form in which the network takes them."""
     numbers = sum(not one.is_category for one in columns)
     categories = {one.name: len(one.names) for one in columns if one.is_category}
     return tuple(

@@ -341,12 +341,12 @@ def _check_options(channels: int, on_bad_image: str) -> None:
 
 
 def assumed_of(*parts: GroupedData | None) -> tuple[Assumption, ...]:
-    """What was inferred about any of these parts, each choice once."""
+    """What was inferred about any of these parts, every choice listed once."""
     return tuple(dict.fromkeys(one for part in parts if part is not None for one in part.assumed))
 
 
 def skipped_images(*parts: GroupedData) -> int:
-    """Unreadable images that were left out where these parts come from; parts of one load count once."""
+    """How many unreadable images were left out when these parts were loaded; parts of one load count once."""
     return sum({id(part._source): part.skipped for part in parts}.values())
 
 

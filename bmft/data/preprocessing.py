@@ -32,7 +32,7 @@ _CUT = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input; None where nothing says so.
+    """How an image becomes the network's input; a field is None where nothing says it.
 
     Attributes:
         image_size: the side of the square; None leaves images as they are.

@@ -55,7 +55,7 @@ EARLY = 3  # epochs that a run at the end has in any case
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """Where a search is: `done` of `total` trials, the best value so far, seconds left, and what the trial does.
+    """How far a search has come: `done` of `total` trials, the best value, the seconds left, and the run under way.
 
     `ending` names the run at the end where one is under way; of all there are at the end it is the part from `since` to
     `until`.

@@ -56,7 +56,7 @@ class Waiver:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a model has to show. Made by `load_policy` or `parse_policy`.
+    """The bounds that a model has to keep, and how sure that has to be; made by `load_policy` or `parse_policy`.
 
     Attributes:
         checks: one for each bound and attribute of the ``[[check]]`` tables.

@@ -81,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """What `bmft.check` decided.
+    """The result of `bmft.check`.
 
     Attributes:
         decision: ``pass``, ``fail`` or ``inconclusive``.

@@ -35,7 +35,7 @@ _OF_PROBABILITIES = (_FIGURE, "calibration_error_difference", "brier_score")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was folded into the head: logits are divided by `temperature`, then `shift` is added.
+    """The calibration that was folded into the head: logits are divided by `temperature`, then `shift` is added.
 
     Attributes:
         temperature: more than 1 makes probabilities less certain.

@@ -37,7 +37,7 @@ def crossable(method: str, settings: Settings) -> bool:
 
 
 def check_crossable(method: str, settings: Settings) -> None:
-    """Raise unless it is `crossable`.
+    """Raise an error that says why, unless a method is `crossable` with these settings.
 
     Raises:
         ConfigError: it is not.

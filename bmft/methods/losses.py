@@ -81,7 +81,7 @@ def gap_measure(settings: Settings, threshold: float) -> Gap:
 
 
 def extractor_loss(settings: Settings) -> Loss:
-    """What step 1 minimises."""
+    """The loss that step 1 minimises."""
     loss = _loss(settings, settings.bias_weight[0], settings.task_weight[0])
     return replace(loss, others_weight=settings.others_weight)
 

@@ -126,14 +126,14 @@ def read_as(
 
 
 def reading_of(model: nn.Module) -> Reading:
-    """How this model's answer is read."""
+    """The note of how this model's answer is read; an empty one where `read_as` and `settle` noted nothing."""
     check_module(model)
     found = model.__dict__.get(_MARK)
     return found if isinstance(found, Reading) else Reading()
 
 
 def mark(model: nn.Module, reading: Reading | None) -> None:
-    """Change `model`: its answer is read like this; None takes the note off."""
+    """Change `model`: note that its answer is read like this; None removes the note."""
     model.__dict__.pop(_MARK, None)
     if reading is not None:
         model.__dict__[_MARK] = reading
@@ -141,7 +141,7 @@ def mark(model: nn.Module, reading: Reading | None) -> None:
 
 @contextmanager
 def kept_mark(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model has the note, or none, that it has now."""
+    """Inside, the note of how the model's answer is read may change; afterwards it is what it was before, or none."""
     before = model.__dict__.get(_MARK)
     try:
         yield

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """How far some weights are those of a network.
+    """How well some weights fit a network.
 
     Attributes:
         missing: names the network has and the weights do not.

@@ -126,7 +126,7 @@ def readings(arch: str, *, trusted: bool = True) -> tuple[str, ...]:
 
 
 def index_entry(arch: str) -> Entry:
-    """The network's entry for the index that `infer_architecture` looks into."""
+    """The network's entry in the index in which `infer_architecture` looks weights up."""
     return make_entry(outline_shapes(arch, 3), outline_shapes(arch, 5))
 
 

@@ -22,7 +22,7 @@ _USUAL_SIZES = (224, 384, 256, 192, 128, 64, 32, 96, 112, 160, 288, 320, 336, 44
 
 @dataclass(frozen=True)
 class Fitted:
-    """A network and how far some weights are its.
+    """A network, and how well some weights fit it.
 
     Attributes:
         arch: its name, with the options that the weights' shapes ask for.

@@ -66,7 +66,7 @@ def spelled(named: Named, more: Mapping[str, Any]) -> str:
 
 
 def found_function(name: str) -> Callable[..., Any]:
-    """What ``package.module:function`` or ``path/to/file.py:Class`` names; importing it runs its code.
+    """The object that ``package.module:function`` or ``path/to/file.py:Class`` names; importing it runs its code.
 
     Raises:
         ArchitectureError: there is none.

@@ -49,7 +49,7 @@ def output_names_of(model: nn.Module) -> OutputNames:
 
 
 def kind_of_problem(problem_type: object) -> Kind | None:
-    """What Hugging Face's ``problem_type`` says of the outputs."""
+    """Whether the outputs are labels or classes by Hugging Face's ``problem_type``; None where it does not say."""
     kinds: dict[object, Kind] = {"multi_label_classification": "label", "single_label_classification": "class"}
     return kinds.get(problem_type) if isinstance(problem_type, str) else None
 

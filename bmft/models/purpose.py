@@ -43,7 +43,7 @@ _INSTEAD = "expected a classifier of images, whose answer is (n, classes)"
 
 
 def purpose_of(shapes: Shapes) -> str | None:
-    """What weights of these names are for, where that is not classes of images.
+    """What a network with weights of these names does, in words, if it is no classifier of images; else None.
 
     >>> purpose_of({"rpn.head.conv.weight": (256, 256, 3, 3)}), purpose_of({"fc.weight": (2, 512)})
     ('detects objects', None)
@@ -66,7 +66,7 @@ def check_takes_images(model: nn.Module) -> None:
 
 
 def answer_to_an_image(model: nn.Module, columns: Sequence[InputColumn] = ()) -> str:
-    """What the model answers to two images of noise, in words; it is run in evaluation mode and left as it was.
+    """Describe what the model answers to two images of noise; it runs in evaluation mode and is left as it was.
 
     Args:
         model: any network.

@@ -108,7 +108,7 @@ def _copy(inputs: Inputs) -> Inputs:
 
 
 def sizes_for(data: GroupedData, multi_label: bool) -> set[int]:
-    """The numbers of outputs that fit the data."""
+    """The numbers of outputs that a network for these data can have."""
     if data.task == "binary":
         return {1} if multi_label else {1, 2}
     return {len(data.classes)}

@@ -143,7 +143,7 @@ def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
 
 
 def put_back(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Change the tensors of `state` as `changes` found."""
+    """Change `state`: put back the values that `changes` found."""
     for key, tensor in found.items():
         kind, name = key.split(" ", 1)
         if kind == "whole":

@@ -38,7 +38,7 @@ _PACKAGES = ("bmft", "torch", "torchvision", "captum", "fairlearn", "numpy", "sc
 
 @dataclass(frozen=True, repr=False)
 class DebiasReport:
-    """Everything a debiasing has to say for itself.
+    """What a report shows of one debiasing: audits before and after, the settings, the history and the evidence.
 
     Attributes:
         method: its name.

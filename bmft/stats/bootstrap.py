@@ -31,7 +31,7 @@ BATCH = 128  # resamples at once: 20,000 rows of float32 counts are 10 MB
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn: rows, or clusters of rows, with replacement within strata."""
+    """What a bootstrap draws with replacement within strata: rows, or clusters of rows such as patients."""
 
     of_row: NDArray[np.intp]
     strata: tuple[NDArray[np.intp], ...]

@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """The two ends, arrays or numbers of one shape."""
+    """An interval: its lower and its upper end, numbers or arrays of one shape."""
 
     low: Any
     high: Any

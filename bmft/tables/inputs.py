@@ -117,7 +117,7 @@ def input_columns(
 
 
 def said_columns(asked: Sequence[str | InputColumn], recorded: Sequence[InputColumn] = ()) -> tuple[InputColumn, ...]:
-    """The same where no table tells what a column holds.
+    """The columns of `encode_inputs` where no table is at hand that shows what a column holds.
 
     Raises:
         ConfigError: nothing says how one is given to the network.

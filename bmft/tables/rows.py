@@ -92,7 +92,7 @@ def cluster_names(table: pd.DataFrame, name: str, unknown: Unknown = BY_DEFAULT)
 def said_of_clusters(
     table: pd.DataFrame, name: str, unknown: Unknown, rows: Ints, where: str
 ) -> tuple[Assumption, ...]:
-    """What is said of the patients who are not known, in these rows."""
+    """What is assumed of the patients of these rows whose id is not known; nothing where all are known."""
     why = unknown.why_not(table, name, column(table, name, role="cluster"))
     return tuple(said_of_groups(name, why, np.full_like(why, ""), rows, f", each a patient of its own{where}"))
 
@@ -140,7 +140,7 @@ def _check_leaks(table: pd.DataFrame, name: str, columns: Sequence[str], unknown
 
 
 def in_splits(split: str | Sequence[str] | None) -> str:
-    """Where rows lie, for what is said of them: `` in test``, or nothing for all rows.
+    """The words for where rows lie, to end a sentence with: `` in test``, or nothing where they are all rows.
 
     >>> in_splits(["valid", "test"])
     ' in valid, test'
@@ -150,7 +150,7 @@ def in_splits(split: str | Sequence[str] | None) -> str:
 
 
 def labelled(labels: Labels, rows: Ints, where: str, unknown: Unknown) -> tuple[Ints, tuple[Assumption, ...]]:
-    """Those of the `rows` that have a label, and what is said of the labels that are not known.
+    """The `rows` that have a label, and what was assumed of the others.
 
     Raises:
         DataError: no row has one.

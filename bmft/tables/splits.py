@@ -60,7 +60,7 @@ def splits_by_role(
 
 
 def no_split(role: str, column: str, names: Collection[str]) -> DataError:
-    """The error for a role that none of a column's splits is for."""
+    """The error to raise where none of a column's splits is for the role (fitting, choosing or measuring)."""
     there = ", ".join(repr(short(name, 40)) for name in sorted(names)[:12])
     hint = did_you_mean(role, sorted(names), otherwise=f"There are {there}." if names else "It is empty.")
     return DataError(

@@ -33,7 +33,7 @@ MEANINGS = {"uncertain": ("unknown", "positive", "negative"), "blank": ("unknown
 
 @dataclass(frozen=True)
 class Unknown:
-    """What is read as not known, beside the default list `UNKNOWN`.
+    """The values that mean "not known" in a table, beside those of the default list `UNKNOWN`.
 
     Attributes:
         codes: each ``"CODE"`` (of every attribute), ``"COLUMN=CODE"`` (of one attribute or label), or ``"COLUMN="``:
@@ -169,7 +169,7 @@ _OR = re.compile(r" *[/,;] *| or ")
 
 
 def is_code(text: str) -> bool:
-    """Whether a label like this is not known, unless a class is called so."""
+    """Whether a label of this text means that the label is not known (if no class is called so)."""
     return is_listed(text) or plain_code(text) in UNCERTAIN
 
 

@@ -55,7 +55,7 @@ class Gap:
 
 
 def figures_of(gap: Gap, candidates: Sequence[Predictions], seed: int) -> Resampled:
-    """What a choice among candidates rests on: `bmft.auditing.resampled_figures` with this gap."""
+    """The figures that a choice among candidates needs: `bmft.auditing.resampled_figures` for this gap."""
     figures = partial(resampled_figures, candidates, threshold=gap.threshold, seed=seed)
     if gap.name:
         return figures(gap=gap.name, combine=gap.combine)

@@ -17,7 +17,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    r"""What a step minimises: task, bias, order and others, each times its weight.
+    r"""The loss that a step minimises: the terms task, bias, order and others, each times its weight.
 
     The task term is the weighted cross-entropy of the batch. The bias term is `objective`\ 's value: of the whole set
     (``whole_set=True``: the latest known logits of every sample; those of the batch carry the gradient, each scaled to

@@ -30,7 +30,7 @@ from bmft.training.conditions import Conditions
 
 @dataclass
 class Selection:
-    """Sees the select set's predictions after every epoch and keeps what the best one changed.
+    """The choice among epochs: it is shown the predictions on select after each, and keeps the weights of the best.
 
     An epoch is eligible when `bmft.auditing.violations` finds no harm. The untouched model takes part.
 
