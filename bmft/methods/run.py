@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bmft.auditing import Predictions
-from bmft.compute import Room, Share
+from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.inference import predict
@@ -249,10 +249,22 @@ class Run:
         return logits if reading_of(self.model).output is None else logits[:, :1]
 
     def measure_operating_point(self) -> None:
-        """Note what the model as it is says of the fit set, and how many of it it calls positive."""
-        self.start = self._logits(self.model, self.fit)
+        """Note what the model as it is says of the fit set, and how many of it it calls positive.
+
+        In step 1's precision, as all that is held to it, where that is known already.
+        """
+        known = None if self.first is None else self.first[: len(self.fit)].clone()
+        self.start = self._logits(self.model, self.fit) if known is None else known
         many = self.conditions.multi_label
         self.point = OperatingPoint.of(self.own(self.start), self.conditions.threshold, multi_label=many)
+
+    def _as_trained(self) -> GroupedData | None:
+        """The fit images as they enter step 1, in its precision; None where the whole network trains."""
+        tail = self.tail
+        if tail is None:
+            return None
+        kept = self.room(lambda size: self.activations.of(tail, self.viewed, autocast=self.autocast, batch_size=size))
+        return None if kept is None else kept.subset(torch.arange(len(self.fit)))
 
     def _precise(self, data: GroupedData) -> GroupedData:
         """What the tail takes for this set in full precision; the set itself without one."""
@@ -288,8 +300,15 @@ class Run:
         return found
 
     def _entering_head(self) -> tuple[GroupedData, GroupedData] | None:
-        """What enters the head for the fit and the select set; None where its output is not the logits."""
-        fit, select = (self._features(self._precise(data), self.tail) for data in (self.fit, self.select))
+        """What enters the head for the fit and the select set; None where its output is not the logits.
+
+        For the fit set, which trains a head and holds it to the operating point, in step 1's precision; for the select
+        set in full, as those who use the model have it.
+        """
+        trained = self._as_trained()
+        rough = nullcontext if trained is None else self.autocast
+        fit = self._features(self.fit if trained is None else trained, self.tail, rough)
+        select = self._features(self._precise(self.select), self.tail)
         return None if fit is None or select is None else (fit, select)
 
     def _keep(self, place: int, *entering: GroupedData) -> None:
@@ -298,8 +317,13 @@ class Run:
         if (len(self.entering_head) + 1) * size <= self.activations.limit:
             self.entering_head[place] = entering[0], entering[1]
 
-    def _features(self, data: GroupedData, tail: Tail | None) -> GroupedData | None:
-        return self.room(lambda size: penultimate_features(self.model, self.head, data, tail=tail, batch_size=size))
+    def _features(
+        self, data: GroupedData, tail: Tail | None, autocast: AutocastMaker = nullcontext
+    ) -> GroupedData | None:
+        def work(size: int) -> GroupedData | None:
+            return penultimate_features(self.model, self.head, data, tail=tail, autocast=autocast, batch_size=size)
+
+        return self.room(work)
 
     def predict(self, model: nn.Module, data: GroupedData) -> Predictions:
         """Probabilities of `data` by any model, where this run's is."""
@@ -323,7 +347,10 @@ class Run:
         self.course.tell("candidates", number, of, entry, self.selection.kept)
 
     def _after_strengths(self, step: Step) -> AfterEpoch:
-        """Look at the last epoch of each strength, with the head as it is; what enters that is kept for step 2."""
+        """Look at the last epoch of each strength, with the head as it is; what enters that is kept for step 2.
+
+        After two strengths that do harm there is no third, where this run's own select set is who chooses.
+        """
         pairs = zip(step.strengths, (*step.strengths[1:], None), strict=True)
         ends = [epoch for epoch, (own, later) in enumerate(pairs, 1) if own != later]
         ends = ends[self.upto - 1 : self.upto] if self.upto else ends
@@ -343,7 +370,8 @@ class Run:
             with as_head_of(self.model, head):
                 judged = self._after_epoch(1, runs, select, step, step.strengths[epoch - 1])
                 stop = self._at_the_operating_point(judged, runs, fit, both=False)(epoch, loss)
-            return stop or bool(self.upto)
+            with self.course.timed("selection"):
+                return stop or bool(self.upto) or self.selection.too_far()
 
         return look
 

@@ -1,5 +1,6 @@
 """Which flips a network was trained with, told from how it answers flipped images."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from bmft.data import GroupedData, images_of
 from bmft.models import evaluating, forward_logits
 
 ALIKE = 0.9  # correlation of the logits of images and of flipped images
-ENOUGH = 512  # images that are looked at
+ENOUGH = 256  # images that are looked at
 
 
 def told_views(asked: Sequence[str], known: Sequence[str]) -> tuple[Assumption, ...]:
@@ -35,7 +36,7 @@ def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tu
     """
     if tuple(asked) != ("auto",):
         return tuple(flip for flip in asked if flip != "none")
-    sample = data.subset(torch.arange(len(data))[:: max(1, len(data) // ENOUGH)])
+    sample = data.subset(torch.arange(len(data))[:: math.ceil(len(data) / ENOUGH)])
     if not images_of(sample.take(slice(0, 1)).inputs):
         return ()
     plain, twins = _logits(model, sample), torch.arange(len(sample), 2 * len(sample))

@@ -136,6 +136,16 @@ class Selection:
         self.turn_into(self.candidates[place][1] if self.few else self.state)
         return place
 
+    def too_far(self) -> bool:
+        """Whether the two latest of few candidates do harm, and this is who chooses: going further does more.
+
+        One alone may be the noise of the rows that choose.
+        """
+        if self.told is not None or self.conditions.keep == "last":
+            return False
+        self.weighed()
+        return not any(entry.eligible for entry in self.history[-2:])
+
     def weighed(self) -> tuple[int, Claim]:
         """The place of the smallest movement that is as good as the best, and what may be claimed of it."""
         conditions = self.conditions

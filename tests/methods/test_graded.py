@@ -44,6 +44,28 @@ def test_the_candidates_are_the_ends_of_the_strengths_and_one_trained_head():
     assert [done for phase, done in seen if phase == "step 1"] == list(range(1, len(seen)))
 
 
+STRENGTHS = {"strengths": [1.0, 2.0, 3.0, 4.0], "epochs": [4, 1]}
+NONE = {"max_auc_drop": 0.0, "max_group_auc_drop": 0.0, "max_overall_auc_drop": 0.0, "max_calibration_rise": 0.0}
+
+
+def test_after_two_strengths_in_a_row_that_do_harm_there_is_no_third():
+    outcome, _ = run(config=STRENGTHS, **NONE)
+    assert [entry.strength for entry in outcome.report.history[1:]] == [1.0, 2.0]
+    assert not outcome.accepted
+    harmless, _ = run(config=STRENGTHS)
+    assert [entry.strength for entry in harmless.report.history if entry.step == 1] == [1.0, 2.0, 3.0, 4.0]
+    last, _ = run(config=STRENGTHS, **NONE, keep="last")
+    assert last.report.history[-1].strength == 4.0, "the end was asked for, whatever it does"
+
+
+def test_a_path_that_ended_early_is_killed_and_goes_on_to_the_same_bytes(tmp_path):
+    whole, seen = run(config=STRENGTHS, **NONE)
+    with pytest.raises(Killed):
+        run(folder=tmp_path / "j", die_at=len(seen), config=STRENGTHS, **NONE)
+    again, _ = run(folder=tmp_path / "j", resume=True, config=STRENGTHS, **NONE)
+    same(again, whole)
+
+
 def positives(model, data):
     return int((predict(model, data, device="cpu").scores >= 0.5).sum())
 
