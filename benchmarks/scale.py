@@ -118,8 +118,11 @@ def untrained(name: str, data: GroupedData) -> nn.Module:
     with torch.no_grad():
         nn.init.normal_(layer.weight)  # torchvision's ViTs come with a head of zeros
         logits = torch.cat([model(batch.inputs) for batch in data.subset(torch.arange(16)).batches(8)])
-        layer.bias.copy_((layer.bias - logits.median()) / logits.std())
-        layer.weight.div_(logits.std())
+        spread, brighter = logits.std(), data.targets[:16].bool()
+        if logits[brighter].mean() < logits[~brighter].mean():
+            spread = -spread  # the other way round the classes look swapped, which is refused
+        layer.bias.copy_((layer.bias - logits.median()) / spread)
+        layer.weight.div_(spread)
     return model
 
 
