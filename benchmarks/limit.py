@@ -98,7 +98,7 @@ PARTS = {
     "as it is": Part(),
     "in float32": Part({"precision": "float32"}),
     "channels not last": Part(
-        without=lambda: patch.object(sys.modules["bmft.methods.debias"], "laid_out_for_speed", lambda model: model)
+        without=lambda: patch.object(sys.modules["bmft.methods.debiasing"], "laid_out_for_speed", lambda model: model)
     ),
     "what stays below is computed again": Part(keywords={"activations": Activations(limit=0, on_disk=0)}),
     "weights of every block move": Part({"depth": 1.0}),

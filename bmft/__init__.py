@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         load_manifest as load_manifest,
     )
     from bmft.errors import BmftError as BmftError
-    from bmft.fairtune import search as search  # type: ignore[no-redef]
+    from bmft.fairtune import search as search
     from bmft.gate import load_policy as load_policy
     from bmft.inference import audit as audit, predict as predict
     from bmft.masks import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         weight_importance as weight_importance,
         weight_importances as weight_importances,
     )
-    from bmft.methods import (  # type: ignore[no-redef]
+    from bmft.methods import (
         METHODS as METHODS,
         Outcome as Outcome,
         Progress as Progress,

@@ -28,6 +28,31 @@ from bmft.training import Conditions
 from .console import settings
 from .options import Common, first_line, import_from_here, imported
 
+# Options that `load_manifest` takes by the same names.
+_AS_THEY_ARE = (
+    *(
+        "sensitive",
+        "positive",
+        "multi_label",
+        "images",
+        "allow_shared_rows",
+        "cluster",
+        "unknown",
+        "uncertain",
+        "blank",
+    ),
+    *(
+        "suffix",
+        "image_size",
+        "normalize",
+        "resize",
+        "crop_fraction",
+        "interpolation",
+        "bits",
+        "on_bad_image",
+        "workers",
+    ),
+)
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
 
 
@@ -251,7 +276,7 @@ class Job:
         Raises:
             DataError: it has a label that the fit rows do not have.
         """
-        common = replace(self.common, data=path, images=None, split_column=None)
+        common = self.common.but(data=path, images=None, split_column=None)
         data = replace(self, common=common)._load(None)
         known = self.fit.classes
         name = Path(path).name
@@ -273,34 +298,17 @@ class Job:
         common = self.common
         data = load_manifest(
             common.data,
+            **{name: getattr(common, name) for name in _AS_THEY_ARE},
             target=common.label[0] if len(common.label) == 1 else common.label,
-            sensitive=common.sensitive,
             classes=common.classes or class_names(self.checkpoint),
-            positive=common.positive,
-            multi_label=common.multi_label,
             image=common.path_column,
-            images=common.images,
             inputs=common.input,
             recorded=self.recorded_inputs,
             split_column=common.split_column if self.splits else None,
             split=split,
-            allow_shared_rows=common.allow_shared_rows,
-            cluster=common.cluster,
-            unknown=common.unknown,
-            uncertain=common.uncertain,
-            blank=common.blank,
-            suffix=common.suffix,
-            image_size=common.image_size,
-            normalize=common.normalize,
-            resize=common.resize,
-            crop_fraction=common.crop_fraction,
-            interpolation=common.interpolation,
             transform=None if common.transform is None else Transform(common.transform),
             known=self.known_pixels,
-            bits=common.bits,
             channels=channels_of(self.model),
-            on_bad_image=common.on_bad_image,  # type: ignore[arg-type]
-            workers=common.workers,
         )
         return self._fitted(_told(data, *self.checkpoint.assumed))
 

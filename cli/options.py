@@ -1,14 +1,14 @@
-"""The options that commands share; each command receives their values as one frozen `Common`."""
+"""The options that commands share; each command receives their values as one `Common`."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
 from functools import partial, wraps
 from importlib import import_module
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -19,52 +19,12 @@ from .console import Terminal, settings
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-@dataclass(frozen=True)
-class Common:
-    """The values of the options that every command about a model and its data has."""
+class Common(SimpleNamespace):
+    """The values of the options that every command about a model and its data has, each by its option's name."""
 
-    data: str
-    label: tuple[str, ...]
-    classes: tuple[str, ...] | None
-    positive: str | None
-    sensitive: tuple[str, ...]
-    images: str | None
-    input: tuple[str, ...]
-    path_column: str
-    split_column: str | None
-    fit: tuple[str, ...]
-    select: tuple[str, ...]
-    test: tuple[str, ...]
-    allow_shared_rows: bool
-    cluster: str | None
-    unknown: tuple[str, ...]
-    uncertain: tuple[str, ...]
-    blank: tuple[str, ...]
-    suffix: str
-    on_bad_image: str
-    entry: str | None
-    arch: str | None
-    num_classes: int | None
-    head: str | None
-    answer: str | None
-    answer_is: Literal["logits", "probabilities"] | None
-    output: str | None
-    output_is: Literal["label", "class"] | None
-    multi_label: bool
-    image_size: int | None
-    normalize: str | None
-    resize: str | None
-    crop_fraction: float | None
-    interpolation: str | None
-    transform: str | None
-    bits: int | None
-    threshold: float | None
-    threshold_from: str | None
-    seed: int
-    device: str
-    batch_size: int | Literal["auto"] | None
-    workers: int
-    trust_pickle: bool
+    def but(self, **values: Any) -> Common:
+        """The same with these values."""
+        return Common(**{**vars(self), **values})
 
 
 def import_from_here() -> None:
@@ -202,17 +162,17 @@ class Assigned(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 def common_options(*, sensitive_required: bool = True, data_required: bool = True) -> Decorator:
     """Give a command the common options; it receives them as one argument, `common`."""
+    shared = [*_data(sensitive_required, data_required), *_MODEL, *_RUN]
+    names = {parameter.name for parameter in apply_options(click.command()(lambda: None), shared).params}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def command(**values: Any) -> Any:
             if file := config_file():
                 settings().say(f"options from {file}")
-            common = Common(**{f.name: values.pop(f.name) for f in fields(Common)})
-            return function(common=common, **values)
+            return function(common=Common(**{name: values.pop(name) for name in names}), **values)
 
-        shared = [*_data(sensitive_required, data_required), *_MODEL, *_RUN, config_option, talking_options]
-        return apply_options(command, shared)
+        return apply_options(command, [*shared, config_option, talking_options])
 
     return decorate
 

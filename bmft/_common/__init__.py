@@ -8,7 +8,7 @@ from bmft._common.files import (
     read_safetensors as read_safetensors,
     replacing as replacing,
 )
-from bmft._common.plain import plain as plain
+from bmft._common.plain_values import plain as plain
 from bmft._common.text import (
     MOST as MOST,
     SHOWN as SHOWN,

@@ -1,6 +1,5 @@
 """Labelled samples with their groups: a manifest, arrays or a loader in, stratified batches out."""
 
-from bmft.data.apart import apart as apart, shared_with as shared_with
 from bmft.data.arrays import (
     Inputs as Inputs,
     images_of as images_of,
@@ -22,6 +21,7 @@ from bmft.data.loading import (
 )
 from bmft.data.preprocessing import Preprocessing as Preprocessing
 from bmft.data.sampling import Balance as Balance, label_strata as label_strata
+from bmft.data.shared_rows import apart as apart, shared_with as shared_with
 from bmft.data.sources import (
     FLIPS as FLIPS,
     BadImage as BadImage,

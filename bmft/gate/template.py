@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bmft._common import one_line
 from bmft.auditing import AuditReport
-from bmft.gate.check import check
+from bmft.gate.checking import check
 from bmft.gate.policy import parse_policy
 from bmft.gate.verdict import Result, figure
 

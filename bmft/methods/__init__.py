@@ -7,7 +7,7 @@ from bmft.methods.cross_fitting import (
     cross_fit as cross_fit,
     crossable as crossable,
 )
-from bmft.methods.debias import Outcome as Outcome, debias as debias, remeasured as remeasured
+from bmft.methods.debiasing import Outcome as Outcome, debias as debias, remeasured as remeasured
 from bmft.methods.folds import FOLDS as FOLDS, folds_of as folds_of
 from bmft.methods.losses import (
     extractor_loss as extractor_loss,

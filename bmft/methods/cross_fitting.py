@@ -16,7 +16,7 @@ from bmft.compute import room_for_pixels
 from bmft.data import apart, skipped_images
 from bmft.errors import ConfigError
 from bmft.methods.course import Progress
-from bmft.methods.debias import Outcome, as_rows, audited, concluded, described_run, prepared
+from bmft.methods.debiasing import Outcome, as_rows, audited, concluded, described_run, prepared
 from bmft.methods.folds import FOLDS, Work, folds_of
 from bmft.methods.table import METHODS, settings_for
 from bmft.methods.turning import positive_last

@@ -14,7 +14,7 @@ from bmft.data import GroupedData, label_strata
 from bmft.errors import ConfigError, DataError
 from bmft.masks import WeightMask
 from bmft.methods.course import Progress
-from bmft.methods.debias import POINT_KEPT, hold_others, prepared
+from bmft.methods.debiasing import POINT_KEPT, hold_others, prepared
 from bmft.methods.losses import graded, step_of
 from bmft.methods.run import Run
 from bmft.methods.table import METHODS

@@ -15,7 +15,7 @@ from bmft.models.answers import (
     reading_of as reading_of,
 )
 from bmft.models.architectures import Fit as Fit, fit_of as fit_of, shapes_of as shapes_of
-from bmft.models.blocks import blocks as blocks, components as components, upper as upper
+from bmft.models.block_structure import blocks as blocks, components as components, upper as upper
 from bmft.models.building import (
     build_model as build_model,
     index_entry as index_entry,
@@ -39,9 +39,9 @@ from bmft.models.purpose import (
     purpose_of as purpose_of,
 )
 from bmft.models.recognising import infer_architecture as infer_architecture, recognised as recognised
-from bmft.models.recomputing import recomputing as recomputing
+from bmft.models.recomputation import recomputing as recomputing
 from bmft.models.seen import unlike_training as unlike_training
-from bmft.models.settle import ROWS as ROWS, settle as settle, sizes_for as sizes_for
+from bmft.models.settling import ROWS as ROWS, settle as settle, sizes_for as sizes_for
 from bmft.models.turning import (
     positive_first as positive_first,
     turn_head as turn_head,

@@ -12,7 +12,7 @@ from bmft._common import did_you_mean
 from bmft.errors import ArchitectureError, ConfigError, MismatchError
 from bmft.models.answers import forward_outputs, reading_of
 from bmft.models.modes import evaluating
-from bmft.models.settle import taking
+from bmft.models.settling import taking
 
 # Where the libraries in use keep the classifier, as seen on the module tree.
 _USUAL_PLACES = ("fc", "classifier", "head", "heads")

@@ -109,7 +109,7 @@ def _agreed(common: Common, policy: Policy) -> Common:
         settings().say("--sensitive is not used: the policy names the attributes")
     threshold = common.threshold if policy.threshold is None else policy.threshold
     cluster = common.cluster or policy.cluster
-    return replace(common, sensitive=policy.sensitive, cluster=cluster, threshold=threshold)
+    return common.but(sensitive=policy.sensitive, cluster=cluster, threshold=threshold)
 
 
 def _gather(

@@ -21,7 +21,7 @@ from bmft.auditing import GOALS, Epoch, Violation
 from bmft.errors import ConfigError, NonFiniteError
 from bmft.fairtune import search_space
 from bmft.fairtune.prior import different, first_points, importance_of_blocks
-from bmft.fairtune.search import _Search
+from bmft.fairtune.searching import _Search
 from bmft.fairtune.space import Space
 from bmft.methods import Progress, installed_methods, settings_for
 from bmft.report.search_page import search_section
@@ -338,7 +338,7 @@ def test_a_trial_keeps_the_epoch_that_is_best_by_the_searchs_own_goal(task, monk
         runs.append(debias(*args, **options))
         return runs[-1]
 
-    monkeypatch.setattr(sys.modules["bmft.fairtune.search"], "debias", watched)
+    monkeypatch.setattr(sys.modules["bmft.fairtune.searching"], "debias", watched)
     found = search(task, trials=1, goal="worst_group_auc")
     (trial,), (run,) = found.summary["trials"], runs
     assert run.report.config["choose"] == "worst_group_auc"
@@ -389,7 +389,7 @@ def test_the_winner_does_no_harm(task):
 
 def test_when_every_trial_does_harm_it_says_what_to_do(task, monkeypatch):
     harm = Violation("the ROC AUC", 0.9, 0.5, 0.01)
-    monkeypatch.setattr(sys.modules["bmft.fairtune.search"], "violations", lambda *_: (harm,))
+    monkeypatch.setattr(sys.modules["bmft.fairtune.searching"], "violations", lambda *_: (harm,))
     with pytest.raises(ConfigError, match="max-auc-drop"):
         search(task, trials=1)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from bmft.models import blocks, components, find_head, outline
-from bmft.models.blocks import COMPONENTS
+from bmft.models.block_structure import COMPONENTS
 
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 

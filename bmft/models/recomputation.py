@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bmft.models.blocks import repeated_blocks
+from bmft.models.block_structure import repeated_blocks
 
 
 @contextmanager
