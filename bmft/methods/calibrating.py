@@ -103,7 +103,9 @@ def check_calibrates(run: Run) -> None:
     )
 
 
-def fold_in(run: Run, model: nn.Module, test: GroupedData | None) -> "Calibrated | None":
+def fold_in(
+    run: Run, model: nn.Module, test: GroupedData | None, out_of_fold: Predictions | None = None
+) -> "Calibrated | None":
     """Change `model`, the run's result: fold into its head what makes its probabilities mean what they say.
 
     1. Fit a temperature and a shift, to classes a temperature alone, to the rows that chose; and without each fifth of
@@ -118,17 +120,19 @@ def fold_in(run: Run, model: nn.Module, test: GroupedData | None) -> "Calibrated
         run: whose choice is made; its own model changes, too.
         model: in its own precision.
         test: rows whose ranking and decisions are to stay, too; none of their labels is looked at.
+        out_of_fold: what models of folds, which chose, say of the fit rows; the fit is then to that.
     """
     run.model.load_state_dict(model.state_dict())
     layer, own = (_linear(network, run.head.name) for network in (run.model, model))
-    sets = (run.fit, run.select, *([] if test is None else [test]))
+    chose = run.select if out_of_fold is None else None
+    sets = [data for data in (run.fit, chose, test) if data is not None]
     features = [run.features(data) for data in sets]
     # One class against the others: with their rows held, only a shift keeps the ranking.
     tempered = not reading_of(run.model).one_vs_rest
     try:
         with as_head_of(run.model, layer):
             before = [run.predict(layer, data) for data in features]
-            known = before[1]
+            known = before[1] if out_of_fold is None else out_of_fold
             left_out, folds = _left_out(known, tempered, run.conditions.seed)
             losses = {"before": log_loss(known), "after": log_loss(left_out)}
             _check_help(run, losses, known, left_out)
@@ -141,6 +145,7 @@ def fold_in(run: Run, model: nn.Module, test: GroupedData | None) -> "Calibrated
         own.weight.copy_(layer.weight)
         own.bias.copy_(layer.bias)
     return Calibrated(
+        folded.rescaling,
         Calibration(
             temperature=1 / folded.rescaling.slope,
             shift=folded.rescaling.shift,
@@ -159,8 +164,9 @@ def fold_in(run: Run, model: nn.Module, test: GroupedData | None) -> "Calibrated
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was folded, and the select rows' predictions, each probability by a fit without its row."""
+    """What was folded, and the predictions of the rows that chose, each probability by a fit without its row."""
 
+    rescaling: Rescaling
     calibration: Calibration
     select: Predictions
 
@@ -170,7 +176,7 @@ class Calibrated:
         return before if threshold is None else before.but(threshold=threshold)
 
     def left_out(self, after: AuditReport) -> AuditReport:
-        """The audit of the select rows with what is known of the probabilities from fits without them."""
+        """The audit of the rows that chose with what is known of the probabilities from fits without them."""
         level, whole = after.level, bool(after.intervals["overall"])
         found = audit_predictions(self.select, threshold=after.threshold, level=level, intervals=whole)
         return replace(

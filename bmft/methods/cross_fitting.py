@@ -15,6 +15,7 @@ from bmft.auditing import other_drifts
 from bmft.compute import room_for_pixels
 from bmft.data import apart, skipped_images
 from bmft.errors import ConfigError
+from bmft.methods.calibrating import check_calibrates, fold_in
 from bmft.methods.course import Progress
 from bmft.methods.debiasing import Outcome, as_rows, audited, concluded, described_run, prepared
 from bmft.methods.folds import FOLDS, Work, folds_of
@@ -62,6 +63,7 @@ def cross_fit(
     conditions: Conditions | None = None,
     batch_fn: Callable[[Any], tuple[Any, Tensor, Tensor]] | None = None,
     allow_shared_rows: bool = False,
+    calibrate: bool = False,
     journal: str | Path | None = None,
     resume: bool = False,
     progress: bool | Callable[[Progress], None] = False,
@@ -84,6 +86,7 @@ def cross_fit(
         folds: how many; never more than patients.
         method: a name in `METHODS` of one that has rising strengths.
         sensitive, config, conditions, batch_fn, allow_shared_rows, journal, resume, but: as for `debias`.
+        calibrate: as for `debias`; the fit is to what the folds' models say of the rows they did not learn from.
         progress: shows a bar (tqdm's) over all folds, or is a function that is called after every epoch.
 
     Raises:
@@ -115,7 +118,9 @@ def cross_fit(
     last = prepared(
         model, {"fit": found["fit"], "select": found["fit"]}, settings, conditions, lambda _: None, Activations()
     )
-    described = described_run(last) | {"folds": len(held_out)}
+    if calibrate:
+        check_calibrates(last)
+    described = described_run(last) | {"folds": len(held_out)} | ({"calibrate": True} if calibrate else {})
     hashes = {name: rows.content_hash for name, rows in found.items()}
     decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
     decides |= {"fit rows": hashes["fit"], "device": str(last.device)}
@@ -128,6 +133,13 @@ def cross_fit(
     result = copied(model)
     if selection.chosen:
         result.load_state_dict(in_own_precision(last.model.state_dict(), model.state_dict()))
+    calibrated = None
+    if calibrate and selection.chosen:
+        first = len(last.selection.remarks)
+        calibrated = fold_in(last, result, found.get("test"), selection.candidates[selection.chosen][0])
+        selection.remarks += last.selection.remarks[first:]
+    if calibrated is not None:
+        mask = mask | last.head_mask()
     told = as_json(told_views(settings.views, last.settings.views))
     with last.course.timed("audit"):
         if test is not None:
@@ -135,7 +147,11 @@ def cross_fit(
             both = [last.predict(each, rows) for each in (model, result)]
         else:
             both = [selection.candidates[place][0] for place in (0, selection.chosen)]
-        before, after = (audited(predictions, last.conditions, told) for predictions in both)
+            both[1] = both[1] if calibrated is None else calibrated.rescaling.of(both[1])
+        own = last.conditions if calibrated is None else calibrated.conditions(last.conditions)
+        before, after = (audited(each, under, told) for each, under in zip(both, (last.conditions, own), strict=True))
+        if calibrated is not None and test is None:
+            after = calibrated.left_out(after)
     where, others = "test" if test is not None else OUT_OF_FOLD, {}
     if reading_of(last.model).output is not None:
         others = {"fit": other_drifts(last.predict(model, last.fit), last.predict(result, last.fit))}
@@ -153,6 +169,7 @@ def cross_fit(
         skipped=skipped_images(*found.values()),
         other_outputs=others,
         refused=work.refused,
+        calibration=None if calibrated is None else calibrated.calibration,
     )
 
 

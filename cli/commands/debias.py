@@ -87,7 +87,7 @@ def debias(
     from ..job import load_job
 
     job = load_job(common, checkpoint)
-    job = replace(job, folds=_folds(job, how, folds, calibrate))
+    job = replace(job, folds=_folds(job, how, folds))
     settings().announce(job.assumed)
     if dry_run:
         click.echo(_plan(_mask(job, how)))
@@ -148,15 +148,11 @@ def _journal(target: Path, resume: bool) -> Path | None:
     return folder
 
 
-def _folds(job: Job, how: How, asked: int | None, calibrate: bool) -> int:
+def _folds(job: Job, how: How, asked: int | None) -> int:
     """How many folds there are; 0 where splits, or a cut, say which rows choose."""
     from bmft.methods import FOLDS, check_crossable, crossable, settings_for
 
     configured = settings_for(how.method, how.config)
-    if calibrate and (asked or 0) > 1:
-        raise click.UsageError("--calibrate is for rows that choose: give it --folds 1 or a split column.")
-    if calibrate:
-        return 0
     if asked is None:
         return FOLDS if not job.splits and crossable(how.method, configured) else 0
     if asked > 1:
@@ -194,10 +190,11 @@ def run_method(
             "journal": journal,
             "resume": resume,
             "progress": watching(lambda now: bar(*now.place)),
+            "calibrate": calibrate,
         }
         if job.folds:
             return cross_fit(job.model, job.fit, folds=job.folds, **options)
-        return run(job.model, job.fit, job.select, calibrate=calibrate, **options)
+        return run(job.model, job.fit, job.select, **options)
 
 
 def outcome_table(job: Job, outcome: Outcome) -> str:

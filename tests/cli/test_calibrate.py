@@ -60,6 +60,17 @@ def test_the_terminal_shows_calibration_per_group_and_the_threshold(bmft, study,
     assert "THRESHOLD 0." in shown
 
 
+def test_without_a_split_column_it_is_fitted_to_what_the_folds_say(bmft, study, capsys):
+    data = ["--data", study / "isic.csv", "--label", "malignant", "--sensitive", "sex", "--image-size", "32"]
+    assert bmft("debias", study / "model.pt", *data, *FAST, "--folds", 2, "--report", "r") == 0
+    with open("r/report.json") as file:
+        report = json.load(file)
+    assert report["evaluated_on"] == "out of fold"
+    assert report["calibration"]["rows"] == report["after"]["n"]
+    assert report["after"]["threshold"] == report["calibration"]["threshold"]
+    assert "THRESHOLD 0." in capsys.readouterr().out
+
+
 def test_an_audit_takes_the_threshold_from_the_patch_beside_the_checkpoint_and_says_so(
     fair, made, bmft, data_options, capsys
 ):

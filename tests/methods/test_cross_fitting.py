@@ -226,6 +226,36 @@ def test_a_calibrated_model_still_says_where_it_decides():
     assert reading_of(outcome.model).threshold == 0.4
 
 
+def test_calibrated_on_what_is_said_out_of_fold_it_decides_the_same_at_another_threshold():
+    model, data, new = network(), patients(300), patients(400, seed=9)
+    with torch.no_grad():
+        model[-1].weight.mul_(3), model[-1].bias.mul_(3).add_(0.5)  # three times as sure as it should be
+    plain, found = (run(copy.deepcopy(model), data, calibrate=calibrate) for calibrate in (False, True))
+    assert found.report.calibration["rows"] == 300, "every row, by models that had not learned from it"
+    cut = found.after.threshold
+    assert cut != 0.5 == found.before.threshold
+    assert found.patch.recipe["threshold"] == reading_of(found.model).threshold == cut
+    old, said = (predict(one.model, new, device="cpu") for one in (plain, found))
+    assert (old.decisions(0.5) == said.decisions(cut)).all()
+    truth = new.targets.numpy()[:, None]
+    assert ((said.scores - truth) ** 2).mean() < ((old.scores - truth) ** 2).mean() - 0.01
+    pooled = [one.after.predictions for one in (plain, found)]
+    assert (pooled[0].decisions(0.5) == pooled[1].decisions(cut)).mean() > 0.99
+    assert found.after.overall["roc_auc"] == pytest.approx(plain.after.overall["roc_auc"])
+    assert found.after.overall["brier_score"] < plain.after.overall["brier_score"] - 0.005
+
+
+def test_a_calibration_that_does_not_help_out_of_fold_changes_nothing_and_says_so(monkeypatch):
+    from bmft.methods import calibrating
+
+    plain, _ = whole()
+    monkeypatch.setattr(calibrating, "log_loss", lambda predictions: 1.0)
+    found = run(calibrate=True)
+    assert found.report.calibration is None
+    assert unmoved(found.model, plain.model)
+    assert "--calibrate changed nothing" in found.reason
+
+
 def test_harm_out_of_fold_keeps_the_original(monkeypatch):
     from bmft.training import Selection
 
