@@ -128,9 +128,9 @@ def test_swapped_classes_are_not_tuned(bmft, named, tmp_path, command, capsys):
     assert not list(tmp_path.glob("*.pt"))
 
 
-@pytest.mark.parametrize("checkpoint", ["positive_first.pt", "positive_last.pt"])
-def test_debias_narrows_the_gap_of_a_model_whose_positive_output_is_first(bmft, named, oracle, tmp_path, checkpoint):
-    order = NAMES if checkpoint == "positive_last.pt" else NAMES[::-1]
+def test_debias_narrows_the_gap_of_a_model_whose_positive_output_is_first(whole, bmft, named, oracle, tmp_path):
+    # That the other order is its mirror image is tested below.
+    order = NAMES[::-1]
     data = [
         "--data",
         named / "named.csv",
@@ -142,7 +142,8 @@ def test_debias_narrows_the_gap_of_a_model_whose_positive_output_is_first(bmft, 
         "--classes",
         ",".join(order),
     ]
-    assert bmft("debias", named / checkpoint, *data, "--epochs", "3,3", "--out", "fair.pt", "--report", "r") == 0
+    run = ["--epochs", "2,2", "--out", "fair.pt", "--report", "r"]
+    assert bmft("debias", named / "positive_first.pt", *data, *run) == 0
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     gaps = [report[side]["gaps"]["sex"]["equalized_odds_difference"] for side in ("before", "after")]
     assert gaps[1] < gaps[0]
@@ -367,7 +368,7 @@ def test_a_search_on_a_turned_model_is_repeated_by_its_best_toml(bmft, mirrored,
     pytest.importorskip("optuna")
     for order, options in mirrored.items():
         loose = ["--max-auc-drop", "0.2", "--max-group-auc-drop", "0.3", "--set", "path=[1.0]"]
-        asked = ["--trials", "3", *loose, "--out", f"{order}.pt", "--report", order]
+        asked = ["--trials", "2", *loose, "--out", f"{order}.pt", "--report", order]
         assert bmft("search", *options, *asked) == 0
         assert "Classes: melanoma is positive" in capsys.readouterr().out
     assert_mirrored("positive_last.pt", "positive_first.pt")
