@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("BMFT_SHARED", HERE.parent.parent / "shared"))
@@ -56,6 +57,19 @@ def _code(name: str) -> str:
     for path in sorted([*(HERE.parent / "bmft").rglob("*.py"), HERE / f"{name}.py"]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def spread_answers(layer: nn.Linear, logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Change an untrained network's head of one output, which says the same of everyone: its answers get apart.
+
+    They lie on both sides of the threshold, those of positives above: the other way round the classes look swapped.
+    """
+    spread, positive = logits.std(), targets[: len(logits)].bool()
+    if logits[positive].mean() < logits[~positive].mean():
+        spread = -spread
+    layer.bias.copy_((layer.bias - logits.median()) / spread)
+    layer.weight.div_(spread)
 
 
 def mean_and_spread(values: Iterable[float]) -> str:

@@ -22,7 +22,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from benchmarks.common import HERE, footer, table
+from benchmarks.common import HERE, footer, spread_answers, table
 from bmft import fairness
 from bmft.data import GroupedData, from_arrays, load_manifest
 from bmft.inference import audit, predict
@@ -118,11 +118,7 @@ def untrained(name: str, data: GroupedData) -> nn.Module:
     with torch.no_grad():
         nn.init.normal_(layer.weight)  # torchvision's ViTs come with a head of zeros
         logits = torch.cat([model(batch.inputs) for batch in data.subset(torch.arange(16)).batches(8)])
-        spread, brighter = logits.std(), data.targets[:16].bool()
-        if logits[brighter].mean() < logits[~brighter].mean():
-            spread = -spread  # the other way round the classes look swapped, which is refused
-        layer.bias.copy_((layer.bias - logits.median()) / spread)
-        layer.weight.div_(spread)
+    spread_answers(layer, logits, data.targets)
     return model
 
 
