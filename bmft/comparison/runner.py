@@ -34,7 +34,7 @@ from bmft.errors import ConfigError, WorkerError
 from bmft.inference import predict
 from bmft.methods import METHODS
 from bmft.models import Activations
-from bmft.report import comparison_page, to_json, versions
+from bmft.report import comparison_page, page, to_json, versions
 
 _log = logging.getLogger(__name__)
 
@@ -212,4 +212,5 @@ def _as_json(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write ``compare.html``, ``compare.json`` and ``compare.md`` into `folder`; returns the first's path."""
-    return comparison_page.write_comparison(comparison.to_dict(), folder)
+    found = comparison.to_dict()
+    return page.write_pages(comparison_page.comparison_page(found), folder, "compare", to_json(found))

@@ -238,11 +238,8 @@ def counted_passes(model: nn.Module) -> Iterator[Callable[[], int]]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         seen.append(next(len(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)))
 
-    handle = model.register_forward_hook(hook, with_kwargs=True)
-    try:
+    with model.register_forward_hook(hook, with_kwargs=True):
         yield lambda: sum(seen)
-    finally:
-        handle.remove()
 
 
 def compared(

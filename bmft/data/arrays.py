@@ -35,7 +35,7 @@ def leaves(inputs: Inputs) -> Iterator[Tensor]:
     if isinstance(inputs, (Mapping, tuple, list)):
         for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
             yield from leaves(value)
-    else:
+    elif isinstance(inputs, Tensor):
         yield inputs
 
 

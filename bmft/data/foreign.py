@@ -17,7 +17,7 @@ from bmft._common import short
 from bmft.data.dataset import GroupedData
 from bmft.data.loading import grouped_from
 from bmft.data.preprocessing import Preprocessing
-from bmft.data.sources import ArraySource, DecodedImages
+from bmft.data.sources import ArraySource, prepared_images
 from bmft.errors import ConfigError, DataError
 from bmft.tables import ClassNames, join, read_manifest
 
@@ -91,8 +91,12 @@ def from_dataset(
     )
     how = Preprocessing(image_size, normalize, transform=transform)
     values = [item[shown] for item in items]
-    stacked, assumed = _images(values, how, channels) if isinstance(values[0], Image.Image) else (_arrays(values), ())
-    return grouped_from(manifest, stacked, manifest.rows, manifest.rows, assumed)
+    if not isinstance(values[0], Image.Image):
+        return grouped_from(manifest, _arrays(values), manifest.rows, manifest.rows, ())
+    how.check()
+    images = prepared_images(values, how, channels)
+    assumed = how.assumed(None, "", resized=images.resized)
+    return grouped_from(manifest, images, manifest.rows, manifest.rows, assumed)
 
 
 def from_datamodule(module: Any, **options: Any) -> dict[str, GroupedData]:
@@ -191,15 +195,3 @@ def _arrays(values: Sequence[Any]) -> ArraySource:
         raise DataError(f"inputs of the shapes {tuple(tensors[0].shape)} and {tuple(odd[0])}: expected one shape.")
     stacked = torch.stack(tensors)
     return ArraySource(stacked.float() if stacked.is_floating_point() else stacked)
-
-
-def _images(values: Sequence[Image.Image], own: Preprocessing, channels: int) -> tuple[DecodedImages, tuple[Any, ...]]:
-    own.check()
-    mode = "RGB" if channels == 3 else "L"
-    decoded = (np.asarray(image.convert(mode)) for image in values)
-    fitted = [own.prepared(pixels.reshape(*pixels.shape[:2], channels)) for pixels in decoded]
-    if odd := [pixels.shape for pixels in fitted if pixels.shape != fitted[0].shape]:
-        raise DataError(f"images become {fitted[0].shape} and {odd[0]}: expected one shape; say image_size=N.")
-    resized = not all(own.keeps(*image.size[::-1]) for image in values)
-    source = DecodedImages(torch.from_numpy(np.stack(fitted)), own.normalization(channels), resized=resized)
-    return source, own.assumed(None, "", resized=resized)

@@ -51,28 +51,22 @@ def read_image(path: Path) -> bytes:
 
 
 def decode_image(
-    data: bytes,
-    *,
-    size: int | None = None,
-    channels: int = 3,
-    bits: int | None = None,
-    shares: list[float] | None = None,
+    data: bytes, *, channels: int = 3, bits: int | None = None, shares: list[float] | None = None
 ) -> Pixels:
     """Decode one JPEG, PNG, TIFF, ... or DICOM file to ``(height, width, channels)`` uint8.
 
     16-bit images are scaled by their full range, or by ``2**bits - 1``, and float images by [0, 1]. DICOM
     values go through pydicom's modality LUT or rescale slope and intercept, and its first window or VOI LUT
     (without one: the image's own range); MONOCHROME1 is inverted, palettes and YBR become RGB. Alpha is dropped
-    and the EXIF orientation is not applied, as in torchvision's ImageFolder. With `size` the shorter side is
-    resized to it (bilinear, antialiased) and the centre is cut out. `shares` is given the share of its range
-    that a deeper image uses.
+    and the EXIF orientation is not applied, as in torchvision's ImageFolder. `shares` is given the share of its
+    range that a deeper image uses.
 
     Raises:
         DataError: the bytes are no image, a damaged one, or one with several frames.
         MissingExtraError: a DICOM file without pydicom installed.
     """
     try:
-        image = fit(_image(data, bits, shares).convert("RGB" if channels == 3 else "L"), size)
+        image = _image(data, bits, shares).convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise DataError("not an image" if data else "empty file") from error
     except _PILLOW as error:
@@ -111,10 +105,8 @@ def _scaled(values: npt.NDArray[Any], bits: int = 16, shares: list[float] | None
     return np.rint(values * (255.0 / top)).astype(np.uint8)
 
 
-def fit(image: Image.Image, size: int | None) -> Image.Image:
-    """The image as a square of `size`, or as it is."""
-    if size is None:
-        return image
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The image as a square of `size`: its shorter side resized (bilinear, antialiased), the centre cut out."""
     width, height = image.size
     if min(width, height) != size:
         scale = size / min(width, height)

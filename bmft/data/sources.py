@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,13 +267,23 @@ def images_from_array(array: npt.NDArray[Any], *, how: Preprocessing, channels: 
     as_they_are = how.keeps(*images.shape[1:3])
     if images.shape[3] == channels and as_they_are:
         return DecodedImages(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), normalization)
-    mode = "RGB" if channels == 3 else "L"
     single = images[..., 0] if images.shape[3] == 1 else images
-    whole = (np.asarray(Image.fromarray(image).convert(mode)) for image in single)
-    fitted = [how.prepared(image.reshape(*image.shape[:2], channels)) for image in whole]
-    if odd := [image.shape for image in fitted if image.shape != fitted[0].shape]:
-        raise DataError(f"the transform gives tensors of {fitted[0].shape} and of {odd[0]}: expected one shape")
-    return DecodedImages(torch.from_numpy(np.stack(fitted)), normalization, resized=not as_they_are)
+    return prepared_images(map(Image.fromarray, single), how, channels)
+
+
+def prepared_images(images: Iterable[Image.Image], how: Preprocessing, channels: int) -> DecodedImages:
+    """Pixels of images in memory, each prepared as `how` says.
+
+    Raises:
+        DataError: they come out in several shapes.
+    """
+    whole = [np.asarray(image.convert("RGB" if channels == 3 else "L")) for image in images]
+    fitted = [how.prepared(pixels.reshape(*pixels.shape[:2], channels)) for pixels in whole]
+    if odd := [pixels.shape for pixels in fitted if pixels.shape != fitted[0].shape]:
+        hint = "say image_size=N" if how.own else "a transform has to bring them to one"
+        raise DataError(f"images become {fitted[0].shape} and {odd[0]}: expected one shape; {hint}.")
+    resized = not all(how.keeps(*pixels.shape[:2]) for pixels in whole)
+    return DecodedImages(torch.from_numpy(np.stack(fitted)), how.normalization(channels), resized=resized)
 
 
 @dataclass(frozen=True)

@@ -12,32 +12,14 @@ from bmft._common import did_you_mean, replacing
 from bmft.errors import ConfigError, DataError
 from bmft.tables import join
 
-DATASETS = {
-    "ham10000": "bmft.datasets.ham10000",
-    "isic2017": "bmft.datasets.isic2017",
-    "isic2018": "bmft.datasets.isic2018",
-    "isic2019": "bmft.datasets.isic2019",
-    "isic2020": "bmft.datasets.isic2020",
-    "fitzpatrick17k": "bmft.datasets.fitzpatrick17k",
-    "pad-ufes-20": "bmft.datasets.pad_ufes_20",
-    "derm7pt": "bmft.datasets.derm7pt",
-    "papila": "bmft.datasets.papila",
-    "ol3i": "bmft.datasets.ol3i",
-    "oasis1": "bmft.datasets.oasis1",
-    "chexpert": "bmft.datasets.chexpert",
-    "mimic-cxr-jpg": "bmft.datasets.mimic_cxr_jpg",
-    "nih-chestxray14": "bmft.datasets.nih_chestxray14",
-    "harvard-gf3300": "bmft.datasets.harvard_gf3300",
-}
+_RELEASES = (
+    *("ham10000", "isic2017", "isic2018", "isic2019", "isic2020", "fitzpatrick17k", "pad-ufes-20", "derm7pt", "papila"),
+    *("ol3i", "oasis1", "chexpert", "mimic-cxr-jpg", "nih-chestxray14", "harvard-gf3300"),
+)
+DATASETS = {name: f"bmft.datasets.{name.replace('-', '_')}" for name in _RELEASES}
 """Name -> the module whose docstring says which files it reads and how labels and groups are coded."""
 
-FORMS = {
-    "folder": "bmft.datasets.folder",
-    "medmnist": "bmft.datasets.medmnist",
-    "huggingface": "bmft.datasets.huggingface",
-    "dicom": "bmft.datasets.dicom",
-    "webdataset": "bmft.datasets.webdataset",
-}
+FORMS = {name: f"bmft.datasets.{name}" for name in ("folder", "medmnist", "huggingface", "dicom", "webdataset")}
 """The same for forms that many sets come in."""
 
 _DEMO = ("build_model", "demo_table", "make_demo", "train_demo_model", "write_demo")

@@ -1,13 +1,14 @@
 """What stays the same while the upper part of a network trains: the activations that enter it, computed once."""
 
+import itertools
 import logging
 import math
 import os
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,17 +77,16 @@ class Tail(nn.Module):
 
     @contextmanager
     def _standing_in(self, given: Tensor, n: int) -> Iterator[None]:
-        handle = self.model.get_submodule(self.entry).register_forward_pre_hook(lambda *_: (given,))
         stubs = {self.model.get_submodule(name): shape for name, shape in self.below.items()}
-        try:
-            for module, shape in stubs.items():
-                # An attribute of the instance comes before the class's method, and is gone with `del`.
-                module.forward = lambda *_, shape=shape, **__: self._blank(given, (n, *shape), given.dtype)
-            yield
-        finally:
-            handle.remove()
-            for module in stubs:
-                module.__dict__.pop("forward", None)
+        with self.model.get_submodule(self.entry).register_forward_pre_hook(lambda *_: (given,)):
+            try:
+                for module, shape in stubs.items():
+                    # An attribute of the instance comes before the class's method, and is gone with `del`.
+                    module.forward = lambda *_, shape=shape, **__: self._blank(given, (n, *shape), given.dtype)
+                yield
+            finally:
+                for module in stubs:
+                    module.__dict__.pop("forward", None)
 
     def entering(self, inputs: Inputs) -> Tensor:
         """The activations that enter for these inputs of the whole model, of which only what lies below runs.
@@ -98,14 +98,11 @@ class Tail(nn.Module):
         def stop(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             raise _ReachedError(arguments[0])
 
-        handle = self.model.get_submodule(self.entry).register_forward_pre_hook(stop)
         try:
-            with torch.no_grad():
+            with self.model.get_submodule(self.entry).register_forward_pre_hook(stop), torch.no_grad():
                 called(self.model, inputs)
         except _ReachedError as reached:
             return reached.activations
-        finally:
-            handle.remove()
         raise ArchitectureError(f"the model runs {self.entry!r} for some inputs only: let every block move (depth 1)")
 
 
@@ -117,38 +114,33 @@ class _ReachedError(Exception):
         self.activations = activations
 
 
-@dataclass
-class _Recording:
-    """Records in which order modules begin and end, what enters them and what they give."""
+class _Recording(NamedTuple):
+    """In which order modules begin and end, what enters them and what they give."""
 
-    model: nn.Module
-    entered: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
-    left: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
-    _time: int = 0
-    _handles: list[Any] = field(default_factory=list)
+    entered: dict[str, list[tuple[int, Any]]]
+    left: dict[str, list[tuple[int, Any]]]
 
-    def __enter__(self) -> "_Recording":
-        for name, module in self.model.named_modules():
-            if name:
-                self._handles += [
-                    module.register_forward_pre_hook(self._note(self.entered, name), with_kwargs=True),
-                    module.register_forward_hook(self._note(self.left, name), with_kwargs=True),
-                ]
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[_Recording]:
+    """Inside, what the model's modules do is recorded."""
+    seen, moments = _Recording({}, {}), itertools.count(1)
 
-    def _note(self, book: dict[str, list[tuple[int, Any]]], name: str) -> Callable[..., None]:
-        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], *result: Any) -> None:
-            self._time += 1
+    def note(book: dict[str, list[tuple[int, Any]]], name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], *result: Any) -> None:
             alone = len(arguments) == 1 and not keywords and isinstance(arguments[0], Tensor)
             # A copy: a module that works in place would change what was noted.
             value = result[0] if result else arguments[0].clone() if alone else None
-            book.setdefault(name, []).append((self._time, value))
+            book.setdefault(name, []).append((next(moments), value))
 
-        return note
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_pre_hook(note(seen.entered, name), with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(note(seen.left, name), with_kwargs=True))
+        yield seen
 
 
 def tail_above(model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast: Context = nullcontext) -> Tail | None:
@@ -169,7 +161,7 @@ def tail_above(model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast
         or (beside and (images.dim() != 4 or len(images_of(inputs)) > 1))
     ):
         return None
-    with torch.no_grad(), autocast(), _Recording(model) as seen:
+    with torch.no_grad(), autocast(), _recorded(model) as seen:
         logits = forward_outputs(model, inputs)
     alone = _without_images(model, inputs, seen, autocast) if beside else frozenset[str]()
     begins = _first_use(model, set(moving), seen)
@@ -192,7 +184,7 @@ def tail_above(model: nn.Module, moving: Iterable[str], inputs: Any, *, autocast
 
 def _without_images(model: nn.Module, inputs: Inputs, seen: _Recording, autocast: Context) -> frozenset[str]:
     """The modules that give the same for other images: they work on what stands beside these, and run in the tail."""
-    with torch.no_grad(), autocast(), _Recording(model) as others:
+    with torch.no_grad(), autocast(), _recorded(model) as others:
         forward_outputs(model, map_images(lambda images: images.flip(0) + 1, inputs))
 
     def same(a: list[tuple[int, Any]], b: list[tuple[int, Any]]) -> bool:

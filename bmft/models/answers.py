@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft._common import Assumption, folded
+from bmft.data import leaves
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError
 from bmft.models.outputs import Kind, OutputNames, apart, listed_outputs, output_names_of, output_place
 from bmft.models.weights import check_module
@@ -207,7 +208,7 @@ def check_place(reading: Reading, count: int) -> None:
 
 def forward_outputs(model: nn.Module, inputs: Any) -> Tensor:
     """The logits of every output ``(n, outputs)``, also where one of them is meant."""
-    reading, n = reading_of(model), next(tensors_in(inputs)).shape[0]
+    reading, n = reading_of(model), next(leaves(inputs)).shape[0]
     if reading.before is not None:
         return _rows(_entering(model, reading.before, inputs), n)
     answer = called(model, inputs)
@@ -261,11 +262,8 @@ def called(model: nn.Module, inputs: Any) -> Any:
 
 def _entering(model: nn.Module, path: str, inputs: Any) -> Tensor:
     seen: list[Tensor] = []
-    handle = model.get_submodule(path).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
+    with model.get_submodule(path).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])):
         called(model, inputs)
-    finally:
-        handle.remove()
     return seen[-1]
 
 
@@ -417,14 +415,3 @@ def as_head_of(model: nn.Module, head: nn.Module) -> Iterator[None]:
         if head is not model:
             mark(head, replace(reading, answer=None, answer_is=None, before=None, settled=True))
         yield
-
-
-def tensors_in(inputs: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested input."""
-    if isinstance(inputs, Tensor):
-        yield inputs
-    elif isinstance(inputs, Mapping):
-        yield from tensors_in(list(inputs.values()))
-    elif isinstance(inputs, tuple | list):
-        for value in inputs:
-            yield from tensors_in(value)

@@ -37,17 +37,13 @@ def penultimate_features(
 
     features = []
     share = Share(len(data))
-    handle = module.register_forward_hook(keep)
-    try:
-        with torch.no_grad(), evaluating(model), autocast():
-            for batch in share.of(data).batches(batch_size):
-                seen.clear()
-                logits = forward_outputs(tail or model, batch.to(device).inputs)
-                if len(seen) != 1 or not _same(seen[0][1], logits):
-                    return None
-                features.append(seen[0][0].float())
-    finally:
-        handle.remove()
+    with module.register_forward_hook(keep), torch.no_grad(), evaluating(model), autocast():
+        for batch in share.of(data).batches(batch_size):
+            seen.clear()
+            logits = forward_outputs(tail or model, batch.to(device).inputs)
+            if len(seen) != 1 or not _same(seen[0][1], logits):
+                return None
+            features.append(seen[0][0].float())
     return data.with_inputs(share.gather(torch.cat(features)).cpu())
 
 

@@ -1,6 +1,7 @@
 """The model's answer and where it comes from: logits out of any model, and the layer that makes them."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,16 +108,11 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> tup
         if isinstance(output, Tensor):
             outputs[path] = output
 
-    hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output, path=path: keep(path, output))
-        for path, layer in layers.items()
-    ]
-    try:
-        with taking(model, example), evaluating(model), torch.no_grad():
-            return forward_outputs(model, example), outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, taking(model, example), evaluating(model), torch.no_grad():
+        for path, layer in layers.items():
+            hook = layer.register_forward_hook(lambda _module, _inputs, output, path=path: keep(path, output))
+            hooks.enter_context(hook)
+        return forward_outputs(model, example), outputs
 
 
 def _named(model: nn.Module, layers: Mapping[str, nn.Module], name: str) -> str:

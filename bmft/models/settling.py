@@ -1,7 +1,7 @@
 """A model run on a few rows: which part of its answer is meant, what its last step is, whether it is steady."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bmft._common import Assumption
-from bmft.data import GroupedData, Inputs, map_tensors
+from bmft.data import GroupedData, Inputs, leaves, map_tensors
 from bmft.errors import ArchitectureError, ConfigError, DataError
 from bmft.models.answers import (
     Reading,
@@ -22,7 +22,6 @@ from bmft.models.answers import (
     not_its_inputs,
     part_of,
     reading_of,
-    tensors_in,
 )
 from bmft.models.modes import evaluating
 from bmft.models.seen import unlike_training
@@ -128,7 +127,7 @@ def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in leaves(inputs))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{type(model).__name__} cannot take inputs of shape {shapes}: {reason} "
@@ -155,16 +154,15 @@ def _leaving_no_trace(model: nn.Module) -> Iterator[None]:
 def _last_steps(model: nn.Module) -> Iterator[dict[str, tuple[Any, Any]]]:
     """Path -> what last entered and left each activation that makes probabilities, as it runs inside."""
     seen: dict[str, tuple[Any, Any]] = {}
-    handles = [
-        module.register_forward_hook(lambda _, given, made, path=path: seen.update({path: (given[0], made)}))
-        for path, module in model.named_modules()
-        if isinstance(module, (*_EACH, *_CLASSES))
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if isinstance(module, (*_EACH, *_CLASSES)):
+                hooks.enter_context(
+                    module.register_forward_hook(
+                        lambda _, given, made, path=path: seen.update({path: (given[0], made)})
+                    )
+                )
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _step_of(found: Tensor, steps: dict[str, tuple[Any, Any]], *, logs: bool) -> str | None:
@@ -289,17 +287,11 @@ def _every_category(model: nn.Module, data: GroupedData, inputs: Inputs) -> list
             if given and isinstance(given[0], Tensor) and given[0].numel() == len(last) and torch.equal(given[0], last):
                 found[path] = int(getattr(module, "num_embeddings", 0))
 
-        handles = [
-            module.register_forward_pre_hook(partial(look, path=path))
-            for path, module in model.named_modules()
-            if isinstance(module, nn.Embedding)
-        ]
-        try:
-            with _leaving_no_trace(model), taking(model, inputs):
-                called(model, (*inputs[:place], last, *inputs[place + 1 :]))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, _leaving_no_trace(model), taking(model, inputs):
+            for path, module in model.named_modules():
+                if isinstance(module, nn.Embedding):
+                    hooks.enter_context(module.register_forward_pre_hook(partial(look, path=path)))
+            called(model, (*inputs[:place], last, *inputs[place + 1 :]))
         for path, rows in tables.items():
             if rows != len(column.names):
                 value = f"{column.name} has {len(column.names)} names, and {path} a row for each of {rows}"

@@ -1,19 +1,17 @@
-"""A comparison as three files: ``compare.html`` (one page, no network), ``compare.md`` and ``compare.json``."""
+"""A comparison as one page."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bmft._common import humanise, in_words, put
+from bmft._common import humanise, in_words
 from bmft.auditing import Limits, charts
-from bmft.report import figures, page
+from bmft.report import figures
 from bmft.report.appendix import assumed_section
 from bmft.report.page import Bullets, Card, Cards, Cell, Number, Page, Paragraph, Section, Table
 from bmft.report.svg import Caption
-from bmft.report.values import to_json
 from bmft.report.wording import Json, count, number, span
 
 _HEADER = {
@@ -35,31 +33,8 @@ _KINDS = {
 }
 
 
-def write_comparison(comparison: Json, folder: str | Path) -> Path:
-    """Write ``compare.html``, ``compare.json`` and ``compare.md`` into `folder`; returns the first's path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "compare.json": to_json(comparison),
-        "compare.md": comparison_markdown(comparison),
-        "compare.html": comparison_html(comparison),
-    }
-    for name, text in texts.items():
-        put(text, folder / name)
-    return folder / "compare.html"
-
-
-def comparison_html(comparison: Json) -> str:
-    """One self-contained page."""
-    return page.html(_page(comparison))
-
-
-def comparison_markdown(comparison: Json) -> str:
-    """The same text and tables."""
-    return page.markdown(_page(comparison))
-
-
-def _page(comparison: Json) -> Page:
+def comparison_page(comparison: Json) -> Page:
+    """The page of what `Comparison.to_dict` gives."""
     lines = _lines(comparison)
     sections = [
         Section("tradeoff", "The trade-off", _tradeoff(lines)),

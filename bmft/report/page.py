@@ -8,8 +8,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import jinja2
+
+from bmft._common import put
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,15 @@ def markdown(page: Page) -> str:
         lines += ["", f"## {_escape(section.title)}"]
         lines += _blocks(section.blocks)
     return "\n".join(lines) + "\n"
+
+
+def write_pages(page: Page, folder: str | Path, name: str, data: str, *, front: str = "") -> Path:
+    """Write ``NAME.html``, ``NAME.md`` after its `front` matter, and ``NAME.json``; gives the first's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in (("json", data), ("md", front + markdown(page)), ("html", html(page))):
+        put(text, folder / f"{name}.{ending}")
+    return folder / f"{name}.html"
 
 
 @cache

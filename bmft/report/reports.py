@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmft._common import in_words, plain, put
+from bmft._common import in_words, plain
 from bmft.auditing import HEADLINE, AuditReport, changes_in_words, drifts_in_words
 from bmft.report import appendix, extras, page, sections
 from bmft.report.changes import Changes, paired_changes
@@ -22,17 +22,7 @@ def write_report(report: Report, folder: str | Path, *, date: str | None = None)
 
     The folder is made if absent. The same report gives the same bytes; a date is in it only if given.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    built = _build(report, date)
-    texts = {
-        "report.json": to_json(report),
-        "report.md": _front_matter(report) + page.markdown(built),
-        "report.html": page.html(built),
-    }
-    for name, text in texts.items():
-        put(text, folder / name)
-    return folder / "report.html"
+    return page.write_pages(_build(report, date), folder, "report", to_json(report), front=_front_matter(report))
 
 
 def to_markdown(report: Report, *, date: str | None = None) -> str:

@@ -55,12 +55,8 @@ def masked(optimizer: torch.optim.Optimizer, model: nn.Module, mask: WeightMask)
                 parameters[name].copy_(_blend(kept[name], parameters[name], amount))
         kept.clear()
 
-    handles = [optimizer.register_step_pre_hook(keep), optimizer.register_step_post_hook(restore)]
-    try:
+    with optimizer.register_step_pre_hook(keep), optimizer.register_step_post_hook(restore):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _blend(before: Tensor, after: Tensor, amount: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from bmft.data import from_arrays
 from bmft.errors import ConfigError, WorkerError
 from bmft.inference import audit, predict
 from bmft.models import Activations
-from bmft.report.comparison_page import comparison_html, comparison_markdown
+from bmft.report import page
+from bmft.report.comparison_page import comparison_page
 from bmft.training import Conditions, Limits
 
 QUICK = Budget(epochs=(1, 1), path=(1.0,), tuning=1, seeds=2)
@@ -240,7 +241,7 @@ def test_a_method_that_refuses_is_listed_with_its_reason(world):
     assert "binary label" in found.problems["threshold"]
     assert "binary label" in found.problems["threshold_optimizer"]
     assert found.verdict() == ["No method gave a result, so there is nothing to compare."]
-    assert "binary label" in comparison_markdown(found.to_dict())
+    assert "binary label" in page.markdown(comparison_page(found.to_dict()))
 
 
 @pytest.mark.parametrize("name", ["oxonfair", "oxonfair_inferred"])
@@ -253,7 +254,7 @@ def test_oxonfair_is_a_reference_marked_by_what_it_needs(world, name):
     assert row.figures["gap"]["mean"] < found.untouched.figures["gap"]["mean"]
     assert row.figures["balanced_accuracy"]["mean"] > 0.55
     assert "roc_auc" not in row.figures, "decisions rank nothing"
-    assert row.kind in comparison_markdown(found.to_dict())
+    assert row.kind in page.markdown(comparison_page(found.to_dict()))
     assert any("of every new case" in line for line in found.verdict())
 
 
@@ -287,7 +288,7 @@ def test_references_refuse_what_they_cannot_do_by_name(world, monkeypatch):
 
 def test_figures_of_the_rows_that_chose_say_so():
     chosen = {**result("rw", 0, 0.1), "evaluated_on": "select"}
-    assert "expect somewhat less on new data" in comparison_markdown(made_up(chosen).to_dict())
+    assert "expect somewhat less on new data" in page.markdown(comparison_page(made_up(chosen).to_dict()))
     assert "expect" not in made_up(result("rw", 0, 0.1)).where
 
 
@@ -333,12 +334,12 @@ def test_a_verdict_without_a_winner_says_so():
 
 
 def test_the_three_files_hold_the_same_and_the_page_needs_no_network(comparison, tmp_path):
-    page = write_comparison(comparison, tmp_path / "out")
-    assert {path.name for path in page.parent.iterdir()} == {"compare.html", "compare.json", "compare.md"}
+    html_file = write_comparison(comparison, tmp_path / "out")
+    assert {path.name for path in html_file.parent.iterdir()} == {"compare.html", "compare.json", "compare.md"}
     written = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert written["schema"] == 1
     assert [row["method"] for row in written["methods"]] == [row.method for row in comparison.rows]
-    html, markdown = page.read_text(), Path(page.with_name("compare.md")).read_text()
+    html, markdown = html_file.read_text(), Path(html_file.with_name("compare.md")).read_text()
     for text in (html, markdown):
         assert "threshold_optimizer" in text
         assert "attribute at inference" in text
@@ -351,7 +352,7 @@ def test_the_three_files_hold_the_same_and_the_page_needs_no_network(comparison,
 def test_a_method_that_could_not_be_measured_is_a_dash():
     nothing = result("bmft", 0, 0.1)
     nothing["after"]["worst_group_roc_auc"] = {"value": None, "interval": None}
-    assert "–" in comparison_html(made_up(nothing).to_dict())
+    assert "–" in page.html(comparison_page(made_up(nothing).to_dict()))
     assert np.isnan(made_up(nothing).rows[0].figures["worst_group_roc_auc"]["mean"])
 
 
