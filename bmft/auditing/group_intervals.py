@@ -213,7 +213,7 @@ def _replicates(
     statistics = {
         f"{k} {name}": statistic
         for k, column in enumerate(columns)
-        for name, statistic in _statistics(column, where, units, needed).items()
+        for name, statistic in statistics_of(column, where, units, needed).items()
     }
     drawn = bootstrap.bootstrap(statistics, units, resamples=sample.resamples, seed=sample.seed)
     found = []
@@ -236,7 +236,10 @@ _SOURCES: Mapping[str, tuple[str, ...]] = {
 _NO_CLOSED_FORM = {"surplus", "brier_score", "average_precision"}
 
 
-def _statistics(column: Column, where: Sequence[Bools], units: Units, needed: Collection[str]) -> dict[str, Statistic]:
+def statistics_of(
+    column: Column, where: Sequence[Bools], units: Units, needed: Collection[str]
+) -> dict[str, Statistic]:
+    """What is resampled for the `needed` metrics in the cells `where`; a decision may count in part, from 0 to 1."""
     scores, called, positive, known = column
     where = where if known is None else [cell & known for cell in where]
     place, off = bins(scores), scores - positive
@@ -245,7 +248,7 @@ def _statistics(column: Column, where: Sequence[Bools], units: Units, needed: Co
         "brier_score": lambda: mean(off**2),
         "average_precision": lambda: bootstrap.average_precision(scores, positive, where, units),
         "roc_auc": lambda: bootstrap.roc_auc(scores, positive, where, units),
-        "accuracy": lambda: mean(called == positive),
+        "accuracy": lambda: mean(np.where(positive, called, 1 - called)),
         "true_positive_rate": lambda: mean(called, where=[cell & positive for cell in where]),
         "false_positive_rate": lambda: mean(called, where=[cell & ~positive for cell in where]),
         "selection_rate": lambda: mean(called),

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bmft.auditing.group_intervals import statistics_of
 from bmft.auditing.harm import BOUNDS, worse_by_more
-from bmft.auditing.metrics import BINS, Floats, bins, defined_mean, worst
+from bmft.auditing.metrics import BINS, ODDS, Column, Floats, defined_mean, worst
 from bmft.auditing.predictions import Predictions
 from bmft.settings import Limits
 from bmft.stats import Statistic, Units, bootstrap
@@ -18,13 +20,14 @@ WIDTH = 0.5  # of the smoothing, in standard deviations of the original's margin
 RESAMPLES = 1000
 # Which rates each gap compares; those of false negatives and of true positives differ by as much.
 RATES: Mapping[str, tuple[str, ...]] = {
-    "equalized_odds": ("true_positive", "false_positive"),
-    "equal_opportunity": ("true_positive",),
-    "false_negative_rate": ("true_positive",),
-    "false_positive_rate": ("false_positive",),
-    "demographic_parity": ("selection",),
-    "accuracy": ("right",),
+    "equalized_odds": ODDS,
+    "equal_opportunity": ("true_positive_rate",),
+    "false_negative_rate": ("true_positive_rate",),
+    "false_positive_rate": ("false_positive_rate",),
+    "demographic_parity": ("selection_rate",),
+    "accuracy": ("accuracy",),
 }
+_RESAMPLED = (*ODDS, "selection_rate", "accuracy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +138,12 @@ def resampled_figures(
             for a, attribute in enumerate(first.attributes):
                 known = first.targets[:, k] >= 0
                 where = [cell & known for cell in bootstrap.cells(one.groups[:, a], len(attribute.groups))]
-                own = _group_statistics(one.scores[:, k], first.targets[:, k] == 1, where, units)
                 for kind, decisions in decided.items():
-                    found = _rate_statistics(decisions[:, k], first.targets[:, k] == 1, where, units)
-                    own |= {f"{kind} {name}": statistic for name, statistic in found.items()}
-                statistics |= {f"{c}/{k}/{a}/{name}": statistic for name, statistic in own.items()}
+                    soft: Any = decisions[:, k]  # between 0 and 1, where a column has true or false
+                    column = Column(one.scores[:, k], soft, first.targets[:, k] == 1)
+                    needed = {*_RESAMPLED, *(("roc_auc", "surplus") if kind == "hard" else ())}
+                    found = statistics_of(column, where, units, needed)
+                    statistics |= {f"{c}/{k}/{a}/{kind} {name}": statistic for name, statistic in found.items()}
             whole_set = [first.targets[:, k] >= 0]
             statistics[f"{c}/{k}/all"] = bootstrap.roc_auc(one.scores[:, k], first.targets[:, k] == 1, whole_set, units)
     drawn = bootstrap.bootstrap(statistics, units, resamples=resamples, seed=seed)
@@ -167,28 +171,8 @@ def resampled_figures(
     )
 
 
-def _group_statistics(
-    scores: Floats, positive: NDArray[np.bool_], where: Sequence[NDArray[np.bool_]], units: Units
-) -> dict[str, Statistic]:
-    place, off = bins(scores), scores - positive
-    surplus = {f"surplus {b}": bootstrap.mean(off * (place == b), where, units) for b in range(BINS)}
-    return {"roc_auc": bootstrap.roc_auc(scores, positive, where, units), **surplus}
-
-
-def _rate_statistics(
-    decisions: Floats, positive: NDArray[np.bool_], where: Sequence[NDArray[np.bool_]], units: Units
-) -> dict[str, Statistic]:
-    return {
-        "true_positive": bootstrap.mean(decisions, [cell & positive for cell in where], units),
-        "false_positive": bootstrap.mean(decisions, [cell & ~positive for cell in where], units),
-        "selection": bootstrap.mean(decisions, where, units),
-        "right": bootstrap.mean(np.where(positive, decisions, 1 - decisions), where, units),
-    }
-
-
 def _rates(table: Callable[[int, str], Floats], kind: str, a: int) -> dict[str, Floats]:
-    names = ("true_positive", "false_positive", "selection", "right")
-    return {name: table(a, f"{kind} {name}") for name in names}
+    return {name: table(a, f"{kind} {name}") for name in _RESAMPLED}
 
 
 def _gap(rates: Sequence[Mapping[str, Floats]], names: Sequence[str], combine: str) -> Floats:
@@ -208,17 +192,17 @@ def _gap(rates: Sequence[Mapping[str, Floats]], names: Sequence[str], combine: s
 def _odds(rates: Mapping[str, Floats]) -> Floats:
     """The larger of the largest differences in true and in false positive rate, the mean over columns."""
     ranges = []
-    for name in ("true_positive", "false_positive"):
+    for name in ODDS:
         high, low = worst(rates[name], -1, 2), worst(rates[name], 1, 2)
         ranges.append(np.where((~np.isnan(rates[name])).sum(2) > 1, high - low, np.nan))
     return defined_mean(np.max(ranges, axis=0), 1)
 
 
 def _group_figures(table: Callable[[str], Floats], rates: Mapping[str, Floats], task: str) -> dict[str, Floats]:
-    accuracy = (rates["true_positive"] + 1 - rates["false_positive"]) / 2
+    accuracy = (rates["true_positive_rate"] + 1 - rates["false_positive_rate"]) / 2
     return {
-        "roc_auc": table("roc_auc"),
+        "roc_auc": table("hard roc_auc"),
         # Of several classes it is the mean recall, as an audit has it.
-        "balanced_accuracy": rates["true_positive"] if task == "multiclass" else accuracy,
-        "expected_calibration_error": sum((np.abs(table(f"surplus {b}")) for b in range(BINS)), np.zeros(1)),
+        "balanced_accuracy": rates["true_positive_rate"] if task == "multiclass" else accuracy,
+        "expected_calibration_error": sum((np.abs(table(f"hard surplus {b}")) for b in range(BINS)), np.zeros(1)),
     }
