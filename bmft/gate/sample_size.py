@@ -123,13 +123,21 @@ def _largest_beside(
     return low
 
 
-def _check(tolerance: float, rate: float, groups: int, alpha: float, power: float, images: float, icc: float) -> None:
-    bounds = {"tolerance": (tolerance, 0, 1), "rate": (rate, 0, 1), "alpha": (alpha, 0, 0.5), "power": (power, 0, 1)}
-    problems = [
-        f"{name} is {value}: expected above {a} and below {b}"
-        for name, (value, a, b) in bounds.items()
-        if not a < value < b
+def outside(**values: tuple[float, float, float]) -> list[str]:
+    """What is to be said of each value that does not lie between its two bounds.
+
+    >>> outside(rate=(0.5, 0, 1), power=(1.0, 0, 1))
+    ['power is 1.0: expected above 0 and below 1']
+    """
+    return [
+        f"{name} is {value}: expected above {low} and below {high}"
+        for name, (value, low, high) in values.items()
+        if not low < value < high
     ]
+
+
+def _check(tolerance: float, rate: float, groups: int, alpha: float, power: float, images: float, icc: float) -> None:
+    problems = outside(tolerance=(tolerance, 0, 1), rate=(rate, 0, 1), alpha=(alpha, 0, 0.5), power=(power, 0, 1))
     if groups < 2:
         problems.append(f"groups is {groups}: expected at least 2")
     if not images >= 1:

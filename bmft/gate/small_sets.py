@@ -14,6 +14,7 @@ from typing import Any
 
 from bmft.auditing import POWER
 from bmft.errors import ConfigError
+from bmft.gate.sample_size import outside
 
 IN_PROPORTION = "in proportion"  # to the rows to fit, in the study: rows to choose by
 WORDS = ("shown", "likely", "none")
@@ -173,16 +174,8 @@ def _shares(row: Row) -> dict[str, float]:
 
 def _check(per_cell: int, reduction: float, rate: float, changed: float, confidence: float) -> None:
     problems = [] if per_cell >= 1 else [f"per_cell is {per_cell}: expected at least 1"]
-    bounds = {
-        "reduction": (reduction, 0.0, 1),
-        "rate": (rate, 0.0, 1),
-        "changed": (changed, 0.0, 1),
-        "confidence": (confidence, 0.5, 1),
-    }
-    problems += [
-        f"{name} is {value}: expected above {low} and below {high}"
-        for name, (value, low, high) in bounds.items()
-        if not low < value < high
-    ]
+    problems += outside(
+        reduction=(reduction, 0.0, 1), rate=(rate, 0.0, 1), changed=(changed, 0.0, 1), confidence=(confidence, 0.5, 1)
+    )
     if problems:
         raise ConfigError("; ".join(problems))

@@ -18,19 +18,11 @@ LONG = 0.97  # decay of the average where the steps are few
 def step_of(settings: Settings, number: int) -> Step:
     """How step 1 (`number` 0) or step 2 (1) trains."""
     views = 2 ** len(settings.views) if number == 0 else 1
+    extractors = ("augment", "norm_stats", "warmup") if number == 0 else ()
+    alike = ("trust", "optimizer", "momentum", "weight_decay", "batch_size", "average", *extractors)
     return Step(
-        epochs=settings.epochs[number],
-        lr=settings.lr[number],
-        trust=settings.trust,
-        optimizer=settings.optimizer,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        balance=settings.balance[number],
-        augment=settings.augment if number == 0 else (),
-        average=settings.average,
-        norm_stats=settings.norm_stats if number == 0 else "frozen",
-        warmup=settings.warmup if number == 0 else 0,
+        **{name: getattr(settings, name) for name in alike},
+        **{name: getattr(settings, name)[number] for name in ("epochs", "lr", "balance")},
         share=1 / views,
         copies=views,
     )

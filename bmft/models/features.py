@@ -10,7 +10,7 @@ from bmft.compute import AT_ONCE, AutocastMaker, Share
 from bmft.data import GroupedData
 from bmft.models.activations import Tail
 from bmft.models.answers import forward_outputs
-from bmft.models.head import Head
+from bmft.models.head import Head, same_numbers
 from bmft.models.modes import evaluating
 
 
@@ -41,15 +41,7 @@ def penultimate_features(
         for batch in share.of(data).batches(batch_size):
             seen.clear()
             logits = forward_outputs(tail or model, batch.to(device).inputs)
-            if len(seen) != 1 or not _same(seen[0][1], logits):
+            if len(seen) != 1 or not same_numbers(seen[0][1], logits):
                 return None
             features.append(seen[0][0].float())
     return data.with_inputs(share.gather(torch.cat(features)).cpu())
-
-
-def _same(output: Any, logits: Tensor) -> bool:
-    return (
-        isinstance(output, Tensor)
-        and output.numel() == logits.numel()
-        and torch.equal(output.reshape(logits.shape), logits)
-    )

@@ -148,7 +148,7 @@ def _usual(layers: Mapping[str, nn.Module]) -> str:
 def _last_that_runs(logits: Tensor, outputs: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> str:
     last_first = list(outputs)[::-1]
     for path in last_first:
-        if _equal(outputs[path], logits):
+        if same_numbers(outputs[path], logits):
             return path
     for path in last_first:
         if _num_outputs(layers[path]) == logits.shape[1]:
@@ -164,8 +164,10 @@ def _num_outputs(layer: nn.Module) -> int:
     return next((size for size in sizes if isinstance(size, int)), 0) or len(layer.get_parameter("weight"))
 
 
-def _equal(output: Tensor, logits: Tensor) -> bool:
-    return output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
+def same_numbers(output: Any, logits: Tensor) -> bool:
+    """Whether what a layer gave is the logits, in whatever shape."""
+    alike = isinstance(output, Tensor) and output.numel() == logits.numel()
+    return alike and torch.equal(output.reshape(logits.shape), logits)
 
 
 def _head(model: nn.Module, layers: Mapping[str, nn.Module], chosen: list[str]) -> Head:

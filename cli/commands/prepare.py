@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..console import settings
+from ..console import settings, table
 from ..options import Command, argument, option, talking_options
 
 
@@ -55,10 +55,10 @@ def prepare(dataset: str, root: str | None, out: str | None, demographics: str |
         return
     if by and not demographics:
         raise click.UsageError("--by names a column of --demographics FILE: give both.")
-    table = Path(out) if out else Path(f"{canonical(dataset)}.csv")
-    manifest = write_manifest(dataset, root, table, demographics=demographics, by=by)
-    click.echo(_contents(table))
-    settings().say(f"next: bmft debias CHECKPOINT --data {manifest}{_options(table, root)}")
+    path = Path(out) if out else Path(f"{canonical(dataset)}.csv")
+    manifest = write_manifest(dataset, root, path, demographics=demographics, by=by)
+    click.echo(_contents(path))
+    settings().say(f"next: bmft debias CHECKPOINT --data {manifest}{_options(path, root)}")
     click.echo(manifest)
 
 
@@ -66,13 +66,13 @@ def _options(path: Path, root: str) -> str:
     """The options that name what the manifest has: where the images are, labels, an attribute, patients, splits."""
     from bmft.tables import read_table
 
-    table = read_table(path)
-    known = [name for name in table.columns if (table[name] != "").any()]
-    grouped = [name for name in ("sex", "skin_type", "race") if name in known and len(set(table[name]) - {""}) > 1]
+    rows = read_table(path)
+    known = [name for name in rows.columns if (rows[name] != "").any()]
+    grouped = [name for name in ("sex", "skin_type", "race") if name in known and len(set(rows[name]) - {""}) > 1]
     attribute = [*grouped, *(["age:60"] if "age" in known else []), "COLUMN"][0]
     rest = {"patient_id": "--cluster patient_id", "split": "--split-column split"}
     labels = [name for name in known if re.fullmatch(r"label\d*", str(name))] or ["COLUMN"]
-    beside = "path" not in table or (path.parent / table["path"].iloc[0]).is_file()
+    beside = "path" not in rows or (path.parent / rows["path"].iloc[0]).is_file()
     images = "" if beside else f" --images {root}"
     named = f"{images} {' '.join(f'--label {name}' for name in labels)} --sensitive {attribute}"
     return " ".join([named, *(option for name, option in rest.items() if name in known)])
@@ -82,11 +82,10 @@ def _contents(path: Path) -> str:
     """Every column's values with their counts; of many values only how many there are."""
     from bmft.tables import read_table
 
-    table = read_table(path)
+    found = read_table(path)
     rows = [["column", "values"]]
-    for name in table.columns:
-        counts = table[name].value_counts().sort_index()
+    for name in found.columns:
+        counts = found[name].value_counts().sort_index()
         few = ", ".join(f"{value or 'unknown'} {count:,}" for value, count in counts.items())
         rows.append([str(name), few if len(counts) <= 12 else f"{len(counts):,} different"])
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([f"{len(table):,} rows", *(f"{name.ljust(width)}  {values}" for name, values in rows)])
+    return f"{len(found):,} rows\n{table(rows, left=2)}"
