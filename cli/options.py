@@ -74,9 +74,11 @@ class Command(click.Command):
 
 
 class _Option(click.Option):
-    def __init__(self, *args: Any, section: str = "Options", **attributes: Any) -> None:
+    """`section` is where in the help it stands; `model_only`: nobody reads it where predictions are measured."""
+
+    def __init__(self, *args: Any, section: str = "Options", model_only: bool = False, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.section = section
+        self.section, self.model_only = section, model_only
 
 
 _ON_DISK = {"FILE": "file", "CSV": "file", "TOML": "file", "CHECKPOINT": "file", "PATCH": "file", "DIR": "dir"}
@@ -194,6 +196,7 @@ input_option = option(
     "--input",
     multiple=True,
     section="Data",
+    model_only=True,
     metavar="COL[=HOW]",
     help="Column that the network takes beside the image: age=62.5/14.2 (MEAN/STD of its training), site=head,trunk "
     "(names as integers) or sex=female:0,male:1 (as numbers). Repeatable, in order. [default: what the file records]",
@@ -202,14 +205,15 @@ input_option = option(
 
 def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
     data = partial(option, section="Data")
+    of_a_model = partial(data, model_only=True)
     return [
-        data(
+        of_a_model(
             "--data",
             required=data_required,
             metavar="FILE",
             help="Manifest: CSV, TSV, Parquet, xlsx, JSON lines, or an npz of images with such a table beside it.",
         ),
-        data(
+        of_a_model(
             "--label",
             required=data_required,
             multiple=True,
@@ -253,7 +257,9 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             metavar="[COL=]MEANING",
             help="What empty labels are: unknown or negative. Repeatable. [default: unknown]",
         ),
-        data("--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"),
+        of_a_model(
+            "--images", metavar="DIR", help="Folder that image paths are relative to. [default: the manifest's]"
+        ),
         data(
             "--path-column",
             default="path",
@@ -261,7 +267,9 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             help="Column of image paths; file_name, image and their like are found.",
         ),
         input_option,
-        data("--suffix", default="", metavar=".EXT", help="What image paths lack, such as .jpg where they are ids."),
+        of_a_model(
+            "--suffix", default="", metavar=".EXT", help="What image paths lack, such as .jpg where they are ids."
+        ),
         data("--split-column", metavar="COL", help="Column that says which split a row is in."),
         *(
             data(f"--{name}", multiple=True, metavar="NAME", help=f"Split that {what}. Repeatable. [default: {names}]")
@@ -287,41 +295,41 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
             default="fail",
             help="What to do when images cannot be read.",
         ),
-        data(
+        of_a_model(
             "--image-size",
             type=click.IntRange(1),
             metavar="N",
             help="Side of the square that images become. [default: what the checkpoint says, else as they are]",
         ),
-        data(
+        of_a_model(
             "--bits",
             type=click.IntRange(9, 16),
             metavar="N",
             help="Bits that images of 16 bits per pixel use, such as 12. [default: 16]",
         ),
-        data(
+        of_a_model(
             "--normalize",
             metavar="NAME",
             help="imagenet, half, none or MEAN/STD (0.76,0.55,0.57/0.14,0.15,0.17) after scaling to [0, 1]. "
             "[default: what the checkpoint or a file beside it says, else imagenet]",
         ),
-        data(
+        of_a_model(
             "--resize",
             type=click.Choice(["shorter", "squash", "pad"]),
             help="The shorter side, then the centre is cut out; both sides; or the longer side, then black around it.",
         ),
-        data(
+        of_a_model(
             "--crop-fraction",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="F",
             help="Share of the resized side that is cut out, such as 0.875.",
         ),
-        data(
+        of_a_model(
             "--interpolation",
             type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
             help="How images are resized.",
         ),
-        data(
+        of_a_model(
             "--transform",
             metavar="NAME",
             help="package.module:callable, from a PIL image to a (c, h, w) tensor, which is used as it is.",
@@ -329,9 +337,10 @@ def _data(sensitive_required: bool, data_required: bool) -> list[Decorator]:
     ]
 
 
-_model = partial(option, section="Model")
+_model = partial(option, section="Model", model_only=True)
 entry_option = _model(
     "--entry",
+    model_only=False,
     metavar="NAME",
     help="Which set of weights in the file, as bmft inspect lists them. [default: what libraries open by default]",
 )
@@ -375,12 +384,14 @@ _MODEL = [
     _model("--multi-label", is_flag=True, help="The outputs are labels of yes or no each, not classes."),
     _model(
         "--threshold",
+        model_only=False,
         type=click.FloatRange(0, 1),
         metavar="P",
         help="Probability from which a case counts as positive. [default: 0.5]",
     ),
     _model(
         "--threshold-from",
+        model_only=False,
         type=click.Choice(["select"]),
         metavar="select",
         help="Pick the threshold of best balanced accuracy on the select split.",

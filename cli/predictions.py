@@ -13,31 +13,6 @@ from .options import Common
 if TYPE_CHECKING:
     from bmft.auditing import AuditReport
 
-# What only a checkpoint, or the images it is to look at, can make use of.
-_WITH_A_MODEL = (
-    "data",
-    "label",
-    "images",
-    "input",
-    "suffix",
-    "image_size",
-    "normalize",
-    "resize",
-    "crop_fraction",
-    "interpolation",
-    "transform",
-    "bits",
-    "arch",
-    "num_classes",
-    "head",
-    "answer",
-    "answer_is",
-    "output",
-    "output_is",
-    "multi_label",
-    "trust_pickle",
-)
-
 
 def check_one_source(checkpoint: str | None, predictions: str | None, common: Common) -> None:
     """Refuse both and neither of the two, and options that go with the other one.
@@ -50,7 +25,8 @@ def check_one_source(checkpoint: str | None, predictions: str | None, common: Co
     if checkpoint is None:
         context = click.get_current_context()
         # A default, or a line of bmft.toml that other commands need, asks for nothing.
-        typed = [n for n in _WITH_A_MODEL if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+        model_only = [str(one.name) for one in context.command.params if getattr(one, "model_only", False)]
+        typed = [name for name in model_only if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         if typed:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
             raise click.UsageError(f"{names}: goes with a CHECKPOINT; --predictions has scores and labels already.")
