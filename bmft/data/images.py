@@ -105,17 +105,6 @@ def _scaled(values: npt.NDArray[Any], bits: int = 16, shares: list[float] | None
     return np.rint(values * (255.0 / top)).astype(np.uint8)
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The image as a square of `size`: its shorter side resized (bilinear, antialiased), the centre cut out."""
-    width, height = image.size
-    if min(width, height) != size:
-        scale = size / min(width, height)
-        width, height = max(size, int(width * scale)), max(size, int(height * scale))
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
 def _dicom(data: bytes) -> Image.Image:
     try:
         import pydicom

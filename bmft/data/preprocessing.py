@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from bmft._common import Assumption, short
-from bmft.data.images import Pixels, fit
+from bmft.data.images import Pixels
 from bmft.data.transforms import Normalization, parse_normalization
 from bmft.errors import ConfigError, DataError, MissingExtraError
 
@@ -139,8 +139,6 @@ class Preprocessing:
         return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
     def _resized(self, image: Image.Image, size: int) -> Image.Image:
-        if self.resize in (None, "shorter") and self.crop_fraction in (None, 1.0) and self._mode == "bilinear":
-            return fit(image, size)
         # As timm and torchvision do: 224 of 0.875 is a resize to 256. The small number is for 224 / (224 / 232).
         side = math.floor(size / (self.crop_fraction or 1.0) + 1e-6)
         mode = InterpolationMode(self._mode)

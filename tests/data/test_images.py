@@ -102,10 +102,14 @@ def test_a_transparent_palette_gives_no_warning():
     assert decode_image(encode(PIXELS, "PNG", "P", transparency=b"\0\1\2")).shape == PIXELS.shape
 
 
+def sized(pixels, size):
+    return Preprocessing(image_size=size).prepared(pixels).transpose(1, 2, 0)
+
+
 @pytest.mark.parametrize("size", [8, 20, 40, 64])
 def test_the_resize_and_the_cut_are_torchvisions(size):
     expected = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])(Image.fromarray(SMOOTH))
-    assert np.array_equal(decode_image(encode(SMOOTH), size=size), np.asarray(expected))
+    assert np.array_equal(sized(decode_image(encode(SMOOTH)), size), np.asarray(expected))
 
 
 def test_several_frames_are_refused():
@@ -294,7 +298,8 @@ def test_warnings_of_the_decoders_are_logged_once(tmp_path, monkeypatch, caplog)
 def test_an_array_of_images_is_decoded_as_their_files_would_be(shape, channels):
     array = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
     source = images_from_array(array, how=Preprocessing(6, "none"), channels=channels)
-    files = [decode_image(encode(a.squeeze(-1) if shape[-1] == 1 else a), size=6, channels=channels) for a in array]
+    decoded = [decode_image(encode(a.squeeze(-1) if shape[-1] == 1 else a), channels=channels) for a in array]
+    files = [sized(pixels, 6) for pixels in decoded]
     expected = torch.from_numpy(np.stack(files)).permute(0, 3, 1, 2)
     assert torch.equal(source.pixels, expected)
 
