@@ -14,20 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_NUMBERS = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "F16": "<f2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "F32": "<f4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F64": "<f8",
-}
+_SIZES = {"U": (8, 16, 32, 64), "I": (8, 16, 32, 64), "F": (16, 32, 64)}  # in bits
+_NUMBERS = {f"{kind}{size}": f"<{kind.lower()}{size // 8}" for kind, sizes in _SIZES.items() for size in sizes}
+_NUMBERS["BOOL"] = "?"
 
 
 def put(content: str | bytes, path: str | os.PathLike[str]) -> None:

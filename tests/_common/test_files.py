@@ -14,9 +14,10 @@ from torch import nn
 from bmft import datasets
 from bmft._common import put, replacing
 from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
+from bmft.comparison import runner
 from bmft.errors import CheckpointError, DataError
 from bmft.masks import WeightMask
-from bmft.report import comparison_page, reports
+from bmft.report import reports
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -150,9 +151,9 @@ def test_a_folder_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("module", [reports, comparison_page])
-def test_reports_are_written_by_the_same_function(module):
-    assert module.put is put
+@pytest.mark.parametrize("module", [reports, runner])
+def test_reports_and_comparisons_are_written_by_the_same_function(module):
+    assert module.page.put is put
 
 
 def test_a_manifest_and_its_images_appear_together_or_not_at_all(tmp_path, monkeypatch):
