@@ -7,6 +7,7 @@ from bmft._common.files import (
     put as put,
     read_safetensors as read_safetensors,
     replacing as replacing,
+    with_metadata as with_metadata,
 )
 from bmft._common.plain_values import plain as plain
 from bmft._common.text import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
@@ -76,9 +76,15 @@ def in_order(content: bytes) -> bytes:
     >>> in_order(len(header).to_bytes(8, "little") + header + b"data")[8:]
     b'{"__metadata__":{"a":"1","b":"2"}}      data'
     """
+    return with_metadata(content, lambda metadata: dict(sorted(metadata.items())))
+
+
+def with_metadata(content: bytes, change: Callable[[dict[str, str]], dict[str, str]]) -> bytes:
+    """A safetensors file, or its first bytes up to the data, with its metadata changed."""
     end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    places = json.loads(content[8:end])
+    metadata = change(places.pop("__metadata__", None) or {})
+    header = ({"__metadata__": metadata} if metadata else {}) | places
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]

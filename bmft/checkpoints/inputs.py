@@ -4,13 +4,14 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bmft._common import short
+from bmft._common import short, with_metadata
 from bmft.checkpoints.formats import SAFETENSORS, WeightFile
 from bmft.errors import CheckpointError
 from bmft.models import state_hash
@@ -68,7 +69,9 @@ def with_record(
     """The file and its content with the record of these columns, where there is room for one; None takes it away."""
     text = None if columns is None else json.dumps(plain_inputs(columns))
     if file.kind == SAFETENSORS and file.folder is None:
-        return replace(file, header=_with_metadata(file.header, text)), content
+        if file.metadata.get(KEY) == text:
+            return file, content
+        return replace(file, header=with_metadata(file.header, partial(_recorded, text))), content
     if not keys or not isinstance(content, dict) or content.get(KEY) == text:
         return file, content
     content = copy.copy(content)
@@ -78,16 +81,6 @@ def with_record(
     return file, content
 
 
-def _with_metadata(header: bytes, text: str | None) -> bytes:
-    """The first bytes of a safetensors file with that record in its metadata."""
-    places = json.loads(header[8:])
-    metadata = dict(places.pop("__metadata__", None) or {})
-    if metadata.get(KEY) == text:
-        return header
-    metadata.pop(KEY, None)
-    if text is not None:
-        metadata[KEY] = text
-    whole = ({"__metadata__": metadata} if metadata else {}) | places
-    data = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
-    data += b" " * (-len(data) % 8)
-    return len(data).to_bytes(8, "little") + data
+def _recorded(text: str | None, metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata with that record, at their end, or without one."""
+    return {key: value for key, value in metadata.items() if key != KEY} | ({} if text is None else {KEY: text})

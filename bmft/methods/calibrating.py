@@ -22,6 +22,7 @@ from bmft.auditing import (
 )
 from bmft.data import GroupedData
 from bmft.errors import ConfigError, DataError
+from bmft.methods.linear_head import linear_head
 from bmft.methods.run import Run
 from bmft.models import as_head_of, penultimate_features, reading_of
 from bmft.training import Conditions
@@ -123,7 +124,7 @@ def fold_in(
         out_of_fold: what models of folds, which chose, say of the fit rows; the fit is then to that.
     """
     run.model.load_state_dict(model.state_dict())
-    layer, own = (_linear(network, run.head.name) for network in (run.model, model))
+    layer, own = (linear_head(run, network) for network in (run.model, model))
     chose = run.select if out_of_fold is None else None
     sets = [data for data in (run.fit, chose, test) if data is not None]
     features = [run.features(data) for data in sets]
@@ -209,13 +210,6 @@ def _left_out(known: Predictions, tempered: bool, seed: int) -> tuple[Prediction
         return rescaled_left_out(known, tempered=tempered, seed=seed)
     except DataError as error:
         raise _NoHelp(str(error)) from error
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    layer = model.get_submodule(name)
-    if not isinstance(layer, nn.Linear):
-        raise ConfigError(f"--calibrate needs a linear head, and {name!r} is a {type(layer).__name__}")
-    return layer
 
 
 def _check_help(run: Run, losses: Mapping[str, float], before: Predictions, after: Predictions) -> None:

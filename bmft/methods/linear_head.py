@@ -10,13 +10,13 @@ from bmft.methods.run import Run
 Floats = NDArray[np.float64]
 
 
-def linear_head(run: Run) -> nn.Linear:
-    """The head, which must be linear.
+def linear_head(run: Run, model: nn.Module | None = None) -> nn.Linear:
+    """The head of the run's model, or of another one like it, which must be linear.
 
     Raises:
         ConfigError: it is not.
     """
-    layer = run.model.get_submodule(run.head.name)
+    layer = (model or run.model).get_submodule(run.head.name)
     if not isinstance(layer, nn.Linear):
         raise ConfigError(
             f"this method writes the weights of a linear head, and {run.head.name!r} is a {type(layer).__name__}: "
