@@ -106,6 +106,12 @@ def data_options(study: Path) -> list[str]:
 
 
 @pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch is one of its rows, however few: for tests of what surrounds the steps."""
+    monkeypatch.setattr("bmft.methods.losses.ENOUGH", 1)
+
+
+@pytest.fixture
 def bmft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a command in an empty folder; gives back the exit code."""
     from bmft_cli.main import main

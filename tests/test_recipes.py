@@ -126,7 +126,7 @@ def write_study(folder, channels):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, few_steps):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "bmft.toml").write_text(TOML + QUICK)

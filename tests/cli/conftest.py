@@ -1,11 +1,16 @@
 """Most commands run with few steps and plain charts: how well they work is tested where methods and reports are."""
 
+from importlib.util import find_spec
+
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch):
-    """An epoch is one of its rows, however few, and a chart is its caption; not where a test asks for the `whole`."""
+    """An epoch is one of its rows, however few, a chart its caption, and a search ends without a run of LoRA.
+
+    Not where a test asks for the `whole`.
+    """
     if "whole" in request.fixturenames:
         return
     from bmft.report.svg import inline
@@ -13,8 +18,10 @@ def quick(request, monkeypatch):
     def plain(draw, caption, **_):
         return inline("<svg></svg>", caption, "0 0 1 1")
 
-    monkeypatch.setattr("bmft.methods.losses.ENOUGH", 1)
+    request.getfixturevalue("few_steps")
     monkeypatch.setattr("bmft.report.figures.render", plain)
+    if find_spec("optuna") is not None:
+        monkeypatch.setattr("bmft.fairtune.searching.installed_methods", list)
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ FEW = ["bmft", "dfr", "threshold"]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_intervals():
+def quick():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bmft.methods.losses.ENOUGH", 1)
         patch.setattr("bmft.comparison.trials.RESAMPLES", 20)
         yield
 

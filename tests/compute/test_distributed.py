@@ -237,7 +237,7 @@ max_difference = 0.1
 """
 
 
-@pytest.mark.parametrize(("command", "code"), [("audit", 0), ("gate", 1)])
+@pytest.mark.parametrize(("command", "code"), [("audit", 0), pytest.param("gate", 1, marks=pytest.mark.slow)])
 def test_a_measurement_of_two_processes_is_that_of_one_to_the_byte(bmft, study, data_options, tmp_path, command, code):
     (tmp_path / "fairness.toml").write_text(POLICY)
     more = ["--policy", "fairness.toml"] if command == "gate" else []
@@ -256,7 +256,7 @@ def errors(done):
     ("args", "says"),
     [
         (["audit", "none.pt", "--data", "none.csv", "--label", "y", "--sensitive", "a"], "none"),
-        (["compare", "none.pt"], "use its --workers"),
+        pytest.param(["compare", "none.pt"], "use its --workers", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_wrong_is_said_once(tmp_path, args, says):
@@ -297,6 +297,7 @@ def test_an_error_of_one_process_ends_both_with_its_reason(study, data_options, 
     assert "row 7: damaged" in line
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_both(study, data_options, tmp_path):
     done = with_a_failure("os.kill(os.getpid(), signal.SIGKILL)", study, data_options, tmp_path)
     assert "Signal 9 (SIGKILL)" in done.stderr

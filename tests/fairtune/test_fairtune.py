@@ -30,6 +30,7 @@ from bmft.training import Conditions
 from tests.upright import upright
 
 optuna = pytest.importorskip("optuna")
+pytestmark = pytest.mark.usefixtures("few_steps")
 FAST = {"epochs": [2, 1], "path": [1.0], "bias_weight": [1.0, 0.4]}
 LOOSE = {"max_auc_drop": 0.3, "max_group_auc_drop": 0.4, "max_calibration_rise": 1.0}
 
@@ -444,12 +445,13 @@ WORKER = """
     import sys, time
     sys.path[:0] = {tests!r}
     import warnings; warnings.simplefilter("ignore")
-    import bmft
+    import bmft, bmft.fairtune.searching, bmft.methods.losses
     from test_fairtune import FAST, LOOSE, centred, network, parts
     from tests.upright import upright
 
+    bmft.methods.losses.ENOUGH, bmft.fairtune.searching.installed_methods = 1, list  # few steps, and no run of LoRA
     fit, select, test = parts()
-    slow = lambda now: time.sleep(0.05) if now.inner else None
+    slow = lambda now: time.sleep(0.2) if now.inner else None
     bmft.search(centred(upright(network(), select), select), fit, select, trials=6, goal="average_odds", config=FAST,
                 storage={storage!r}, name="shared", pruner="none", progress=slow, **LOOSE)
 """
