@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +331,9 @@ def search(
         raise ConfigError(f"trials {trials}, folds {folds}: expected at least 1 of each")
     conditions = (conditions or Conditions()).but(**but)
     sets = {"fit": fit, "select": select} | ({} if test is None else {"test": test})
-    parts = apart({part: _prepared(data, sensitive) for part, data in sets.items()}, allow=allow_shared_rows)
+    # Once for all trials: what is computed on a set is kept by the set.
+    grouped = {part: as_grouped(data, sensitive=sensitive or None) for part, data in sets.items()}
+    parts = apart(grouped, allow=allow_shared_rows)
     fit, select, test = parts["fit"], parts["select"], parts.get("test")
     untouched = predict(model, select, device=conditions.device, multi_label=conditions.multi_label)
     refuse_swapped(untouched)
@@ -392,12 +393,8 @@ def _work(worker: _Search, trials: int, timeout: float | None, progress: Callabl
         left = None if done == first else spent / (done - first) * (trials - done)
         now = SearchProgress(done, trials, best_value(worker.study, worker.goals), left)
         progress(now)
-        _one(worker, trials, partial(_inside, progress, now))
+        _one(worker, trials, lambda inner, now=now: progress(replace(now, inner=inner)))  # type: ignore[misc]
     progress(SearchProgress(done, trials, best_value(worker.study, worker.goals), 0.0))
-
-
-def _inside(progress: Callable[[SearchProgress], None], now: SearchProgress, inner: Progress) -> None:
-    progress(replace(now, inner=inner))
 
 
 def _one(worker: _Search, trials: int, progress: Callable[[Progress], None]) -> None:
@@ -492,11 +489,6 @@ def _summary(
         "study": worker.study.study_name,
         "winner": best.number,
     }
-
-
-def _prepared(data: Any, sensitive: str | list[str] | None) -> GroupedData:
-    # Once for all trials: what is computed on a set is kept by the set.
-    return as_grouped(data, sensitive=sensitive) if sensitive else as_grouped(data)
 
 
 def _toml(value: Any) -> str:

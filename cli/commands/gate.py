@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Where the verdict goes, beside the terminal."""
-
-    json: str | None
-    junit: str | None
-    summary: str | None
-
-
-@dataclass(frozen=True)
 class Measured:
     """What the policy is held against: audits, what the model was fitted to, and the files behind them."""
 
@@ -91,7 +82,7 @@ def gate(
             warn_of(audited, whose, swapped=False)  # the verdict warns of those
     part_company()
     verdict = check(found.report, rules, found.baseline, debiased_on=found.debiased_on)
-    _tell(verdict, Outputs(**outputs), {"policy": policy, **found.files})
+    _tell(verdict, {"policy": policy, **found.files}, **outputs)
     click.get_current_context().exit(verdict.exit_code)
 
 
@@ -209,23 +200,24 @@ def _start(path: str, report: AuditReport, common: Common) -> None:
     click.echo(path)
 
 
-def _tell(verdict: Verdict, outputs: Outputs, files: dict[str, str]) -> None:
+def _tell(verdict: Verdict, files: dict[str, str], *, json: str | None, junit: str | None, summary: str | None) -> None:
+    """Say the verdict, and write it wherever else it is to go."""
     from bmft.report import to_json, versions
 
     hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()}
     hashes = {"content": verdict.facts["hashes"]["data"], **hashes}
     verdict = replace(verdict, facts={**verdict.facts, "files": files, "hashes": hashes, "versions": versions()})
-    on_error = outputs.json == "-"
+    on_error = json == "-"
     click.echo(verdict.to_text(), err=on_error)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in verdict.annotations():
             click.echo(line, err=on_error)
-    if outputs.json:
-        put(to_json(verdict), outputs.json)
-    if outputs.junit:
-        put(verdict.to_junit(), outputs.junit)
-    if outputs.summary and outputs.summary == os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(outputs.summary).open("a", encoding="utf-8") as file:
+    if json:
+        put(to_json(verdict), json)
+    if junit:
+        put(verdict.to_junit(), junit)
+    if summary and summary == os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
             file.write(verdict.to_markdown())
-    elif outputs.summary:
-        put(verdict.to_markdown(), outputs.summary)
+    elif summary:
+        put(verdict.to_markdown(), summary)
