@@ -3,7 +3,8 @@
 Every run of benchmarks/choice_on_cuts.py (and of small_sets.py) leaves its candidates' probabilities for all rows that
 did not train. These are divided again, by lesion, into rows that choose and rows that measure, and the same rule
 chooses and claims, without training. The divisions of a run share its candidates, so they are not as many runs; the
-head that is tried last is the one that was trained beside the run's own choice.
+head that is tried last is the one that was trained beside the run's own choice. With --calibrate: what `debias
+--calibrate` would make of the probabilities there, by a fit to the rows that choose.
 """
 
 import argparse
@@ -18,12 +19,19 @@ from torch import nn
 
 from benchmarks.choice_on_cuts import HEADER, PARTS, line, outcome
 from benchmarks.common import HERE, cached, footer, table
-from bmft.auditing import Predictions
+from bmft.auditing import Predictions, audit_predictions, fitted_rescaling, log_loss
 from bmft.methods import gap_measure, settings_for
 from bmft.tables import Attribute
 from bmft.training import Conditions, Selection
 
 KEPT = HERE / "cache/candidates"
+CALIBRATION = [
+    "attribute",
+    "divisions that moved",
+    "groups' calibration error: original -> chosen -> calibrated",
+    "better",
+]
+CALIBRATION += ["log loss: original -> chosen -> calibrated", "better"]
 
 
 def read(path: Path) -> tuple[list[Predictions], np.ndarray, np.ndarray]:
@@ -36,6 +44,15 @@ def read(path: Path) -> tuple[list[Predictions], np.ndarray, np.ndarray]:
 
 def divided(path: Path, number: int, share: float = 1.0) -> dict[str, Any]:
     """The choice on one division; of the rows that choose only a share may be used."""
+    selection, candidates, _, third = chosen(path, number, share)
+    claim = None if selection.claim is None else selection.claim.to_dict()
+    sides = [candidates[place].subset(third) for place in (0, selection.chosen)]
+    gap = gap_measure(settings_for("bmft"), 0.5)
+    return outcome(bool(selection.chosen), claim, selection.history, sides, gap)
+
+
+def chosen(path: Path, number: int, share: float) -> tuple[Selection, list[Predictions], np.ndarray, np.ndarray]:
+    """Who chose on one division, the candidates, and which rows chose and which measure."""
     candidates, strengths, steps = read(path)
     clusters = np.asarray(candidates[0].clusters)
     lesions = np.unique(clusters)
@@ -48,10 +65,30 @@ def divided(path: Path, number: int, share: float = 1.0) -> dict[str, Any]:
     for epoch, one in enumerate(candidates[1:], 1):
         strength = float(strengths[epoch])
         selection.consider(one.subset(choose), step=int(steps[epoch]), epoch=epoch, loss=0.0, strength=strength)
-    accepted = selection.finish()
-    claim = None if selection.claim is None else selection.claim.to_dict()
-    sides = [candidates[place].subset(third) for place in (0, selection.chosen)]
-    return outcome(accepted, claim, selection.history, sides, gap)
+    selection.finish()
+    return selection, candidates, choose, third
+
+
+def calibrated(path: Path, number: int) -> dict[str, Any]:
+    """Mean of the groups' calibration errors, and log loss, on the third part: original, chosen, calibrated."""
+    selection, candidates, choose, third = chosen(path, number, 1.0)
+    new = candidates[selection.chosen]
+    sides = [candidates[0].subset(third), new.subset(third)]
+    sides.append(fitted_rescaling(new.subset(choose)).of(sides[1]))
+    groups = [next(iter(audit_predictions(side, intervals=False).by_group.values())) for side in sides]
+    errors = [float(np.mean([one["expected_calibration_error"] for one in side.values()])) for side in groups]
+    return {"moved": bool(selection.chosen), "errors": errors, "losses": [log_loss(side) for side in sides]}
+
+
+def calibration_line(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
+    """One row of the table with --calibrate, of the divisions that moved."""
+    moved = [one for one in found if one["moved"]]
+    cells = [name, f"{len(moved)} of {len(found)}"]
+    for key in ("errors", "losses"):
+        values = np.array([one[key] for one in moved])
+        cells.append(" -> ".join(f"{mean:.3f}" for mean in values.mean(0)))
+        cells.append(f"{(values[:, 2] < values[:, 1]).mean():.0%}")
+    return cells
 
 
 def all_divided(path: Path, times: int, share: float = 1.0) -> list[dict[str, Any]]:
@@ -65,6 +102,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", help="names under benchmarks/cache/candidates, such as sex_6_*")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shares", type=float, nargs="*", default=[1.0], help="of the rows that choose")
+    parser.add_argument("--calibrate", action="store_true", help="the probabilities, in place of the choice")
     options = parser.parse_args()
     paths = sorted(path for name in options.runs or ["*"] for path in KEPT.glob(f"{name}.npz"))
     if not paths:
@@ -72,11 +110,15 @@ def main() -> None:
     lines: list[Sequence[Any]] = []
     for attribute in dict.fromkeys(path.stem.rsplit("_", 2)[0] for path in paths):
         own = [path for path in paths if path.stem.startswith(f"{attribute}_")]
-        for share in options.shares:
+        if options.calibrate:
+            keys = [(path, number) for path in own for number in range(options.times)]
+            lines.append(calibration_line(f"{attribute}, {len(own)} runs", [calibrated(*key) for key in keys]))
+        for share in [] if options.calibrate else options.shares:
             found = [run for path in own for run in all_divided(path, options.times, share)]
             print(json.dumps({"attribute": attribute, "share": share, "runs": [path.stem for path in own]}), flush=True)
             lines.append(line(f"{attribute}, {len(own)} runs, {share:g} of the rows to choose", found))
-    print(f"\n{table(HEADER, lines)}\n\n{footer(divisions=options.times, data='ham10000-64, fit + select')}")
+    header = CALIBRATION if options.calibrate else HEADER
+    print(f"\n{table(header, lines)}\n\n{footer(divisions=options.times, data='ham10000-64, fit + select')}")
 
 
 if __name__ == "__main__":
