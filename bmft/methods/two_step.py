@@ -137,5 +137,5 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
         found = run.activations.once(key, run.fit, scored, lambda there: there[0].keys() >= set(wanted))
     if settings.score != "random":
         run.importance = {name: float(found[0][name].double().sum()) for name in wanted}
-    nothing = {name: torch.zeros(parameter.shape) for name, parameter in run.model.named_parameters()}
+    nothing = {name: torch.zeros(()).expand(parameter.shape) for name, parameter in run.model.named_parameters()}
     return [nothing | {name: scores[name] for name in wanted} for scores in found]
