@@ -97,12 +97,12 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
     """
     settings = run.settings
     wanted = [*run.body, *run.head.parameters]
+    by_gradient = settings.exact and settings.score not in ("integrated_gradients", "random")
 
     def scored() -> list[Mapping[str, torch.Tensor]]:
         tail, seen = run.above(wanted, run.viewed if run.stays_below else run.fit)
         # Those of the images as they are come first.
         fit = seen.subset(torch.arange(len(run.fit)))
-        by_gradient = settings.exact and settings.score not in ("integrated_gradients", "random")
         known = run.first_logits(tail, seen)[: len(fit)] if by_gradient and run.stays_below else None
         inside = "" if tail is None else "model."
 
@@ -135,6 +135,8 @@ def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[st
         told = (settings.score, settings.exact, settings.batch_size, settings.combine, run.conditions.multi_label)
         key = ("importance", state_hash(tensors_of(run.model)), *objectives, *told, half)
         found = run.activations.once(key, run.fit, scored, lambda there: there[0].keys() >= set(wanted))
+        if by_gradient and run.stays_below:
+            run.first_logits(run.tail, run.viewed)  # known by now, also where another run scored: step 1 begins there
     if settings.score != "random":
         run.importance = {name: float(found[0][name].double().sum()) for name in wanted}
     nothing = {name: torch.zeros(()).expand(parameter.shape) for name, parameter in run.model.named_parameters()}
