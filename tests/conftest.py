@@ -18,7 +18,7 @@ settings.load_profile("bmft")
 # More threads than the tests need fight with whatever else runs here.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
-SPLITS = {"fit": 240, "select": 240, "test": 240}
+SPLITS = {"fit": 120, "select": 120, "test": 240}
 
 
 def draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator, size: int = 32) -> np.ndarray:

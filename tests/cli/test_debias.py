@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from bmft.training import Selection
 
 FAST = ["--epochs", "2", "--keep", "last"]
+LOOSE = ["--max-auc-drop", "0.3", "--max-group-auc-drop", "0.5", "--max-calibration-rise", "1"]
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def state(path):
     return torch.load(path, weights_only=True)
 
 
-def test_the_main_job_leaves_its_files_and_prints_before_and_after(whole, debias, study, tmp_path, capsys):
+def test_the_main_job_narrows_the_gap_leaves_its_files_and_prints_both_sides(whole, debias, study, tmp_path, capsys):
     assert debias("--seed", 0, "--report", "report") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"fair.pt", "fair.patch.safetensors", "report"}
     written = {path.name for path in (tmp_path / "report").iterdir()}
@@ -33,10 +34,7 @@ def test_the_main_job_leaves_its_files_and_prints_before_and_after(whole, debias
     before, after = state(study / "model.pt"), state(tmp_path / "fair.pt")
     assert list(before) == list(after)
     assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-def test_the_gap_on_rows_that_took_no_part_is_smaller_afterwards(whole, debias, tmp_path):
-    assert debias("--report", "report") == 0
+    # The gap on rows that took no part is smaller afterwards.
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     gap = [report[when]["gaps"]["sex"]["equalized_odds_difference"] for when in ("before", "after")]
     assert gap[1] < 0.6 * gap[0]
@@ -123,14 +121,14 @@ def test_without_folds_fit_and_select_are_cut_from_the_data(unsplit, asked, caps
 
 
 def test_without_a_split_column_five_folds_choose_and_every_row_teaches(unsplit, tmp_path, capsys):
-    assert unsplit("--epochs", "2,1", "--report", "r", "--leakage") == 0
+    assert unsplit("--epochs", "2,1", *LOOSE, "--report", "r", "--leakage") == 0
     shown = capsys.readouterr()
-    assert "splits: 5 folds of about 144 rows, each patient in one" in shown.err
+    assert "splits: 5 folds of about 96 rows, each patient in one" in shown.err
     assert "no --split-column" in shown.err
-    assert "measured on 720 rows of 5 folds: predictions out of fold" in shown.out
+    assert "measured on 480 rows of 5 folds: predictions out of fold" in shown.out
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert (report["kind"], report["evaluated_on"], report["config"]["folds"]) == ("out of fold",) * 2 + (5,)
-    assert report["before"]["n"] == report["after"]["n"] == 720
+    assert report["before"]["n"] == report["after"]["n"] == 480
     assert any("5 folds" in one["value"] for one in report["assumed"]["splits"])
     for name in ("report.html", "report.md"):
         assert "learned from every row" in (tmp_path / "r" / name).read_text()
@@ -142,7 +140,7 @@ def test_without_a_split_column_five_folds_choose_and_every_row_teaches(unsplit,
 def test_folds_that_are_asked_for_take_fit_and_select_together_and_leave_test(debias, tmp_path, capsys):
     assert debias(*FAST, "--folds", 2, "--report", "r") == 0
     shown = capsys.readouterr()
-    assert "2 folds of about 240 rows" in shown.err
+    assert "2 folds of about 120 rows" in shown.err
     assert "--folds, of the splits fit, select together" in shown.err
     assert "measured on the test rows (n = 240): rows that neither trained nor chose" in shown.out
     config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
@@ -168,7 +166,7 @@ def test_a_split_column_without_test_rows_measures_on_select(debias, study, caps
     rows = pd.read_csv(study / "isic.csv", dtype=str)
     rows[rows["split"] != "test"].to_csv(study / "no_test.csv", index=False)
     assert debias(*FAST, "--data", study / "no_test.csv") == 0
-    assert "measured on the select rows (n = 240): rows that only looked on" in capsys.readouterr().out
+    assert "measured on the select rows (n = 120): rows that only looked on" in capsys.readouterr().out
 
 
 def containers(study):
@@ -272,11 +270,12 @@ def test_an_interrupt_leaves_no_file_behind_but_what_resume_goes_on_from(debias,
     from bmft.training import Selection
 
     monkeypatch.setattr(Selection, "consider", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert debias() == 130
+    options = ["--epochs", "2", "--set", "strengths=[1.0]", *LOOSE]
+    assert debias(*options) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["fair.resume"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert debias("--resume") == 0
+    assert debias(*options, "--resume") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"fair.pt", "fair.patch.safetensors"}
 
 

@@ -220,4 +220,4 @@ def test_one_split_for_two_sets_is_refused_unless_it_is_allowed(bmft, study, dat
 def test_splits_named_twice_are_taken_together(bmft, study, data_options, tmp_path):
     named = ["--test", "select", "--test", "test", "--json", "a.json"]
     assert bmft("audit", study / "model.pt", *data_options, *named) == 0
-    assert json.loads((tmp_path / "a.json").read_text())["n"] == 480
+    assert json.loads((tmp_path / "a.json").read_text())["n"] == 360
