@@ -1,6 +1,7 @@
 """A small world for the tests: drawn images of two groups, and a classifier that learned the wrong cue."""
 
 import csv
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ settings.load_profile("bmft")
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 SPLITS = {"fit": 120, "select": 120, "test": 240}
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made when they were imported stays: it need not be looked through over and over."""
+    gc.collect()
+    gc.freeze()
 
 
 def draw(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator, size: int = 32) -> np.ndarray:
