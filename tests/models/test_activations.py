@@ -187,7 +187,7 @@ def test_a_disk_without_room_is_no_failure(monkeypatch, caplog):
     assert "No space left" in caplog.text
 
 
-def test_a_debiasing_that_leaves_the_lower_blocks_alone_is_the_same_without_the_cache(monkeypatch):
+def test_a_debiasing_that_leaves_the_lower_blocks_alone_is_the_same_without_the_cache(monkeypatch, few_steps):
     model, data = small("resnet18"), images()
     with torch.no_grad():
         model.fc.bias -= model(data.inputs(slice(0, 24))).median()
