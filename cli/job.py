@@ -30,28 +30,24 @@ from .options import Common, first_line, import_from_here, imported
 
 # Options that `load_manifest` takes by the same names.
 _AS_THEY_ARE = (
-    *(
-        "sensitive",
-        "positive",
-        "multi_label",
-        "images",
-        "allow_shared_rows",
-        "cluster",
-        "unknown",
-        "uncertain",
-        "blank",
-    ),
-    *(
-        "suffix",
-        "image_size",
-        "normalize",
-        "resize",
-        "crop_fraction",
-        "interpolation",
-        "bits",
-        "on_bad_image",
-        "workers",
-    ),
+    "sensitive",
+    "positive",
+    "multi_label",
+    "images",
+    "allow_shared_rows",
+    "cluster",
+    "unknown",
+    "uncertain",
+    "blank",
+    "suffix",
+    "image_size",
+    "normalize",
+    "resize",
+    "crop_fraction",
+    "interpolation",
+    "bits",
+    "on_bad_image",
+    "workers",
 )
 CUT = (0.5, 0.5)  # fit and select, where no column says which row is which
 

@@ -49,7 +49,7 @@ def apart(sets: Mapping[str, GroupedData], *, allow: bool = False) -> dict[str, 
 
 
 def shared_with(fit: GroupedData, other: GroupedData, name: str) -> tuple[Assumption, ...]:
-    """A sentence that says how many rows of `other`, which is called `name`, are in the fit set as well; "" if none."""
+    """What is to be said where rows of `other`, called `name`, are in the fit set as well; nothing if none are."""
     return tuple(
         Assumption("splits", f"{one.number}: they are measured all the same", "the rows", "--eval", guess=True)
         for one in _shared("fit", fit, name, other)

@@ -16,7 +16,7 @@ def linear_head(run: Run, model: nn.Module | None = None) -> nn.Linear:
     Raises:
         ConfigError: it is not.
     """
-    layer = (model or run.model).get_submodule(run.head.name)
+    layer = (run.model if model is None else model).get_submodule(run.head.name)
     if not isinstance(layer, nn.Linear):
         raise ConfigError(
             f"this method writes the weights of a linear head, and {run.head.name!r} is a {type(layer).__name__}: "

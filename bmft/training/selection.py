@@ -141,9 +141,10 @@ class Selection:
 
         One alone may be the noise of the rows that choose.
         """
-        if self.told is not None or self.conditions.keep == "last":
+        if self.told is not None or self.conditions.keep == "last" or any(one.eligible for one in self.history[-2:]):
             return False
-        self.weighed()
+        if self.few:
+            self.weighed()  # which grants the leeway that only resamples tell
         return not any(entry.eligible for entry in self.history[-2:])
 
     def weighed(self) -> tuple[int, Claim]:
