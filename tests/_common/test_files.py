@@ -17,7 +17,7 @@ from bmft.checkpoints import WeightPatch, read_checkpoint, write_checkpoint
 from bmft.comparison import runner
 from bmft.errors import CheckpointError, DataError
 from bmft.masks import WeightMask
-from bmft.report import reports
+from bmft.report import page, reports
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -151,9 +151,9 @@ def test_a_folder_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("module", [reports, runner])
-def test_reports_and_comparisons_are_written_by_the_same_function(module):
-    assert module.page.put is put
+def test_reports_and_comparisons_are_written_by_the_same_function():
+    assert reports.page is runner.page is page
+    assert page.put is put
 
 
 def test_a_manifest_and_its_images_appear_together_or_not_at_all(tmp_path, monkeypatch):
