@@ -13,6 +13,10 @@ class PolicyError(ConfigError):
     """A gate policy has unknown or contradictory entries: change the policy."""
 
 
+class NothingFitsError(ConfigError):
+    """Every layer, block or channel is larger than the share of the weights that may move: raise the share."""
+
+
 class DataError(BmftError):
     """A manifest, an image or a batch cannot be used: mend the data."""
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bmft._common import MOST, html_table, in_order, put, short
-from bmft.errors import ConfigError, MismatchError
+from bmft.errors import ConfigError, MismatchError, NothingFitsError
 
 Granularity = Literal["weight", "channel", "layer", "block"]
 GRANULARITIES: tuple[str, ...] = ("weight", "channel", "layer", "block")
@@ -99,8 +99,9 @@ class WeightMask:
             unit_of: parameter name -> name of its block; needed for ``"block"``.
 
         Raises:
-            ConfigError: the fraction or the granularity is not possible, a score is not finite, no score is
-                positive, or no unit is small enough: an empty mask is never returned.
+            ConfigError: the fraction or the granularity is not possible, a score is not finite, or no score is
+                positive.
+            NothingFitsError: no unit with a positive score is small enough: an empty mask is never returned.
 
         >>> top = WeightMask.top_fraction({"a": torch.tensor([0.1, 3.0]), "b": torch.tensor([2.0, 0.2])}, 0.5)
         >>> {name: tensor.tolist() for name, tensor in top.tensors.items()}
@@ -300,7 +301,7 @@ def _top_units(
             for name, _, _ in units[unit]:
                 chosen[name][slice(None) if unit[1] is None else unit[1]] = True
     if left == budget:
-        raise ConfigError(
+        raise NothingFitsError(
             f"no {granularity} with a positive score fits into {budget} weights (the smallest has "
             f"{min(size.values())}): raise the fraction or take a finer granularity"
         )

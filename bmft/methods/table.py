@@ -100,6 +100,7 @@ _GRADED = replace(
     path=(1.0,),
     reset="keep",
     views=("auto",),
+    granularity="layer",
 )
 
 
@@ -120,7 +121,7 @@ METHODS: Mapping[str, Method] = {
         replace(_FULL, score="random"),
         replace(_PAPER, score="random"),
         _TWO_STEPS,
-        replace(_GRADED, depth=1.0, score="random"),
+        replace(_GRADED, depth=1.0, score="random", granularity="weight"),
     ),
     "head": Method(
         head_only, _HEAD, replace(_RW, bias_weight=(0.0, 0.0), reset="zero", epochs=(0, 20)), _TRAINED | _HEAD_STEP

@@ -1,10 +1,12 @@
 """BMFT and SWiFT: importance, a mask, the extractor under it, then the head."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 from bmft import fairness
+from bmft.errors import NothingFitsError
 from bmft.masks import WeightMask, relative, weight_importances
 from bmft.methods.losses import extractor_loss, graded, head_losses, objective_of, step_of
 from bmft.methods.run import Run, from_original_head
@@ -75,7 +77,10 @@ def run_ratio(run: Run) -> dict[str, torch.Tensor]:
 
 
 def importance_mask(run: Run) -> WeightMask:
-    """The mask of `bmft`: the top fraction of the extractor's weights."""
+    """The mask of `bmft`: the top fraction of the extractor's weights, by default in whole layers.
+
+    Where no layer is as small as that, it is the top fraction of single weights, and the report says so.
+    """
     settings, body = run.settings, run.body
     if settings.score == "ones" or not body:
         return run.body_mask()
@@ -85,9 +90,17 @@ def importance_mask(run: Run) -> WeightMask:
         with run.course.timed("importance"):
             (scores,) = _importances(run, [objective_of(settings)])
     owner = {name: block for block, names in blocks(run.model, run.head).items() for name in names}
-    return WeightMask.top_fraction(
-        scores, settings.fraction, granularity=settings.granularity, within=body, unit_of=owner.__getitem__
-    )
+    top = partial(WeightMask.top_fraction, scores, settings.fraction, within=body, unit_of=owner.__getitem__)
+    try:
+        return top(granularity=settings.granularity)
+    except NothingFitsError:
+        if settings.granularity != "layer":
+            raise
+        run.selection.remarks.append(
+            f"no layer that carries the gap is as small as {settings.fraction:.3g} of the weights that may move: "
+            "the most important single weights were taken instead (--granularity weight)"
+        )
+        return top(granularity="weight")
 
 
 def _importances(run: Run, objectives: list[fairness.Objective]) -> list[dict[str, torch.Tensor]]:

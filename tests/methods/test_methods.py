@@ -11,7 +11,7 @@ import bmft
 from bmft import fairness
 from bmft.auditing import GOALS
 from bmft.data import FLIPS, GroupBatch, from_arrays
-from bmft.errors import ConfigError, ConstantPredictorError
+from bmft.errors import ConfigError, ConstantPredictorError, NothingFitsError
 from bmft.masks.importance import SCORES
 from bmft.methods import METHODS, debias, installed_methods, run as run_module, settings_for
 from bmft.models import find_head
@@ -227,6 +227,22 @@ def test_every_named_objective_runs(tabular, objective):
 def test_every_granularity_runs(tabular, granularity):
     outcome = run(tabular, keep="last", config=QUICK | {"granularity": granularity, "fraction": 0.9})
     assert 0 < outcome.mask.density < 1
+
+
+def test_by_default_layers_move_whole(tabular):
+    moved = run(tabular, keep="last", config={"fraction": 0.3, "epochs": (6, 1)}).mask.by_layer()
+    assert {name: layer["fraction"] for name, layer in moved.items()} == {"0": 0, "2": 1, "4": 1}  # 4 is the head
+
+
+def test_where_every_layer_is_too_large_single_weights_move_and_it_is_said(tabular):
+    outcome = run(tabular, keep="last", config={"fraction": 0.05, "epochs": (6, 1)})
+    assert 0 < outcome.mask.by_layer()["2"]["fraction"] + outcome.mask.by_layer()["0"]["fraction"] < 1
+    assert "no layer that carries the gap is as small as 0.05 of the weights that may move" in outcome.reason
+
+
+def test_where_every_block_is_too_large_that_is_an_error(tabular):
+    with pytest.raises(NothingFitsError, match="raise the fraction or take a finer granularity"):
+        run(tabular, config={"fraction": 0.05, "epochs": (6, 1), "granularity": "block"})
 
 
 def test_name_patterns_choose_what_may_move(tabular):
