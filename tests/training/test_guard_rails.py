@@ -129,7 +129,8 @@ def centred(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def debias(model: nn.Module, **config: object) -> bmft.Outcome:
-    return bmft.debias(model, batches(1), batches(2), config={"epochs": 1, **config}, keep="last")
+    config = {"epochs": 1, "granularity": "weight", **config}
+    return bmft.debias(model, batches(1), batches(2), config=config, keep="last")
 
 
 def weight_normed_before_parametrizations() -> nn.Module:
