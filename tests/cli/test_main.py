@@ -53,7 +53,7 @@ def test_help_takes_half_a_second_of_processor_time():
         bmft("--help")
         return spent() - before
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert any(seconds() < 0.5 for _ in range(3))
 
 
 def test_no_command_imports_torch_before_it_runs():

@@ -237,7 +237,8 @@ max_difference = 0.1
 """
 
 
-@pytest.mark.parametrize(("command", "code"), [("audit", 0), pytest.param("gate", 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "code"), [("audit", 0), ("gate", 1)])
 def test_a_measurement_of_two_processes_is_that_of_one_to_the_byte(bmft, study, data_options, tmp_path, command, code):
     (tmp_path / "fairness.toml").write_text(POLICY)
     more = ["--policy", "fairness.toml"] if command == "gate" else []
@@ -252,11 +253,12 @@ def errors(done):
     return [line for line in done.stderr.splitlines() if line.startswith("bmft: error")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["audit", "none.pt", "--data", "none.csv", "--label", "y", "--sensitive", "a"], "none"),
-        pytest.param(["compare", "none.pt"], "use its --workers", marks=pytest.mark.slow),
+        (["compare", "none.pt"], "use its --workers"),
     ],
 )
 def test_what_is_wrong_is_said_once(tmp_path, args, says):

@@ -500,7 +500,7 @@ def postgresql(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_two_workers_share_a_study_and_a_killed_ones_trial_is_run_again(kind, tmp_path, request):
     storage = tmp_path / "study" if kind == "journal" else request.getfixturevalue("postgresql")
     place = _journal(storage) if kind == "journal" else optuna.storages.RDBStorage(storage)
