@@ -1,35 +1,50 @@
 """The documentation site, built as ``make docs`` builds it: a warning fails it, and so does a name that is missing."""
 
+import contextlib
 import importlib
 import inspect
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 
 import bmft
 
 inventory = pytest.importorskip("sphinx.util.inventory", reason="the extra docs")
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 WHOLE = ("comparison", "errors", "fairness", "fairtune", "gate", "inference", "masks", "report", "testing")
+
+
+def built(folder: Path, *options: str) -> Path:
+    """The site, built from a copy: what is generated beside the sources stays out of the working tree."""
+    ignored = shutil.ignore_patterns("_build", "gallery", "project", "__pycache__", ".*")
+    for name in ("docs", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for page in ROOT.glob("*.md"):
+        shutil.copy(page, folder)
+    command = re.search(r"^docs:.*\n\t\$\(BIN\)/python (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    command = [sys.executable, *command.split(), *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "docs" / "_build" / "html"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, built from a copy: what is generated beside the sources stays out of the working tree."""
-    copy = tmp_path_factory.mktemp("clone")
-    ignored = shutil.ignore_patterns("_build", "gallery", "project", "__pycache__", ".*")
-    for name in ("docs", "benchmarks"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    for page in ROOT.glob("*.md"):
-        shutil.copy(page, copy)
-    command = re.search(r"^docs:.*\n\t\$\(BIN\)/python (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    done = subprocess.run([sys.executable, *command.split()], cwd=copy, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return copy / "docs" / "_build" / "html"
+    """Every page; the notebooks are run below, with few steps."""
+    return built(tmp_path_factory.mktemp("clone"), "-D", "plot_gallery=0")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """With what the notebooks show where they are run as they are."""
+    return built(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +76,9 @@ def test_so_is_every_function_and_class_of_the_packages_that_people_use(document
     assert names
 
 
-def test_nothing_on_a_page_is_fetched_from_elsewhere(site):
+@pytest.mark.parametrize("which", ["site", pytest.param("whole", marks=pytest.mark.slow)])
+def test_nothing_on_a_page_is_fetched_from_elsewhere(which, request):
+    site = request.getfixturevalue(which)
     fetched = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']+""")
     for page in site.rglob("*.html"):
         assert not fetched.findall(page.read_text(encoding="utf-8")), page.name
@@ -71,9 +88,23 @@ def test_nothing_on_a_page_is_fetched_from_elsewhere(site):
         )
 
 
-def test_the_page_on_the_report_tells_of_the_report_that_it_shows(site):
+def run(name: str, folder: Path) -> None:
+    (folder / "notebooks").mkdir()
+    with contextlib.chdir(folder / "notebooks"):
+        runpy.run_path(str(ROOT / "docs" / "notebooks" / f"{name}.py"))
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem != "debias"])
+def test_a_notebook_runs(name, tmp_path, few_steps):
+    run(name, tmp_path)
+
+
+def test_the_page_on_the_report_tells_of_the_report_that_it_shows(tmp_path, few_steps):
+    run("debias", tmp_path)
     page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
-    headings = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", (site / "report" / "report.html").read_text(encoding="utf-8"))
+    report = (tmp_path / "_build" / "extra" / "report" / "report.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", report)
     told = re.findall(r"\*\*(.+?)\*\*", page)
     assert len(told) > 6
     assert [name for name in told if name not in headings] == []
