@@ -208,6 +208,8 @@ _BUNDLE = {
         "in_channels": 1,
         "out_channels": 2,
         "init_features": 16,
+        "growth_rate": 8,
+        "block_config": [1, 1, 1, 1],
     },
     "network": "$@network_def.to('cpu')",
 }
@@ -390,7 +392,7 @@ def probe_load(path: Path) -> nn.Module:
 
 def reference_saved(folder: Path) -> Path:
     """What torchvision's references/classification/train.py keeps."""
-    model = torchvision.models.resnet18(num_classes=2)
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     average = torch.optim.swa_utils.AveragedModel(model)
     kept = {
@@ -398,7 +400,7 @@ def reference_saved(folder: Path) -> Path:
         "optimizer": optimizer.state_dict(),
         "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1).state_dict(),
         "epoch": 3,
-        "args": Namespace(model="resnet18", data_path="/data", lr=0.1, weights=None, output_dir=Path("run")),
+        "args": Namespace(model="shufflenet_v2_x0_5", data_path="/data", lr=0.1, weights=None, output_dir=Path("run")),
         "model_ema": average.state_dict(),
     }
     torch.save(kept, folder / "checkpoint.pth")
@@ -406,7 +408,7 @@ def reference_saved(folder: Path) -> Path:
 
 
 def reference_load(path: Path) -> nn.Module:
-    model = torchvision.models.resnet18(num_classes=2)
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=2)
     model.load_state_dict(torch.load(path, weights_only=False)["model"])
     return model.eval()
 
