@@ -80,5 +80,7 @@ def test_measuring_costs_no_more_than_the_packages_it_rests_on(files, what):
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
 
     base, most = BOUNDS[what]
-    shortest = [min(seconds(arguments) for _ in range(2)) for arguments in (BASES[base], runs[what])]
-    assert shortest[1] <= most * shortest[0]
+    least = {arguments: seconds(arguments) for arguments in (BASES[base], runs[what])}
+    if least[runs[what]] > most * least[BASES[base]]:  # once more: what else the machine does may have delayed it
+        least = {arguments: min(spent, seconds(arguments)) for arguments, spent in least.items()}
+    assert least[runs[what]] <= most * least[BASES[base]]
