@@ -43,7 +43,7 @@ def folder(study, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("page", pages_with("console"))
-def test_the_commands_run(page, folder):
+def test_the_commands_run(page, folder, few_steps):
     for line in "".join(blocks(page, "console")).splitlines():
         assert main(shlex.split(line.removeprefix("$ bmft "))) == 0, line
     names = {"README.md": ("fair.pt",), "docs/quickstart.md": ("report/report.html", "again.pt", "audit.json")}
@@ -59,7 +59,7 @@ def test_the_config_example_is_enough_for_the_short_command(folder, few_steps):
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_the_python_examples_run(page, folder, capsys):
+def test_the_python_examples_run(page, folder, few_steps, capsys):
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), names)
