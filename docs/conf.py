@@ -14,12 +14,14 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "sphinx_click",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "notebooks", "**/GALLERY_HEADER.rst", "sg_execution_times.rst"]
 html_theme = "furo"
 html_static_path, html_css_files = ["_static"], ["site.css"]
+smartquotes_action = "qe"  # "--" is an option, no dash
 html_show_sphinx = html_show_copyright = False
 # A real report, written by the notebook on debiasing, lies beside the pages.
 html_extra_path = ["_build/extra"]
@@ -79,6 +81,14 @@ def short_defaults(app, what, name, obj, options, signature, returns):
     return signature and signature.replace("<factory>", "..."), returns
 
 
+def without_empty_defaults(app, ctx, lines):
+    """Leave out that an option has no default, which sphinx-click writes as click's own mark for that."""
+    while ":default: ``Sentinel.UNSET``" in map(str.strip, lines):
+        place = [*map(str.strip, lines)].index(":default: ``Sentinel.UNSET``")
+        del lines[place : place + 2]
+
+
 def setup(app):
+    app.connect("sphinx-click-process-options", without_empty_defaults)
     app.connect("autodoc-process-signature", short_defaults)
     app.connect("source-read", link_to_copies)

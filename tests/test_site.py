@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from matplotlib import pyplot
 
 import bmft
+from bmft_cli.main import bmft as command_line
 
 inventory = pytest.importorskip("sphinx.util.inventory", reason="the extra docs")
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,21 @@ def test_so_is_every_function_and_class_of_the_packages_that_people_use(document
     at_the_top = {name for name in names if getattr(bmft, name, None) is getattr(module, name)}
     assert {f"bmft.{package}.{name}" for name in names - at_the_top} - documented == set()
     assert names
+
+
+def test_the_page_of_the_command_line_has_every_option_of_every_command(site):
+    page, context = (site / "commands.html").read_text(encoding="utf-8"), click.Context(command_line)
+    wanted = {
+        f"cmdoption-bmft-{name}-{declared.removeprefix('--')}"
+        for name in command_line.list_commands(context)
+        for option in command_line.get_command(context, name).params
+        if isinstance(option, click.Option) and not option.hidden
+        for declared in option.opts
+        if declared.startswith("--")
+    }
+    assert len(wanted) > 100
+    assert {name for name in wanted if f'id="{name}"' not in page} == set()
+    assert "Sentinel" not in page
 
 
 @pytest.mark.parametrize("which", ["site", pytest.param("whole", marks=pytest.mark.slow)])
