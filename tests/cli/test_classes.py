@@ -364,6 +364,7 @@ def test_a_patch_of_a_turned_run_makes_its_checkpoint_and_the_report_names_the_c
     assert all(torch.equal(before[name], back[name]) for name in before)
 
 
+@pytest.mark.slow  # a turned run and a search by its best.toml are each tested by themselves
 def test_a_search_on_a_turned_model_is_repeated_by_its_best_toml(bmft, mirrored, tmp_path, capsys):
     pytest.importorskip("optuna")
     for order, options in mirrored.items():
