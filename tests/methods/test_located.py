@@ -8,6 +8,8 @@ from bmft.methods import debias
 from bmft.models import blocks, tensors_of
 from tests.training.test_resume import network, patients
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUICK = {"strengths": [4.0], "epochs": [1, 0], "batch_size": 16}
 OPTIONS = {"device": "cpu", "intervals": False, "keep": "last"}
 

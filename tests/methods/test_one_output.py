@@ -15,6 +15,8 @@ from bmft.errors import ConfigError
 from bmft.methods import METHODS, installed_methods
 from bmft.models import copied
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 OUTPUTS, MEANT = 4, 1
 QUICK = {"epochs": (2, 1), "batch_size": 64, "path": 1.0}
 

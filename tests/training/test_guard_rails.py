@@ -16,6 +16,8 @@ from bmft.masks import weight_importance
 from bmft.models import copied, in_own_precision, tensors_of, working_copy
 from tests.upright import upright
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 CPU = torch.device("cpu")
 
 
