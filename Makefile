@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two threads, and no spinning beside other busy processes: torch then runs at an even speed anywhere.
 export OMP_NUM_THREADS ?= 2
-# Tests run in a process per core, up to four, of one thread each; a file's tests stay in one process.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+# Tests run in a process per core, up to four, of one thread each. Each begins with a stretch of neighbouring files, and
+# takes over tests of another's when it is done, so that all end together.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 export GOMP_SPINCOUNT ?= 2000
 
 .PHONY: help demo test quick lint test-long bench docs clean
