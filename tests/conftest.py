@@ -119,6 +119,16 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def plain_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chart is its caption: for tests of what surrounds the charts."""
+    from bmft.report.svg import inline
+
+    monkeypatch.setattr(
+        "bmft.report.figures.render", lambda _, caption, **__: inline("<svg></svg>", caption, "0 0 1 1")
+    )
+
+
+@pytest.fixture
 def bmft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a command in an empty folder; gives back the exit code."""
     from bmft_cli.main import main

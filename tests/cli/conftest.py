@@ -14,15 +14,11 @@ def quick(request, monkeypatch):
     if "whole" in request.fixturenames:
         return
     from bmft.inference import pixels
-    from bmft.report.svg import inline
 
     gradients = pixels._integrated_gradients
 
-    def plain(draw, caption, **_):
-        return inline("<svg></svg>", caption, "0 0 1 1")
-
     request.getfixturevalue("few_steps")
-    monkeypatch.setattr("bmft.report.figures.render", plain)
+    request.getfixturevalue("plain_charts")
     monkeypatch.setattr(pixels, "_integrated_gradients", lambda *args: gradients(*args[:-1], 2))
     if find_spec("optuna") is not None:
         monkeypatch.setattr("bmft.fairtune.searching.installed_methods", list)

@@ -583,7 +583,7 @@ def grown(bmft, tmp_path):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_what_prepare_writes_is_debiased_by_its_split_column(name, grown, bmft, capsys, few_steps):
+def test_what_prepare_writes_is_debiased_by_its_split_column(name, grown, bmft, capsys, few_steps, plain_charts):
     table = grown(name)
     command = "debias model.pt --arch net:build --data all.csv --label label --sensitive sex --epochs 1,1 --keep last"
     code = bmft(*command.split(), "--cluster", "patient_id", "--split-column", "split", "--report", "report")
