@@ -136,9 +136,10 @@ def parts(images: int, rounds: int, chosen: list[str]) -> list[list[str]]:
 
 
 def bare(model: nn.Module, fit: GroupedData, select: GroupedData, found: list[Outcome]) -> Callable[[], None]:
-    """The passes of the run that is `found` last: three quarters of the blocks move, so what lies below runs once.
+    """The passes of the run that is `found` last: what lies below three quarters of the blocks runs once.
 
-    What trains is in the precision that `debias` takes, what judges in float32.
+    The importance needs the gradient of all weights above, an epoch that of the layers that move. What trains is in the
+    precision that `debias` takes, what judges in float32.
     """
     network = copy.deepcopy(model).to(memory_format=torch.channels_last)
     autocast = autocast_for(torch.device("cpu"), "auto", network)
@@ -159,7 +160,7 @@ def bare(model: nn.Module, fit: GroupedData, select: GroupedData, found: list[Ou
 
     def both(inputs: list[torch.Tensor]) -> None:
         for x, batch in zip(inputs, batches, strict=True):
-            above.zero_grad()
+            network.zero_grad()
             with autocast():
                 logits = above(x)
             nn_loss(logits.float(), batch).backward()
@@ -171,7 +172,10 @@ def bare(model: nn.Module, fit: GroupedData, select: GroupedData, found: list[Ou
             entering = forward(below, images)
             forward(above, entering)  # the rates that the importance's gradient starts from
         entering_select = forward(below, judged)
+        network.requires_grad_(True)
         both(entering)
+        for name, moves in found[-1].mask.tensors.items():
+            network.get_parameter(name).requires_grad_(bool(moves.any()))
         candidates = [entry for entry in found[-1].report.history if entry.step == 1]
         for _ in range(max(entry.epoch for entry in candidates)):
             both(entering)
