@@ -4,7 +4,8 @@ Every run of benchmarks/choice_on_cuts.py (and of small_sets.py) leaves its cand
 did not train. These are divided again, by lesion, into rows that choose and rows that measure, and the same rule
 chooses and claims, without training. The divisions of a run share its candidates, so they are not as many runs; the
 head that is tried last is the one that was trained beside the run's own choice. With --calibrate: what `debias
---calibrate` would make of the probabilities there, by a fit to the rows that choose.
+--calibrate` would make of the probabilities there, by a fit to the rows that choose. With --heads: what the head step
+adds to the candidate of step 1 that it began with, on all rows that did not train.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 from torch import nn
 
 from benchmarks.choice_on_cuts import HEADER, PARTS, line, outcome
@@ -22,7 +24,7 @@ from benchmarks.common import HERE, cached, footer, table
 from bmft.auditing import Predictions, audit_predictions, fitted_rescaling, log_loss
 from bmft.methods import gap_measure, settings_for
 from bmft.tables import Attribute
-from bmft.training import Conditions, Selection
+from bmft.training import Conditions, Selection, figures_of
 
 KEPT = HERE / "cache/candidates"
 CALIBRATION = [
@@ -32,6 +34,7 @@ CALIBRATION = [
     "better",
 ]
 CALIBRATION += ["log loss: original -> chosen -> calibrated", "better"]
+HEADS = ["attribute", "heads", "gap", "mean of the groups' AUCs", "worst group's AUC"]
 
 
 def read(path: Path) -> tuple[list[Predictions], np.ndarray, np.ndarray]:
@@ -91,6 +94,26 @@ def calibration_line(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
     return cells
 
 
+def added_by_head(path: Path) -> list[float] | None:
+    """Changes of the gap and of the mean and lowest AUC of the groups by step 2; None for a run without it."""
+    candidates, strengths, steps = read(path)
+    if 2 not in steps:
+        return None
+    head = int(np.flatnonzero(steps == 2)[0])
+    before = int(np.flatnonzero((steps == 1) & (strengths == strengths[head]))[0])
+    figures = figures_of(gap_measure(settings_for("bmft"), 0.5), [candidates[before], candidates[head]], 0)
+    (attribute,) = figures.groups
+    each = (figures.gap, figures.mean_of(attribute, "roc_auc"), figures.worst_of(attribute, "roc_auc"))
+    return [float(np.diff(values[:, 0])[0]) for values in each]
+
+
+def heads_line(name: str, found: Sequence[Sequence[float]]) -> list[str]:
+    """One row of the table with --heads: means over runs, and half a 95 % t interval."""
+    values = np.array(found)
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / len(values) ** 0.5
+    return [name, str(len(values)), *(f"{m:+.4f} ± {h:.4f}" for m, h in zip(values.mean(0), half, strict=True))]
+
+
 def all_divided(path: Path, times: int, share: float = 1.0) -> list[dict[str, Any]]:
     """The choice on so many divisions of a run."""
     keys = ({"run": path.stem, "number": number, "share": share} for number in range(times))
@@ -103,6 +126,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shares", type=float, nargs="*", default=[1.0], help="of the rows that choose")
     parser.add_argument("--calibrate", action="store_true", help="the probabilities, in place of the choice")
+    parser.add_argument("--heads", action="store_true", help="what the head step adds, in place of the choice")
     options = parser.parse_args()
     paths = sorted(path for name in options.runs or ["*"] for path in KEPT.glob(f"{name}.npz"))
     if not paths:
@@ -110,14 +134,16 @@ def main() -> None:
     lines: list[Sequence[Any]] = []
     for attribute in dict.fromkeys(path.stem.rsplit("_", 2)[0] for path in paths):
         own = [path for path in paths if path.stem.startswith(f"{attribute}_")]
+        if options.heads:
+            lines.append(heads_line(attribute, [one for path in own if (one := added_by_head(path)) is not None]))
         if options.calibrate:
             keys = [(path, number) for path in own for number in range(options.times)]
             lines.append(calibration_line(f"{attribute}, {len(own)} runs", [calibrated(*key) for key in keys]))
-        for share in [] if options.calibrate else options.shares:
+        for share in [] if options.calibrate or options.heads else options.shares:
             found = [run for path in own for run in all_divided(path, options.times, share)]
             print(json.dumps({"attribute": attribute, "share": share, "runs": [path.stem for path in own]}), flush=True)
             lines.append(line(f"{attribute}, {len(own)} runs, {share:g} of the rows to choose", found))
-    header = CALIBRATION if options.calibrate else HEADER
+    header = HEADS if options.heads else CALIBRATION if options.calibrate else HEADER
     print(f"\n{table(header, lines)}\n\n{footer(divisions=options.times, data='ham10000-64, fit + select')}")
 
 
