@@ -2,17 +2,10 @@
 
 import json
 import logging
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from threadpoolctl import threadpool_limits
 
 from bmft._common import as_json, put, unknown_name, watched
 from bmft.auditing import refuse_swapped
@@ -29,14 +22,16 @@ from bmft.comparison.trials import (
     run_trial,
     trial_key,
 )
+from bmft.compute import Tell, Workers
 from bmft.data import apart
-from bmft.errors import ConfigError, WorkerError
+from bmft.errors import ConfigError
 from bmft.inference import predict
 from bmft.methods import METHODS
 from bmft.models import Activations
 from bmft.report import comparison_page, page, to_json, versions
 
 _log = logging.getLogger(__name__)
+KEPT = "Finished trials are kept where there is a folder for them."
 
 
 def compare(
@@ -77,10 +72,11 @@ def compare(
     waiting = {place: trial for place, trial in enumerate(trials) if place not in results}
     look = watched(progress, lambda *now: now)
     look(len(results), len(trials), "")
-    for place, result in _finished(world, waiting, jobs):
-        store.write(trials[place], result)
-        results[place] = result
-        look(len(results), len(trials), trials[place].method)
+    with Workers(world, jobs if len(waiting) > 1 else 1, kept=KEPT) as workers:
+        for place, result in workers.do(_result, waiting):
+            store.write(trials[place], result)
+            results[place] = result
+            look(len(results), len(trials), trials[place].method)
     return Comparison(
         tuple(results[place] for place in sorted(results)),
         asdict(budget),
@@ -156,57 +152,9 @@ class _Store:
             put(to_json(result), path)
 
 
-def _finished(world: World, trials: Mapping[int, Trial], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each trial's place and result, as they finish."""
-    if jobs <= 1 or len(trials) <= 1:
-        yield from ((place, _as_json(run_trial(world, trial))) for place, trial in trials.items())
-        return
-    others = set(multiprocessing.active_children())
-    threads = max(1, torch.get_num_threads() // jobs)
-    pool = ProcessPoolExecutor(
-        min(jobs, len(trials)), multiprocessing.get_context("spawn"), _start_worker, (world, threads)
-    )
-    finished = False
-    try:
-        running: dict[Future[dict[str, Any]], int] = {
-            pool.submit(_work, trial): place for place, trial in trials.items()
-        }
-        for future in as_completed(running):
-            yield running[future], future.result()
-        finished = True
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            "a process that ran trials died (killed, or out of memory). Finished trials are kept where there is a "
-            "folder for them: start again to go on, with --jobs 1 if memory is short."
-        ) from error
-    finally:
-        pool.shutdown(wait=finished, cancel_futures=True)
-        if not finished:
-            # Ctrl-C must not wait minutes for the trials under way.
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-
-
-_world: World | None = None
-
-
-def _start_worker(world: World, threads: int) -> None:
-    global _world  # a process has one world; it is sent once, not with every trial
-    _world = world
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)  # scikit-learn's, too: more threads than processors slow everybody down
-
-
-def _work(trial: Trial) -> dict[str, Any]:
-    if _world is None:
-        raise RuntimeError("this process was not started as a worker")
-    return _as_json(run_trial(_world, trial))
-
-
-def _as_json(result: Mapping[str, Any]) -> dict[str, Any]:
+def _result(world: World, trial: Trial, _: Tell) -> dict[str, Any]:
     """As it will be read back: a resumed comparison equals an uninterrupted one."""
-    plain: dict[str, Any] = json.loads(to_json(result))
+    plain: dict[str, Any] = json.loads(to_json(run_trial(world, trial)))
     return plain
 
 
