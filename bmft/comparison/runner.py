@@ -57,7 +57,7 @@ def compare(
         progress: show a bar (tqdm's), or a function that is given what is done, of how many, and the latest method.
 
     Raises:
-        ConfigError: a method or a setting is not known.
+        ConfigError: a method or a setting is not known, or jobs is less than 1.
     """
     budget = budget or Budget()
     sets = {"fit": world.fit, "select": world.select} | ({} if world.test is None else {"test": world.test})

@@ -11,4 +11,4 @@ from bmft.compute.devices import (
     room_for_pixels as room_for_pixels,
 )
 from bmft.compute.distributed import Share as Share
-from bmft.compute.workers import Tell as Tell, Workers as Workers
+from bmft.compute.workers import Tell as Tell, Workers as Workers, check_jobs as check_jobs

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
+from io import BytesIO
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -19,6 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from bmft._common import short
+from bmft.compute import distributed
 from bmft.errors import ConfigError, WorkerError
 
 Shared = TypeVar("Shared")
@@ -28,6 +30,18 @@ Result = TypeVar("Result")
 Tell = Callable[[Any], None]
 OFTEN = 0.1  # seconds between two looks at what the processes told
 _HOW = "functions and classes have to be defined in a module, under their own names; or use --jobs 1"
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise an error that says why, unless so many processes may be started from here.
+
+    Raises:
+        ConfigError: fewer than one, or more in one of several that work together already.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: expected at least 1 process (--jobs)")
+    if jobs > 1 and (together := distributed.count()) > 1:
+        raise ConfigError(f"jobs is {jobs} in one of {together} processes of torchrun, which share the rows: --jobs 1")
 
 
 class Workers(Generic[Shared]):
@@ -44,7 +58,7 @@ class Workers(Generic[Shared]):
         hear: is called here with whatever a task tells on its way.
 
     Raises:
-        ConfigError: fewer than one job.
+        ConfigError: see `check_jobs`.
 
     >>> def times(number, task, tell):
     ...     tell(f"{number} times {task}")
@@ -57,8 +71,7 @@ class Workers(Generic[Shared]):
     """
 
     def __init__(self, shared: Shared, jobs: int, *, kept: str, hear: Tell = lambda _: None) -> None:
-        if jobs < 1:
-            raise ConfigError(f"jobs is {jobs}: expected at least 1 process (--jobs)")
+        check_jobs(jobs)
         self._shared, self._jobs, self._kept, self._hear = shared, jobs, kept, hear
         self._own: set[BaseProcess] = set()
         self._context = multiprocessing.get_context("spawn")
@@ -104,7 +117,7 @@ class Workers(Generic[Shared]):
                 done, waiting = wait(waiting, OFTEN, FIRST_COMPLETED)
                 while not self._told.empty():
                     self._hear(self._told.get())
-                yield from ((running[future], future.result()) for future in done)
+                yield from ((running[future], _unpacked(future.result())) for future in done)
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a process that worked for this one died (killed, out of memory, or started by a script that does not "
@@ -151,8 +164,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(function: Callable[[Any, Any, Tell], Result], task: Any) -> Result:
-    return function(_shared(), task, _tell)
+def _work(function: Callable[[Any, Any, Tell], Any], task: Any) -> bytes:
+    # Packed here: a tensor that is sent as it is takes an open file of both processes.
+    packed = BytesIO()
+    torch.save(function(_shared(), task, _tell), packed, pickle_protocol=pickle.HIGHEST_PROTOCOL)
+    return packed.getvalue()
+
+
+def _unpacked(result: bytes) -> Any:
+    return torch.load(BytesIO(result), weights_only=False)
 
 
 @cache

@@ -18,7 +18,7 @@ class Progress:
         total: The number of epochs (or candidates) that this phase has at most.
         figures: What the select set showed of the latest one.
         kept: The audit on the select set of the epoch that would be kept if this were the last; None where an earlier
-            process chose it.
+            process chose it, and in a fold, which chooses nothing.
         finished: The number of epochs of the whole run that are finished.
         expected: The number of epochs that the whole run has at most.
     """

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from bmft._common import as_json, watched
 from bmft.auditing import other_drifts
-from bmft.compute import room_for_pixels
+from bmft.compute import check_jobs, room_for_pixels
 from bmft.data import apart, skipped_images
 from bmft.errors import ConfigError
 from bmft.methods.calibrating import check_calibrates, fold_in
 from bmft.methods.course import Progress
-from bmft.methods.debiasing import Outcome, as_rows, audited, concluded, described_run, prepared
+from bmft.methods.debiasing import Outcome, as_rows, audited, concluded, described_run
 from bmft.methods.folds import FOLDS, Work, folds_of
 from bmft.methods.table import METHODS, settings_for
 from bmft.methods.turning import positive_last
 from bmft.methods.views import told_views
-from bmft.models import Activations, copied, in_own_precision, reading_of, state_hash, tensors_of
+from bmft.models import copied, in_own_precision, reading_of, state_hash, tensors_of
 from bmft.report import OUT_OF_FOLD, versions
 from bmft.settings import Settings
 from bmft.training import Conditions, Journal
@@ -66,6 +66,7 @@ def cross_fit(
     calibrate: bool = False,
     journal: str | Path | None = None,
     resume: bool = False,
+    jobs: int = 1,
     progress: bool | Callable[[Progress], None] = False,
     **but: Any,
 ) -> Outcome:
@@ -105,6 +106,7 @@ def cross_fit(
     ('out of fold', 200, 2)
     """
     start = time.perf_counter()
+    check_jobs(jobs)
     settings = settings_for(method, config)
     if conditions is None and (cut := reading_of(model).threshold) is not None:
         but = {"threshold": cut, **but}  # as `debias` has it
@@ -115,18 +117,16 @@ def cross_fit(
     held_out, said = folds_of(found["fit"], folds, seed=conditions.seed)
     if not any(one.value == said.value for one in found["fit"].assumed):
         found = {name: replace(rows, assumed=(*rows.assumed, said)) for name, rows in found.items()}
-    last = prepared(
-        model, {"fit": found["fit"], "select": found["fit"]}, settings, conditions, lambda _: None, Activations()
-    )
+    work = Work(method, model, found["fit"], settings, conditions, held_out, watched(progress, lambda now: now.place))
+    last = work.last
     if calibrate:
         check_calibrates(last)
     described = described_run(last) | {"folds": len(held_out)} | ({"calibrate": True} if calibrate else {})
     hashes = {name: rows.content_hash for name, rows in found.items()}
     decides = described | {"method": method, "model": state_hash(tensors_of(model)), "versions": versions()}
     decides |= {"fit rows": hashes["fit"], "device": str(last.device)}
-    with _journal(journal, decides, resume) as kept:
-        work = Work(method, model, last, held_out, kept, watched(progress, lambda now: now.place))
-        selection, mask = work.choose()
+    with _journal(journal, decides, resume) as work.journal:
+        selection, mask = work.choose(jobs)
         if selection.chosen:
             mask = work.learn(selection)
         work.end(selection)

@@ -1,7 +1,8 @@
 """The trainings of a cross-fitting: a fold's rows held out, what its models say of them, and one model of every row."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from bmft._common import Assumption
 from bmft.auditing import Epoch, Predictions, refuse_swapped
+from bmft.compute import Tell, Workers
 from bmft.data import GroupedData, label_strata
 from bmft.errors import ConfigError, DataError
 from bmft.masks import WeightMask
@@ -20,9 +22,11 @@ from bmft.methods.run import Run
 from bmft.methods.table import METHODS
 from bmft.models import Activations
 from bmft.report import OUT_OF_FOLD
-from bmft.training import Journal, Selection
+from bmft.settings import Settings
+from bmft.training import Conditions, Journal, Selection
 
 FOLDS = 5
+_KEPT = "Epochs that were finished are kept where there is a journal: go on with --resume."
 
 
 def folds_of(
@@ -87,6 +91,8 @@ class Fold:
     elsewhere: Sequence[tuple[str, ...]]
     remarks: Sequence[str]
     point_kept: bool
+    importance: Mapping[str, float]
+    seconds: Mapping[str, float]
 
 
 @dataclass
@@ -96,33 +102,47 @@ class Work:
     Attributes:
         method: its name.
         model: the original.
-        last: the run on every row, of whose activations the folds take their part.
+        data: every row.
+        settings, conditions: as given.
         held_out: the rows of each fold.
-        journal: where each training is kept.
         progress: is told of every epoch, of all trainings together.
+        journal: where each training is kept.
         refused: why the model that learned from every row was not accepted, if it was not.
-        done: epochs of the trainings that are over.
+        reached: training (a fold's number, or that of all rows) -> its epochs that are over.
         preferred: the place of the candidate of step 1 that heads are trained on.
     """
 
     method: str
     model: nn.Module
-    last: Run
+    data: GroupedData
+    settings: Settings
+    conditions: Conditions
     held_out: Sequence[Tensor]
-    journal: Journal
     progress: Callable[[Progress], None]
+    journal: Journal = field(init=False)
     refused: str = ""
-    done: int = 0
+    reached: dict[int, int] = field(default_factory=dict)
     preferred: int = 0
 
     def __post_init__(self) -> None:
-        settings, rows = self.last.settings, len(self.last.fit)
+        settings, rows = self.last.settings, len(self.data)
         self.heads = step_of(settings, 1).epochs if self.last.body else 0
         self.steps = [graded(settings, rows - len(own)).epochs for own in self.held_out]
         self.expected = sum(self.steps) + len(self.steps) * self.heads + graded(settings, rows).epochs + self.heads
 
-    def choose(self) -> tuple[Selection, WeightMask]:
-        """What the folds' models choose together, and the mask of the first of them."""
+    @cached_property
+    def last(self) -> Run:
+        """The run on every row, of whose activations the folds take their part; each process has its own."""
+        sets = {"fit": self.data, "select": self.data}
+        return prepared(self.model, sets, self.settings, self.conditions, lambda _: None, Activations())
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_here = ("last", "progress")
+        own = {name: value for name, value in self.__dict__.items() if name not in left_here}
+        return own | {"settings": self.last.settings}  # what was found out once, such as the views
+
+    def choose(self, jobs: int) -> tuple[Selection, WeightMask]:
+        """What the folds' models, of so many folds at once, choose together; and the mask of the first of them."""
         last = self.last
         with last.course.timed("audit"):
             untouched = last.predict(self.model, last.fit)
@@ -130,15 +150,16 @@ class Work:
             selection = replace(last.selection, rows=OUT_OF_FOLD, **fresh)
             selection.start(untouched)
             refuse_swapped(untouched)
-        folds = [self._fold(number, untouched, 0) for number in range(len(self.held_out))]
-        for place in range(1, min(len(fold.history) for fold in folds)):
-            self._pool(selection, folds, place)
-        with last.course.timed("selection"):
-            self.preferred = selection.prefer()
-        if self.preferred and last.body:
-            folds = [self._fold(number, untouched, self.preferred) for number in range(len(self.held_out))]
-            if all(fold.history[-1].step == 2 for fold in folds):
-                self._pool(selection, folds, -1)
+        with Workers(self, min(jobs, len(self.held_out)), kept=_KEPT, hear=self._heard) as workers:
+            folds = self._folds(workers, untouched)
+            for place in range(1, min(len(fold.history) for fold in folds)):
+                self._pool(selection, folds, place)
+            with last.course.timed("selection"):
+                self.preferred = selection.prefer()
+            if self.preferred and last.body:
+                folds = self._folds(workers, untouched, self.preferred)
+                if all(fold.history[-1].step == 2 for fold in folds):
+                    self._pool(selection, folds, -1)
         for number, fold in enumerate(folds, 1):
             selection.remarks += [f"fold {number}: {remark}" for remark in fold.remarks]
         with last.course.timed("selection"):
@@ -147,7 +168,18 @@ class Work:
             selection.remarks.append(POINT_KEPT)
         return selection, folds[0].mask
 
-    def _fold(self, number: int, untouched: Predictions, told: int) -> Fold:
+    def _folds(self, workers: "Workers[Work]", untouched: Predictions, told: int = 0) -> list[Fold]:
+        """What comes of every fold, in their order; a candidate that is `told` gets a head."""
+        found = {}
+        for number, fold in workers.do(_fold, {each: (each, untouched, told) for each in range(len(self.held_out))}):
+            found[number] = fold
+            self.reached[number] = self.steps[number] + (self.heads if told else 0)
+            spent = self.last.course.seconds
+            spent |= {what: spent.get(what, 0.0) + seconds for what, seconds in fold.seconds.items()}
+        self.last.importance = dict(found[0].importance)
+        return [found[number] for number in sorted(found)]
+
+    def fold(self, number: int, untouched: Predictions, told: int, tell: Tell) -> Fold:
         """Step 1 on the rows that are not of this fold; then a head on the candidate that is `told`, unless it is 0."""
         last, chosen = self.last, self.held_out[number]
         rows = torch.ones(len(last.fit), dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()
@@ -155,8 +187,7 @@ class Work:
         views = len(last.viewed) // len(last.fit)
         viewed = torch.cat([rows + view * len(last.fit) for view in range(views)])
         activations = Activations(whole=last.activations)
-        begun, skipped = self.done, self.steps[number] if told else 0
-        look = self._looking(f"fold {number + 1} of {len(self.held_out)}", begun - skipped)
+        look = partial(_told, tell, number)
         run = prepared(self.model, sets, last.settings, last.conditions, look, activations)
         run.viewed = last.viewed.subset(viewed)
         for part, whole, own in (
@@ -169,10 +200,6 @@ class Work:
         run.selection.begin(untouched.subset(chosen.numpy()))
         hold_others(run)
         mask = METHODS[self.method].run(run)
-        last.importance = run.importance if not number else last.importance
-        for what, seconds in run.course.seconds.items():
-            last.course.seconds[what] = last.course.seconds.get(what, 0.0) + seconds
-        self.done = begun + (self.heads if told else self.steps[number])
         found = run.selection
         places = range(len(found.history))
         return Fold(
@@ -182,6 +209,8 @@ class Work:
             [found.harm_elsewhere(place) for place in places],
             found.remarks,
             run.point is not None,
+            run.importance,
+            run.course.seconds,
         )
 
     def _pool(self, selection: Selection, folds: Sequence[Fold], place: int) -> None:
@@ -212,7 +241,7 @@ class Work:
         """
         last, entry = self.last, selection.history[selection.chosen]
         last.upto = self.preferred if entry.step == 2 else selection.chosen
-        last.course.listener = self._looking("every row", self.done)
+        last.course.listener = lambda now: self._heard((len(self.held_out), now))
         last.journal, last.selection.told = self.journal.within("every-row"), entry.step - 1
         with last.course.timed("audit"):
             last.selection.begin(selection.candidates[0][0])
@@ -250,11 +279,19 @@ class Work:
             )
         return f"the folds' models did well, but not the one that learned from every row: {why}; the original is kept"
 
-    def _looking(self, phase: str, begun: int) -> Callable[[Progress], None]:
-        """What a training tells of its epochs, as a part of them all."""
+    def _heard(self, message: tuple[int, Progress]) -> None:
+        """Tell the progress of a training's epoch as a part of them all."""
+        number, now = message
+        self.reached[number] = max(now.finished, self.reached.get(number, 0))
+        each = len(self.held_out)
+        phase = f"{f'fold {number + 1} of {each}' if number < each else 'every row'}, {now.phase}"
+        finished = min(sum(self.reached.values()), self.expected)
+        self.progress(replace(now, phase=phase, finished=finished, expected=self.expected))
 
-        def look(now: Progress) -> None:
-            finished = min(begun + now.finished, self.expected)
-            self.progress(replace(now, phase=f"{phase}, {now.phase}", finished=finished, expected=self.expected))
 
-        return look
+def _fold(work: Work, task: tuple[int, Predictions, int], tell: Tell) -> Fold:
+    return work.fold(*task, tell)
+
+
+def _told(tell: Tell, number: int, now: Progress) -> None:
+    tell((number, replace(now, kept=None)))  # a fold chooses nothing, and the audit is large

@@ -22,6 +22,10 @@ def total(shared, task, tell):
     return os.getpid(), float(shared["rows"].sum()) * task
 
 
+def others(shared, task, tell):
+    return shared["others"]
+
+
 def refused(shared, task, tell):
     raise DataError(f"row {task} of {len(shared)} is no image")
 
@@ -132,15 +136,15 @@ def test_more_tensors_than_files_may_be_open_are_no_matter():
     code = """
 import resource, torch
 from bmft.compute import Workers
-from tests.compute.test_workers import KEPT, total
+from tests.compute.test_workers import KEPT, others
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    shared = {"rows": torch.ones(3), "others": [torch.ones(1) for _ in range(200)]}
+    shared = {"others": [torch.ones(1) for _ in range(200)]}
     with Workers(shared, 2, kept=KEPT) as workers:
-        print([value for _, value in dict(workers.do(total, {1: 2})).values()])
+        print(sum(dict(workers.do(others, {1: 2}))[1]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "[6.0]\n", done.stderr
+    assert done.stdout == "tensor([200.])\n", done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
@@ -157,6 +161,10 @@ def test_a_full_disk_is_one_clear_line(monkeypatch, temporary):
     assert not place.exists()
 
 
-def test_fewer_than_one_process_is_refused():
+def test_fewer_than_one_process_or_more_beside_those_of_torchrun_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="jobs is 0"):
         Workers(0, 0, kept=KEPT)
+    monkeypatch.setattr("bmft.compute.distributed.count", lambda: 2)
+    Workers(0, 1, kept=KEPT)
+    with pytest.raises(ConfigError, match=r"jobs is 3 in one of 2 processes of torchrun.*--jobs 1"):
+        Workers(0, 3, kept=KEPT)

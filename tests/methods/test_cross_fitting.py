@@ -70,6 +70,15 @@ def run(model=None, data=None, *, config=(), die_at=None, seen=None, **options):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As each of several processes has: sums of more threads may differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
 def whole():
     """The outcome of `run` as it is, and what it reported on the way."""
@@ -339,6 +348,55 @@ def test_one_bar_goes_through_all_folds_once():
     assert phases[0] == "fold 1 of 3, step 1"
     assert "fold 3 of 3, step 2" in phases
     assert phases[-1].startswith("every row")
+
+
+def written(outcome, folder):
+    outcome.patch.save(folder / "patch.safetensors")
+    return (folder / "patch.safetensors").read_bytes()
+
+
+def test_folds_in_two_processes_end_with_the_same_bytes_and_one_bar(tmp_path):
+    outcome, alone = whole()
+    seen = []
+    found = run(jobs=2, seen=seen)
+    same(found, outcome)
+    assert written(found, tmp_path) == written(outcome, tmp_path)
+    assert found.report.claim == outcome.report.claim
+    assert found.report.seconds.keys() == outcome.report.seconds.keys()
+    done = [now.finished for now in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1].expected
+    assert {now.expected for now in seen} == {now.expected for now in alone}
+    told = [sorted((now.phase, now.done, now.total) for now in each) for each in (seen, alone)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(("die_at", "jobs"), [(8, (2, 1)), (26, (1, 2))])
+def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(tmp_path, die_at, jobs):
+    outcome, seen = whole()
+    with pytest.raises(Killed):
+        run(journal=tmp_path / "j", die_at=die_at, jobs=jobs[0])
+    rest = []
+    again = run(journal=tmp_path / "j", resume=True, seen=rest, jobs=jobs[1])
+    same(again, outcome)
+    assert written(again, tmp_path) == written(outcome, tmp_path)
+    assert len(rest) <= len(seen) - die_at + 2
+
+
+def test_what_other_processes_cannot_be_given_is_named_with_the_option():
+    model = network()
+    model.scale = lambda logits: logits
+    with pytest.raises(ConfigError, match=r"lambda.*--jobs 1"):
+        run(model, jobs=2)
+
+
+@pytest.mark.parametrize(("jobs", "together"), [(0, 1), (2, 2)])
+def test_processes_that_cannot_be_started_are_refused_before_anything_is_lost(tmp_path, monkeypatch, jobs, together):
+    (tmp_path / "j").mkdir()
+    monkeypatch.setattr("bmft.compute.distributed.count", lambda: together)
+    with pytest.raises(ConfigError, match=f"jobs is {jobs}"):
+        run(journal=tmp_path / "j", jobs=jobs)
+    assert (tmp_path / "j").exists()
 
 
 @pytest.mark.parametrize("method", ["head", "rw", "swift", "dfr"])
