@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 TOGETHER = ("debias", "audit", "gate")
-INSTEAD = {"compare": "use its --workers", "search": "start it several times with one --storage"}
+INSTEAD = {"compare": "use its --jobs", "search": "start it several times with one --storage"}
 # A process that waits longer for another's rows takes it for stuck.
 PATIENCE = timedelta(minutes=10)
 

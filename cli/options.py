@@ -96,6 +96,11 @@ def option(*declarations: str, **attributes: Any) -> Decorator:
     return click.option(*declarations, cls=_Option, **{"show_default": True, **attributes})
 
 
+def jobs_option(help: str) -> Decorator:
+    """``--jobs`` of a command that works in several processes."""
+    return option("--jobs", type=click.IntRange(1), metavar="N", help=help)
+
+
 def argument(name: str, **attributes: Any) -> Decorator:
     """`click.argument` of a file; a shell completes its name."""
     return click.argument(name, shell_complete=_completed, **attributes)

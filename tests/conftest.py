@@ -135,3 +135,12 @@ def bmft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.chdir(tmp_path)
     return lambda *args: main([str(arg) for arg in args])
+
+
+@pytest.fixture
+def one_thread():
+    """As each of several processes has: sums of more threads may differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -88,11 +88,16 @@ def cross_fit(
         method: a name in `METHODS` of one that has rising strengths.
         sensitive, config, conditions, batch_fn, allow_shared_rows, journal, resume, but: as for `debias`.
         calibrate: as for `debias`; the fit is to what the folds' models say of the rows they did not learn from.
+        jobs: processes that train folds at once and share this one's threads. With as many threads in each the outcome
+            is the same to the last bit; with others the sums of the folds' models may differ there. Each takes the
+            memory of a run, but for images that were decoded once. The report's seconds are summed over all of them.
         progress: shows a bar (tqdm's) over all folds, or is a function that is called after every epoch.
 
     Raises:
-        ConfigError: the method or its settings have no rising strengths; or as `debias`.
+        ConfigError: the method or its settings have no rising strengths; several jobs under torchrun, or of a model or
+            setting that cannot be given to another process; or as `debias`.
         DataError: there are not two patients; or as `debias`.
+        WorkerError: one of several processes died.
 
     >>> import torch
     >>> from bmft.data import from_arrays

@@ -12,7 +12,7 @@ from bmft._common import in_words
 
 from ..console import ProgressBar, settings, table
 from ..method import How, shared_options
-from ..options import Command, Common, Pair, argument, common_options, option
+from ..options import Command, Common, Pair, argument, common_options, jobs_option, option
 from ..sites import Sites, sites_option
 from ..tracking import log_option, tell
 
@@ -41,7 +41,7 @@ _FIGURES = {"gap": "gap", "roc_auc": "ROC AUC", "worst_group_roc_auc": "worst gr
     show_default="0.5,1",
     help="How far along step 1 the extractor goes; every point gets a head.",
 )
-@option("--jobs", type=click.IntRange(1), metavar="N", help="Processes. [default: one per processor, at most 4]")
+@jobs_option("Processes. [default: one per processor, at most 4]")
 @option(
     "--report",
     metavar="DIR",

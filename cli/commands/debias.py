@@ -13,7 +13,7 @@ import click
 from ..console import REJECTED, ProgressBar, settings, table
 from ..distributed import part_company, several
 from ..method import How, method_options
-from ..options import Command, Common, argument, common_options, option
+from ..options import Command, Common, argument, common_options, jobs_option, option
 from ..sites import Sites, sites_option, sites_table
 from ..tables import audit_table, calibration_table
 from ..tracking import log_option, tell, watching
@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     "time. 1: half of the rows fit, half select. [default: 5 without a split column, for bmft and random_mask in their "
     "default preset, else 1]",
 )
+@jobs_option(
+    "Processes that train folds at once, each with its share of the threads and the memory of a run of its own. "
+    "[default: 1]"
+)
 @common_options()
 @method_options
 def debias(
@@ -66,6 +70,7 @@ def debias(
     resume: bool,
     dry_run: bool,
     folds: int | None,
+    jobs: int | None,
 ) -> None:
     """Reduce CHECKPOINT's gap between groups by moving only the weights that carry it.
 
@@ -89,12 +94,14 @@ def debias(
     job = load_job(common, checkpoint)
     job = replace(job, folds=_folds(job, how, folds))
     settings().announce(job.assumed)
+    if jobs is not None and not job.folds:
+        settings().say(f"--jobs {jobs} is for folds, of which there are none here: one training, one process")
     if dry_run:
         click.echo(_plan(_mask(job, how)))
         return
     elsewhere = {name: job.site(path) for name, path in sites}
     journal = _journal(target, resume)
-    outcome = run_method(job, how, journal, resume, calibrate)
+    outcome = run_method(job, how, journal, resume, calibrate, jobs or 1)
     for line in in_words(outcome.report.before.assumed, "views"):
         settings().say(line)
     extra = _elsewhere(job, outcome, elsewhere) | (_leakage(job, outcome) if leakage else {})
@@ -176,7 +183,7 @@ def _mask(job: Job, how: How) -> WeightMask:
 
 
 def run_method(
-    job: Job, how: How, journal: Path | None = None, resume: bool = False, calibrate: bool = False
+    job: Job, how: How, journal: Path | None = None, resume: bool = False, calibrate: bool = False, jobs: int = 1
 ) -> Outcome:
     """Debias the job's model, with a progress bar."""
     from bmft.methods import cross_fit, debias as run
@@ -193,7 +200,7 @@ def run_method(
             "calibrate": calibrate,
         }
         if job.folds:
-            return cross_fit(job.model, job.fit, folds=job.folds, **options)
+            return cross_fit(job.model, job.fit, folds=job.folds, jobs=jobs, **options)
         return run(job.model, job.fit, job.select, **options)
 
 

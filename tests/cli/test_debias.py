@@ -147,6 +147,27 @@ def test_folds_that_are_asked_for_take_fit_and_select_together_and_leave_test(de
     assert config["folds"] == 2
 
 
+def test_as_many_processes_train_folds_as_are_asked_for(unsplit, monkeypatch):
+    from bmft.compute import Workers
+
+    asked = []
+
+    class Alone(Workers):
+        def __init__(self, shared, jobs, **options):
+            asked.append(jobs)
+            super().__init__(shared, 1, **options)  # these tests patch this process only
+
+    monkeypatch.setattr("bmft.methods.folds.Workers", Alone)
+    assert unsplit(*FAST, "--folds", 3, "--jobs", 2) == 0
+    assert unsplit(*FAST, "--folds", 2, "--jobs", 4) == 0
+    assert asked == [2, 2]
+
+
+def test_processes_without_folds_are_remarked_on(debias, capsys):
+    assert debias(*FAST, "--jobs", 3) == 0
+    assert "--jobs 3 is for folds, of which there are none here" in capsys.readouterr().err
+
+
 def test_folds_of_a_method_that_has_no_strengths_are_one_line(unsplit, capsys):
     assert unsplit("--folds", 3, "--method", "head") == 2
     assert "folds need candidates that their models have in common" in capsys.readouterr().err

@@ -19,6 +19,9 @@ from bmft.methods.table import METHODS, settings_for
 from bmft.models import mark, reading_of
 from tests.training.test_resume import Killed, same
 
+# `whole` is made once, by whichever test comes first.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"strengths": [1.0, 4.0], "epochs": [2, 1], "batch_size": 16, "fraction": 0.3, "depth": 1.0}
 LOOSE = {"max_auc_drop": 0.3, "max_group_auc_drop": 0.5, "max_calibration_rise": 1.0}
 
@@ -68,15 +71,6 @@ def run(model=None, data=None, *, config=(), die_at=None, seen=None, **options):
         progress=progress,
         **options,
     )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As each of several processes has: sums of more threads may differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
