@@ -160,8 +160,7 @@ class Work:
                 folds = self._folds(workers, untouched, self.preferred)
                 if all(fold.history[-1].step == 2 for fold in folds):
                     self._pool(selection, folds, -1)
-        for number, fold in enumerate(folds, 1):
-            selection.remarks += [f"fold {number}: {remark}" for remark in fold.remarks]
+        selection.remarks += _remarks_of(folds)
         with last.course.timed("selection"):
             accepted = selection.finish()
         if not accepted and len(selection.history) > 1 and folds[0].point_kept:
@@ -246,7 +245,7 @@ class Work:
         with last.course.timed("audit"):
             last.selection.begin(selection.candidates[0][0])
         mask = METHODS[self.method].run(last)
-        selection.remarks += [f"every row: {remark}" for remark in last.selection.remarks]
+        selection.remarks += [f"every row: {one}" for one in last.selection.remarks if one not in selection.remarks]
         place = len(last.selection.history) - 1
         last.selection.candidates = {own: last.selection.candidates[own] for own in {0, place}}
         with last.course.timed("selection"):
@@ -287,6 +286,13 @@ class Work:
         phase = f"{f'fold {number + 1} of {each}' if number < each else 'every row'}, {now.phase}"
         finished = min(sum(self.reached.values()), self.expected)
         self.progress(replace(now, phase=phase, finished=finished, expected=self.expected))
+
+
+def _remarks_of(folds: Sequence[Fold]) -> list[str]:
+    """What is to be said of the folds' trainings: once, where it is said of each of them."""
+    alike = [remark for remark in folds[0].remarks if all(remark in fold.remarks for fold in folds)]
+    own = [f"fold {n}: {one}" for n, fold in enumerate(folds, 1) for one in fold.remarks if one not in alike]
+    return [*alike, *own]
 
 
 def _fold(work: Work, task: tuple[int, Predictions, int], tell: Tell) -> Fold:

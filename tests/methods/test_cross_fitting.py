@@ -432,3 +432,7 @@ def test_a_positive_class_that_comes_first_is_turned_and_back():
     outcome = run(two, replace(data, outputs_reversed=True))
     assert outcome.model.state_dict().keys() == two.state_dict().keys()
     assert outcome.before.overall["roc_auc"] == pytest.approx(whole()[0].before.overall["roc_auc"])
+
+
+def test_what_is_said_of_every_fold_is_said_once():
+    assert whole()[0].reason.count("no layer that carries the gap is as small") == 1
