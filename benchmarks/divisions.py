@@ -125,8 +125,9 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", help="names under benchmarks/cache/candidates, such as sex_6_*")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--shares", type=float, nargs="*", default=[1.0], help="of the rows that choose")
-    parser.add_argument("--calibrate", action="store_true", help="the probabilities, in place of the choice")
-    parser.add_argument("--heads", action="store_true", help="what the head step adds, in place of the choice")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--calibrate", action="store_true", help="the probabilities, in place of the choice")
+    other.add_argument("--heads", action="store_true", help="what the head step adds, in place of the choice")
     options = parser.parse_args()
     paths = sorted(path for name in options.runs or ["*"] for path in KEPT.glob(f"{name}.npz"))
     if not paths:

@@ -83,9 +83,9 @@ def short_defaults(app, what, name, obj, options, signature, returns):
 
 def without_empty_defaults(app, ctx, lines):
     """Leave out that an option has no default, which sphinx-click writes as click's own mark for that."""
-    while ":default: ``Sentinel.UNSET``" in map(str.strip, lines):
-        place = [*map(str.strip, lines)].index(":default: ``Sentinel.UNSET``")
-        del lines[place : place + 2]
+    for place in reversed(range(len(lines))):
+        if lines[place].strip() == ":default: ``Sentinel.UNSET``":
+            del lines[place : place + 2]
 
 
 def setup(app):

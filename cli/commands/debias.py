@@ -97,7 +97,9 @@ def debias(
     if jobs is not None and not job.folds:
         settings().say(f"--jobs {jobs} is for folds, of which there are none here: one training, one process")
     if dry_run:
-        click.echo(_plan(_mask(job, how)))
+        found = _untrained(job, how)
+        click.echo(_plan(found.mask))
+        settings().say(found.reason)  # what is to be said of the mask, too
         return
     elsewhere = {name: job.site(path) for name, path in sites}
     journal = _journal(target, resume)
@@ -167,8 +169,8 @@ def _folds(job: Job, how: How, asked: int | None) -> int:
     return asked if asked > 1 else 0
 
 
-def _mask(job: Job, how: How) -> WeightMask:
-    """What the method may move."""
+def _untrained(job: Job, how: How) -> Outcome:
+    """The run without an epoch: its mask is what the method may move."""
     from bmft.methods import debias as run
 
     return run(
@@ -179,7 +181,7 @@ def _mask(job: Job, how: How) -> WeightMask:
         config={**how.config, "epochs": 0},
         conditions=job.conditions(how.conditions),
         allow_shared_rows=True,
-    ).mask
+    )
 
 
 def run_method(

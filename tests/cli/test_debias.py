@@ -147,6 +147,11 @@ def test_folds_that_are_asked_for_take_fit_and_select_together_and_leave_test(de
     assert config["folds"] == 2
 
 
+def test_a_dry_run_says_where_no_layer_is_small_enough(debias, capsys):
+    assert debias("--fraction", 0.0001, "--dry-run") == 0
+    assert "no layer that carries the gap is as small as 0.0001" in capsys.readouterr().err
+
+
 def test_as_many_processes_train_folds_as_are_asked_for(unsplit, monkeypatch):
     from bmft.compute import Workers
 
