@@ -10,13 +10,15 @@ export OMP_NUM_THREADS ?= 2
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help demo test quick lint test-long bench docs clean
+.PHONY: help demo test quick test-ci lint test-long bench docs clean
 
 help:
 	@echo "make demo       debias a small biased classifier on generated images, from nothing"
-	@echo "make test       lint, types, tests"
+	@echo "make test       lint, types, tests; a few minutes"
+	@echo "make quick      those tests only"
+	@echo "make test-ci    the tests marked ci: other libraries, whole runs again, processes; minutes"
 	@echo "make lint       lint and types only"
-	@echo "make test-long  the tests that take minutes, too"
+	@echo "make test-long  lint, types and every test, of those marked slow, too"
 	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make bench      print the tables of benchmarks/"
 
@@ -34,7 +36,10 @@ test: $(READY)
 	$(MAKE) -j 2 lint quick
 
 quick: $(READY)
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow and not ci"
+
+test-ci: $(READY)
+	$(TESTS) -m "ci and not slow"
 
 test-long: lint
 	$(TESTS)

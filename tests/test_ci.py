@@ -91,6 +91,7 @@ def test_the_actions_inputs_cannot_become_commands(runner, tmp_path):
     assert "${{" not in lines
 
 
+@pytest.mark.ci
 def test_the_gitlab_job_runs(runner, tmp_path):
     predictions(tmp_path / "predictions.csv", 0)
     (tmp_path / "fairness.toml").write_text(POLICY.format(0.1))
@@ -101,6 +102,7 @@ def test_the_gitlab_job_runs(runner, tmp_path):
         assert (tmp_path / path).is_file()
 
 
+@pytest.mark.ci
 def test_the_debiasing_workflow_runs_step_by_step(runner, study, tmp_path):
     for name in ("model.pt", "isic.csv", "img"):
         (shutil.copytree if name == "img" else shutil.copy)(study / name, tmp_path / name)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -55,12 +56,14 @@ def run(folder: Path, added: list[tuple[str, str]]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder).stdout
 
 
+@pytest.mark.ci
 def test_every_example_works_as_the_page_has_it(tmp_path):
     number = sum(code.count("def test_") for _, code in TESTS)
     assert number >= 4
     assert f"{number} passed" in run(tmp_path, [block for block in BLOCKS if block not in TESTS])
 
 
+@pytest.mark.ci
 def test_the_examples_tests_fail_without_what_they_are_of(tmp_path):
     last = run(tmp_path, []).splitlines()[-1]
     assert "failed" in last

@@ -8,6 +8,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "own-loop.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("number", "needs"), [(1, "torch"), (2, "lightning"), (3, "accelerate")])
 @pytest.mark.filterwarnings("ignore")  # what Lightning and Transformers warn of is theirs
 def test_a_worked_loop_moves_only_the_weights_of_the_mask(number, needs):

@@ -7,7 +7,16 @@ from benchmarks.roundtrip import COLUMNS, through
 
 # Large for what they add: three other MONAI networks are recognised, and another one is named.
 SLOW = ("MONAI SEResNet", "MONAI DenseNet121, named")
-CASES = [pytest.param(form, marks=[pytest.mark.slow] * (form.name in SLOW), id=form.name) for form in FORMS]
+# One of each kind of library.
+QUICK = ("torchvision, its reference training's checkpoint", "Hugging Face ViT", "Lightning, self.net")
+
+
+def mark(name):
+    """Forms of a library whose others are run, too, are left to `make test-ci`."""
+    return pytest.mark.slow if name in SLOW else () if name in QUICK else pytest.mark.ci
+
+
+CASES = [pytest.param(form, marks=mark(form.name), id=form.name) for form in FORMS]
 
 
 @pytest.mark.usefixtures("few_steps")  # what is made of a form does not depend on how well it was tuned

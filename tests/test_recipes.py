@@ -16,6 +16,7 @@ from benchmarks import forms
 from bmft.checkpoints import build_from, read_checkpoint
 from bmft.models import forward_logits
 from bmft_cli.main import main
+from tests.tiers import in_ci
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 TOML = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1]
@@ -108,6 +109,7 @@ START = {
 }
 
 
+PLAIN = "PyTorch and torchvision"
 OTHERWISE = ("A network of an image and a table", "ONNX and TorchScript")
 
 
@@ -159,7 +161,7 @@ def answers(path, options, images):
     return forward_logits(model, images)
 
 
-@pytest.mark.parametrize("name", [name for name in START if name not in OTHERWISE])
+@pytest.mark.parametrize("name", [PLAIN, *in_ci(*(name for name in START if name not in (PLAIN, *OTHERWISE)))])
 @pytest.mark.filterwarnings("ignore")  # what libraries warn of is theirs
 def test_a_recipe_gives_back_a_debiased_model_of_its_library(name, folder):
     make, channels = START[name]
@@ -186,6 +188,7 @@ def test_a_network_of_an_image_and_a_table_is_debiased_and_audited_with_what_is_
     assert any(not torch.equal(value, before[key]) for key, value in names["model"].state_dict().items())
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_deployed_file_says_is_audited_as_predictions(folder, capsys):
     write_study(folder, 3)

@@ -18,6 +18,7 @@ import bmft
 from bmft_cli.main import bmft as command_line
 
 inventory = pytest.importorskip("sphinx.util.inventory", reason="the extra docs")
+pytestmark = pytest.mark.ci
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 WHOLE = ("comparison", "errors", "fairness", "fairtune", "gate", "inference", "masks", "report", "testing")

@@ -409,6 +409,7 @@ def test_the_bytes_do_not_depend_on_the_files_name(container):
     assert path.with_name("one.pt").read_bytes() == path.with_name("another name.ckpt").read_bytes()
 
 
+@pytest.mark.ci
 def test_the_bytes_do_not_depend_on_the_process(tmp_path, state):
     torch.save(lightning(state), tmp_path / "m.ckpt")
     script = (

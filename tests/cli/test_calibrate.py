@@ -60,6 +60,7 @@ def test_the_terminal_shows_calibration_per_group_and_the_threshold(bmft, study,
     assert "THRESHOLD 0." in shown
 
 
+@pytest.mark.ci
 def test_without_a_split_column_it_is_fitted_to_what_the_folds_say(bmft, study, capsys):
     data = ["--data", study / "isic.csv", "--label", "malignant", "--sensitive", "sex", "--image-size", "32"]
     assert bmft("debias", study / "model.pt", *data, *FAST, "--folds", 2, "--report", "r") == 0

@@ -348,6 +348,7 @@ def assert_mirrored(one, other):
         assert torch.equal(tensor, other[name].flip(0) if name.startswith("fc.") else other[name]), name
 
 
+@pytest.mark.ci
 def test_a_patch_of_a_turned_run_makes_its_checkpoint_and_the_report_names_the_class(bmft, mirrored, tmp_path, capsys):
     for order, options in mirrored.items():
         assert bmft("debias", *options, "--keep", "last", "--out", f"{order}.pt", "--report", order) == 0
@@ -386,6 +387,7 @@ def test_a_search_from_weights_whose_outputs_are_in_another_order_is_refused(bmf
     assert "--from" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_a_comparison_says_which_class_is_positive(bmft, mirrored, tmp_path, capsys):
     options = ["--methods", "dfr", "--seeds", "1", "--tuning", "1", "--jobs", "1"]
     assert bmft("compare", *mirrored["positive_first"], *options) == 0

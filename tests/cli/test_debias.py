@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bmft.training import Selection
+from tests.tiers import in_ci
 
 FAST = ["--epochs", "2", "--keep", "last"]
 LOOSE = ["--max-auc-drop", "0.3", "--max-group-auc-drop", "0.5", "--max-calibration-rise", "1"]
@@ -88,6 +89,7 @@ def test_settings_of_a_method_come_from_flags_over_the_config_file(debias, tmp_p
     assert config["patience"] == 4
 
 
+@pytest.mark.ci
 def test_the_paper_preset_is_the_published_procedure(debias, tmp_path):
     assert debias("--preset", "paper", *FAST, "--report", "r") == 0
     config = json.loads((tmp_path / "r" / "report.json").read_text())["config"]
@@ -111,7 +113,9 @@ def unsplit(bmft, study):
     return lambda *args: bmft("debias", study / "model.pt", *data, "--image-size", 32, *args)
 
 
-@pytest.mark.parametrize("asked", [("--folds", 1), ("--folds", 0), ("--preset", "path"), ("--method", "head")])
+@pytest.mark.parametrize(
+    "asked", [("--method", "head"), *in_ci((("--folds", 1),), (("--folds", 0),), (("--preset", "path"),))]
+)
 def test_without_folds_fit_and_select_are_cut_from_the_data(unsplit, asked, capsys):
     assert unsplit(*FAST, *asked) == 0
     shown = capsys.readouterr()
@@ -137,6 +141,7 @@ def test_without_a_split_column_five_folds_choose_and_every_row_teaches(unsplit,
     assert not (tmp_path / "fair.resume").exists()
 
 
+@pytest.mark.ci
 def test_folds_that_are_asked_for_take_fit_and_select_together_and_leave_test(debias, tmp_path, capsys):
     assert debias(*FAST, "--folds", 2, "--report", "r") == 0
     shown = capsys.readouterr()
@@ -152,6 +157,7 @@ def test_a_dry_run_says_where_no_layer_is_small_enough(debias, capsys):
     assert "no layer that carries the gap is as small as 0.0001" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_as_many_processes_train_folds_as_are_asked_for(unsplit, monkeypatch):
     from bmft.compute import Workers
 
@@ -168,6 +174,7 @@ def test_as_many_processes_train_folds_as_are_asked_for(unsplit, monkeypatch):
     assert asked == [2, 2]
 
 
+@pytest.mark.ci
 def test_processes_without_folds_are_remarked_on(debias, capsys):
     assert debias(*FAST, "--jobs", 3) == 0
     assert "--jobs 3 is for folds, of which there are none here" in capsys.readouterr().err
@@ -184,6 +191,7 @@ def test_a_dry_run_with_folds_shows_the_layers(unsplit, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.ci
 def test_a_split_column_without_test_rows_measures_on_select(debias, study, capsys):
     assert debias("--test", "select", "--allow-shared-rows", *FAST) == 0
     assert "rows of which fit or select may hold some" in capsys.readouterr().out
@@ -208,7 +216,7 @@ def containers(study):
     }
 
 
-@pytest.mark.parametrize("name", ["ddp.pth", "light.ckpt", "half.pt"])
+@pytest.mark.parametrize("name", ["half.pt", *in_ci("ddp.pth", "light.ckpt")])
 def test_the_container_that_came_in_goes_out_and_the_patch_goes_both_ways(name, debias, bmft, study, tmp_path):
     torch.save(containers(study)[name], tmp_path / name)
     assert debias(*FAST, "--out", f"out-{name}", checkpoint=tmp_path / name) == 0
@@ -292,6 +300,7 @@ def test_a_threshold_picked_on_select_is_the_reports(debias, tmp_path):
     assert json.loads((tmp_path / "r" / "report.json").read_text())["config"]["threshold"] != 0.5
 
 
+@pytest.mark.ci
 def test_an_interrupt_leaves_no_file_behind_but_what_resume_goes_on_from(debias, tmp_path, monkeypatch):
     from bmft.training import Selection
 
@@ -305,6 +314,7 @@ def test_an_interrupt_leaves_no_file_behind_but_what_resume_goes_on_from(debias,
     assert {path.name for path in tmp_path.iterdir()} == {"fair.pt", "fair.patch.safetensors"}
 
 
+@pytest.mark.ci
 def test_other_sites_and_the_leakage_are_in_the_table_and_the_reports(debias, study, tmp_path, capsys):
     site = tmp_path / "clinic.csv"
     rows = (study / "isic.csv").read_text().splitlines()
@@ -350,6 +360,7 @@ def test_a_site_that_labels_otherwise_is_refused_before_anything_is_trained(debi
     assert "clinic.csv" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_batch_size_auto_gives_the_same_bytes_where_memory_suffices(debias, tmp_path):
     assert debias(*FAST, "--out", "auto.pt", "--batch-size", "auto") == 0
     assert debias(*FAST, "--out", "plain.pt") == 0
@@ -375,7 +386,7 @@ def interrupt_after(monkeypatch, looks):
     monkeypatch.setattr(Selection, "consider", consider)
 
 
-@pytest.mark.parametrize("looks", [1, 6])
+@pytest.mark.parametrize("looks", [6, *in_ci(1)])
 def test_resume_goes_on_to_the_same_bytes_and_leaves_nothing_behind(debias, tmp_path, monkeypatch, looks):
     for name in ("whole", "again"):
         (tmp_path / name).mkdir()

@@ -29,6 +29,7 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 
 
+@pytest.mark.ci
 def test_the_file_answers_as_torch_does_for_any_number_of_images(bmft, study, tmp_path, onnxruntime, capsys):
     assert bmft("export", study / "model.pt", "--onnx", "m.onnx", "--image-size", 32) == 0
     said = capsys.readouterr()

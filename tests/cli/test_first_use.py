@@ -42,6 +42,7 @@ def test_what_only_measures_runs_where_torch_cannot_be_imported(files, what):
     assert done.stdout
 
 
+@pytest.mark.ci
 def test_inspect_imports_nothing_that_only_a_debiasing_or_a_report_needs(files):
     folder, runs = files
     # Not hidden as above: torch itself asks whether some of them are installed.
@@ -67,6 +68,7 @@ def test_importing_the_library_imports_no_other_package(files):
     assert done.stdout.strip() == "['bmft']"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("what", ["bmft patch show", "bmft audit --predictions"])
 def test_measuring_costs_no_more_than_the_packages_it_rests_on(files, what):
     import resource

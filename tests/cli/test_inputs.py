@@ -150,6 +150,7 @@ def test_inspect_asks_how_a_column_is_given(bmft, clinic, capsys):
     assert "--input age: nothing says how the network is given it" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_onnx_has_an_input_for_each_and_answers_as_torch_does(bmft, clinic, tmp_path):
     pytest.importorskip("onnxscript", reason="needs the onnx extra")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
@@ -184,6 +185,7 @@ def test_a_folder_for_the_hub_is_audited_with_the_columns_it_records(bmft, clini
     assert audited(tmp_path / "hub.json")["gaps"] == audited(tmp_path / "file.json")["gaps"]
 
 
+@pytest.mark.ci
 def test_a_gate_a_comparison_and_a_search_run_with_the_columns(bmft, clinic, options):
     gate = ["gate", clinic / "bare.pt", *options, *ASKED, "--policy", "policy.toml"]
     assert bmft(*gate, "--init") == 0

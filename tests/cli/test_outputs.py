@@ -157,6 +157,7 @@ def test_inspect_lists_the_outputs(bmft, many, capsys):
     )
 
 
+@pytest.mark.ci
 def test_a_debiasing_keeps_every_output_and_says_how_far_the_others_moved(bmft, study, many, data_options, capsys):
     options = [*data_options, "--output", "Malignant", "--epochs", "2,2", "--keep", "last", "--report", "report"]
     assert bmft("debias", many, *options, "--out", "fair.pt") == 0
@@ -197,6 +198,7 @@ def test_a_candidate_whose_other_outputs_drift_too_far_is_refused(bmft, study, m
     assert not any(entry["eligible"] for entry in report["history"] if entry["step"])
 
 
+@pytest.mark.ci
 def test_search_compare_and_gate_take_an_output_too(bmft, study, many, data_options, tmp_path):
     own = [many, *data_options, "--output", "malignant"]
     quick = ["--methods", "head,threshold", "--seeds", "1", "--jobs", "1", "--report", "compare"]

@@ -12,6 +12,7 @@ def search(bmft, study, data_options):
     return lambda *args: bmft("search", study / "model.pt", *data_options, *FAST, *args)
 
 
+@pytest.mark.ci
 def test_the_winners_file_repeats_the_search_to_the_last_bit(search, bmft, study, data_options, tmp_path, capsys):
     assert search("--goal", "average_odds", "--out", "s.pt", "--report", "r") == 0
     shown = capsys.readouterr().out
@@ -34,6 +35,7 @@ def test_the_same_command_goes_on_where_it_stopped(search):
     assert study.n_trials == 2, "two were run, once"
 
 
+@pytest.mark.ci
 def test_a_search_may_start_from_other_weights(search, study, tmp_path):
     state = torch.load(study / "model.pt", weights_only=True)
     torch.save({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "other.pt")

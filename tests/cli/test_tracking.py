@@ -31,6 +31,7 @@ def test_an_audit_tells_its_figures(bmft, study, data_options, tmp_path, events)
     assert "sex/equalized_odds_difference" in events(tmp_path / "told").Tags()["scalars"]
 
 
+@pytest.mark.ci
 def test_a_comparison_and_a_search_tell_theirs(bmft, study, data_options, tmp_path, events):
     once = ["--epochs", "1,1", "--seeds", "1", "--tuning", "1", "--jobs", "1", "--methods", "head"]
     assert bmft("compare", study / "model.pt", *data_options, *once, "--log", "tensorboard:compared") == 0

@@ -206,6 +206,7 @@ def test_image_passes_are_what_a_method_costs(comparison, world):
     assert passes["threshold"] < 3 * len(world.select)
 
 
+@pytest.mark.ci
 def test_two_processes_give_what_one_gives(world):
     budget = Budget(epochs=(1, 1), path=(1.0,), tuning=1, seeds=1)
     options = {"methods": ["head", "bmft"], "budget": budget}

@@ -166,6 +166,7 @@ def one():
     return everything()
 
 
+@pytest.mark.ci
 def test_two_processes_give_what_one_gives(two, one):
     for found in two:
         assert set(found["all"]) == set(one)
@@ -180,6 +181,7 @@ def test_two_processes_give_what_one_gives(two, one):
                 )
 
 
+@pytest.mark.ci
 def test_the_processes_agree_to_the_last_bit(two):
     first, second = (found["all"] for found in two)
     for part, tensors in first.items():
@@ -187,16 +189,19 @@ def test_the_processes_agree_to_the_last_bit(two):
             assert torch.equal(tensor, second[part][name]), (part, name)
 
 
+@pytest.mark.ci
 def test_a_naive_average_of_the_processes_gradients_is_another_gradient(two):
     alone = gradient_together()
     assert (two[0]["together"] - alone).norm() < 1e-9 * alone.norm()
     assert (two[0]["averaged"] - alone).norm() > 0.05 * alone.norm()
 
 
+@pytest.mark.ci
 def test_fewer_rows_than_processes_are_done_by_each(two):
     assert [tuple(found["few"]) for found in two] == [(1, 1)] * TOGETHER
 
 
+@pytest.mark.ci
 def test_what_each_would_do_for_itself_is_refused(two):
     assert all("for one process" in line for found in two for line in found["refused"])
 
@@ -213,6 +218,7 @@ def torchrun(*args, cwd, start=("-m", "bmft_cli")):
     return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.ci
 def test_torchrun_writes_once_what_one_process_writes(bmft, study, data_options, tmp_path):
     options = [study / "model.pt", *data_options, "--epochs", "1,1", "--keep", "last", "--preset", "path"]
     options += ["--set", "path=[1.0]", "--precision", "float32"]
@@ -293,6 +299,7 @@ def with_a_failure(happens, study, data_options, tmp_path):
     return done
 
 
+@pytest.mark.ci
 def test_an_error_of_one_process_ends_both_with_its_reason(study, data_options, tmp_path):
     done = with_a_failure("raise DataError('row 7: damaged')", study, data_options, tmp_path)
     (line,) = errors(done)

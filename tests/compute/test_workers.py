@@ -69,12 +69,14 @@ def test_processes_find_what_one_finds_tell_of_it_and_stay_for_the_next_tasks(te
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.ci
 def test_what_a_task_refuses_is_refused_here_and_the_processes_are_gone(temporary):
     with pytest.raises(DataError, match="row 1 of 3 is no image"), Workers([1, 2, 3], 2, kept=KEPT) as workers:
         dict(workers.do(refused, {1: 1}))
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.ci
 def test_a_process_that_is_killed_is_one_clear_line():
     with (
         pytest.raises(WorkerError, match=r"killed, out of memory.*What was done is kept\. .*--jobs 1 if memory"),
@@ -83,6 +85,7 @@ def test_a_process_that_is_killed_is_one_clear_line():
         dict(workers.do(killed, {1: 1}))
 
 
+@pytest.mark.ci
 def test_an_exception_here_ends_the_processes_at_once():
     heard = []
 
@@ -95,6 +98,7 @@ def test_an_exception_here_ends_the_processes_at_once():
     assert gone(heard[0])
 
 
+@pytest.mark.ci
 def test_processes_end_with_one_that_is_killed(tmp_path):
     code = """
 import sys
@@ -122,6 +126,7 @@ def test_what_no_other_process_can_have_is_named_with_the_option(shared, tempora
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.ci
 def test_a_class_that_other_processes_do_not_find_is_named(monkeypatch):
     found = type("Network", (torch.nn.Linear,), {"__module__": "__main__"})
     monkeypatch.setattr(sys.modules["__main__"], "Network", found, raising=False)
@@ -132,6 +137,7 @@ def test_a_class_that_other_processes_do_not_find_is_named(monkeypatch):
         dict(workers.do(total, {1: 1}))
 
 
+@pytest.mark.ci
 def test_more_tensors_than_files_may_be_open_are_no_matter():
     code = """
 import resource, torch

@@ -512,6 +512,7 @@ def postgresql(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_two_workers_share_a_study_and_a_killed_ones_trial_is_run_again(kind, tmp_path, request):
     storage = tmp_path / "study" if kind == "journal" else request.getfixturevalue("postgresql")
@@ -557,6 +558,7 @@ def wait_for_running(place):
     raise AssertionError("no trial began")
 
 
+@pytest.mark.ci
 def test_without_optuna_a_search_names_the_extra_and_the_rest_works():
     code = textwrap.dedent("""
         import sys

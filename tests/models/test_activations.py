@@ -187,6 +187,7 @@ def test_a_disk_without_room_is_no_failure(monkeypatch, caplog):
     assert "No space left" in caplog.text
 
 
+@pytest.mark.ci
 def test_a_debiasing_that_leaves_the_lower_blocks_alone_is_the_same_without_the_cache(monkeypatch, few_steps):
     model, data = small("resnet18"), images()
     with torch.no_grad():

@@ -74,6 +74,7 @@ def test_another_size_of_image_is_read_off_the_positions():
     )
 
 
+@pytest.mark.ci
 def test_networks_that_share_their_shapes_at_another_size_are_asked_for():
     timm = pytest.importorskip("timm")
     shapes = shapes_of(timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=32).state_dict())

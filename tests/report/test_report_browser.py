@@ -22,7 +22,7 @@ from bmft.report import DebiasReport, write_report
 from bmft.tables import Attribute
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+pytestmark = [pytest.mark.ci, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")]
 
 WIDTHS = [1280, 390]
 # 4.5 : 1 is what WCAG 2.1 AA asks of text.

@@ -56,6 +56,7 @@ def told(folder, run):
     return client, found, outcome
 
 
+@pytest.mark.ci
 def test_mlflow_has_the_epochs_the_figures_the_settings_and_the_report(run, tmp_path):
     client, found, outcome = told(tmp_path, run)
     assert (found.info.status, found.info.run_name) == ("FINISHED", "first")

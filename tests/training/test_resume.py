@@ -229,6 +229,7 @@ debias(network(), fit, select, config=FAST, device="cpu", journal={folder!r}, pr
 """
 
 
+@pytest.mark.ci
 def test_a_real_kill_leaves_no_half_file_and_a_journal_that_goes_on(tmp_path):
     folder = str(tmp_path / "j")
     code = textwrap.dedent(KILL).format(here=os.path.dirname(__file__), folder=folder)
