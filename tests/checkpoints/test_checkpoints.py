@@ -19,6 +19,7 @@ from bmft.checkpoints.checkpoint import fingerprint
 from bmft.checkpoints.layout import same_bits
 from bmft.errors import ArchitectureError, CheckpointError, ConfigError, MismatchError, NonFiniteError
 from bmft.models import build_model
+from tests.tiers import in_ci
 
 SHARED = Path(os.environ.get("BMFT_SHARED", Path(__file__).parents[3] / "shared"))
 REAL = SHARED / "models" / "ham10000_resnet18.pt"
@@ -91,7 +92,11 @@ CONTAINERS = {
 }
 
 
-@pytest.fixture(params=CONTAINERS)
+# Of each way to hold weights one, and one that is wrapped.
+QUICK = ("bare", "nested", "lightning", "wrapped twice", "legacy", "safetensors, wrapped")
+
+
+@pytest.fixture(params=[*QUICK, *in_ci(*(name for name in CONTAINERS if name not in QUICK))])
 def container(request, tmp_path, state):
     """A file, and the entry and prefix in it."""
     save, entry, prefix = CONTAINERS[request.param]

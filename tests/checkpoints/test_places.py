@@ -6,6 +6,7 @@ import torch
 from bmft import load_checkpoint, read_checkpoint, write_checkpoint
 from bmft.errors import CheckpointError, ConfigError
 from bmft.models import build_model
+from tests.tiers import in_ci
 
 ARCH = "shufflenet_v2_x0_5"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -49,7 +50,7 @@ def in_lightning(raw, average):
 
 
 @pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["module.", *in_ci("")])
 def test_what_timm_loads_by_default_is_what_is_read_and_holds_the_new_weights(tmp_path, raw, average, keys, prefix):
     timm = pytest.importorskip("timm")
     torch.save(dict(zip(keys, (prefixed(prefix, raw), prefixed(prefix, average)), strict=True)), tmp_path / "m.pth")
@@ -98,9 +99,12 @@ FILES = {
     "an earlier state": (lambda a, b: {"model": a, "initial_model": b}, "model", False),
     "a momentum": (lambda a, b: {"state_dict": a, "momentum": b}, "state_dict", False),
 }
+QUICK = ("ema", "lightning", "average kept as buffers", "student and teacher in one", "a momentum")
 
 
-@pytest.mark.parametrize("make", FILES.values(), ids=FILES)
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.ci) for name, make in FILES.items()]
+)
 def test_the_main_weights_are_taken_and_no_stale_copy_of_them_stays(tmp_path, raw, average, make):
     save, name, same = make
     torch.save(save(raw, average), tmp_path / "m.pt")
@@ -190,7 +194,7 @@ def test_a_wrapped_network_is_recognised_and_written_back_wrapped(tmp_path, raw,
 
 
 @pytest.mark.parametrize("inside", ["_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module"])
-@pytest.mark.parametrize("before", ["", "_forward_module.", "model._orig_mod."])
+@pytest.mark.parametrize("before", ["_forward_module.", *in_ci("", "model._orig_mod.")])
 def test_layers_that_were_wrapped_one_by_one_are_recognised(tmp_path, raw, inside, before):
     def key(name):
         first, rest = name.split(".", 1)
@@ -201,6 +205,7 @@ def test_layers_that_were_wrapped_one_by_one_are_recognised(tmp_path, raw, insid
     assert equal(torch.load(tmp_path / "o.pt", weights_only=True), {key(n): t for n, t in new.items()})
 
 
+@pytest.mark.ci
 def test_a_densenet_with_torchvisions_old_names_is_one(tmp_path):
     import re
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import bmft as library
 from bmft.checkpoints import class_names, read_checkpoint
+from tests.tiers import in_ci
 
 NAMES = ("nevus", "melanoma")  # 0 and 1 of the study; in alphabetical order the positive one comes first
 TEST = ["--sensitive", "sex", "--split-column", "split", "--image-size", "32"]
@@ -118,7 +119,7 @@ def test_swapped_classes_are_a_warning_of_an_audit(audit, oracle, capsys):
     assert "swapped" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["debias", "search", "compare"])
+@pytest.mark.parametrize("command", ["debias", *in_ci("search", "compare")])
 def test_swapped_classes_are_not_tuned(bmft, named, tmp_path, command, capsys):
     data = ["--data", named / "named.csv", "--label", "dx", *TEST, "--positive", "nevus"]
     assert bmft(command, named / "one.pt", *data) == 4
@@ -128,6 +129,7 @@ def test_swapped_classes_are_not_tuned(bmft, named, tmp_path, command, capsys):
     assert not list(tmp_path.glob("*.pt"))
 
 
+@pytest.mark.ci
 def test_debias_narrows_the_gap_of_a_model_whose_positive_output_is_first(whole, bmft, named, oracle, tmp_path):
     # That the other order is its mirror image is tested below.
     order = NAMES[::-1]

@@ -43,6 +43,7 @@ def test_an_unknown_method_is_a_usage_error(compare, capsys):
     assert "did you mean 'dfr'" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_interrupted_leaves_whole_files_only_and_exit_130(compare, tmp_path, monkeypatch):
     from bmft.comparison.trials import run_trial
 

@@ -44,6 +44,7 @@ def test_the_main_job_narrows_the_gap_leaves_its_files_and_prints_both_sides(who
     assert set(report["hashes"]) == {"checkpoint", "fit", "select", "test"}
 
 
+@pytest.mark.ci
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(debias, tmp_path):
     for name, seed in (("a.pt", 7), ("b.pt", 7), ("c.pt", 8)):
         assert debias("--epochs", "1", "--keep", "last", "--seed", seed, "--out", name) == 0
@@ -124,6 +125,7 @@ def test_without_folds_fit_and_select_are_cut_from_the_data(unsplit, asked, caps
     assert "rows that only looked on: the last epoch" in shown.out
 
 
+@pytest.mark.ci
 def test_without_a_split_column_five_folds_choose_and_every_row_teaches(unsplit, tmp_path, capsys):
     assert unsplit("--epochs", "2,1", *LOOSE, "--report", "r", "--leakage") == 0
     shown = capsys.readouterr()
@@ -141,7 +143,6 @@ def test_without_a_split_column_five_folds_choose_and_every_row_teaches(unsplit,
     assert not (tmp_path / "fair.resume").exists()
 
 
-@pytest.mark.ci
 def test_folds_that_are_asked_for_take_fit_and_select_together_and_leave_test(debias, tmp_path, capsys):
     assert debias(*FAST, "--folds", 2, "--report", "r") == 0
     shown = capsys.readouterr()
@@ -185,6 +186,7 @@ def test_folds_of_a_method_that_has_no_strengths_are_one_line(unsplit, capsys):
     assert "folds need candidates that their models have in common" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_a_dry_run_with_folds_shows_the_layers(unsplit, tmp_path, capsys):
     assert unsplit("--dry-run") == 0
     assert "Nothing was changed or written" in capsys.readouterr().out
@@ -235,6 +237,7 @@ def test_the_container_that_came_in_goes_out_and_the_patch_goes_both_ways(name, 
         assert all(torch.equal(one[key], two[key]) for key in two)
 
 
+@pytest.mark.ci
 def test_safetensors_stay_safetensors_with_their_metadata(debias, study, tmp_path):
     save_file(state(study / "model.pt"), tmp_path / "m.safetensors", metadata={"who": "me"})
     assert debias(*FAST, checkpoint=tmp_path / "m.safetensors") == 0
@@ -285,6 +288,7 @@ def test_what_cannot_be_done_is_one_line_and_a_code(debias, args, code, message,
     assert "Traceback" not in error
 
 
+@pytest.mark.ci
 def test_an_objective_of_ones_own_is_named_by_its_module(debias, tmp_path):
     (tmp_path / "own_gap.py").write_text(
         "from bmft.fairness import equal_opportunity_gap\n\n\n"
@@ -416,6 +420,7 @@ def test_resume_with_other_options_is_refused_and_loses_nothing(debias, tmp_path
     assert {path.name: path.read_bytes() for path in (tmp_path / "fair.resume").iterdir()} == before
 
 
+@pytest.mark.ci
 def test_resume_with_nothing_to_resume_says_so_and_runs(debias, capsys):
     assert debias(*FAST, "--resume") == 0
     assert "nothing to resume" in capsys.readouterr().err

@@ -150,6 +150,7 @@ def test_a_gate_on_the_set_that_was_debiased_on_is_refused(bmft, gate, study, da
     assert gate(policy(), checkpoint="fair.pt") == 0
 
 
+@pytest.mark.ci
 def test_a_debiased_checkpoint_is_gated_against_the_original(bmft, gate, study, data_options, tmp_path):
     how = ["--method", "head", "--epochs", 1, "--keep", "last", "--out", "fair.pt"]
     assert bmft("debias", study / "model.pt", *data_options, *how) == 0

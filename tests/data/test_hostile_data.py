@@ -205,6 +205,7 @@ def test_an_intersection_of_more_groups_than_anyone_can_read_is_refused(folder):
     assert "1600000000 combinations" in refuse(folder / "m.csv", GroupError, sensitive="*".join(["sex"] * 4))
 
 
+@pytest.mark.ci
 def test_fields_of_ten_megabytes_are_read_and_cut_in_messages(folder, caplog):
     huge = "9" * 10_000_000
     for row, options in (

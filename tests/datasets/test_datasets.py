@@ -15,6 +15,7 @@ from PIL import Image
 from bmft import datasets
 from bmft.data import load_manifest
 from bmft.errors import ConfigError, DataError, MissingExtraError
+from tests.tiers import in_ci
 
 
 def image(path):
@@ -582,7 +583,9 @@ def grown(bmft, tmp_path):
     sys.modules.pop("net", None)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(
+    "name", ["pad-ufes-20", "papila", *in_ci(*(name for name in FOLDERS if name not in ("pad-ufes-20", "papila")))]
+)
 def test_what_prepare_writes_is_debiased_by_its_split_column(name, grown, bmft, capsys, few_steps, plain_charts):
     table = grown(name)
     command = "debias model.pt --arch net:build --data all.csv --label label --sensitive sex --epochs 1,1 --keep last"

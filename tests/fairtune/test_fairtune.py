@@ -28,6 +28,7 @@ from bmft.methods import Progress, installed_methods, settings_for
 from bmft.report.search_page import search_section
 from bmft.settings import Settings
 from bmft.training import Conditions
+from tests.tiers import in_ci
 from tests.upright import upright
 
 optuna = pytest.importorskip("optuna")
@@ -190,7 +191,7 @@ def test_the_blocks_that_a_method_moves_by_itself_are_a_point_of_the_space(task)
         assert torch.equal(tensor, states(runs[1].model)[key]), key
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *in_ci(1, 2)])
 def test_a_search_ends_no_worse_than_the_method_by_itself(task, seed):
     model, fit, select, _ = task
     found = search(task, trials=1, seed=seed, config={"patience": 0})
@@ -434,7 +435,7 @@ def seven():
     return search(made(), **SEVEN)
 
 
-@pytest.mark.parametrize("lost", [1, 3, 6])
+@pytest.mark.parametrize("lost", [3, *in_ci(1, 6)])
 def test_a_trial_lost_on_the_way_changes_nothing(task, tmp_path, lost):
     whole = seven()
 

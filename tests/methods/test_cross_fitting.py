@@ -130,7 +130,7 @@ def test_a_group_of_fewer_patients_than_folds_is_named():
     assert said.guess
 
 
-def test_every_figure_is_of_a_model_that_did_not_learn_from_the_row():
+def test_every_figure_is_of_a_model_that_did_not_learn_from_the_row(few_steps):
     """An oracle by hand: a fold's candidate is `debias` on the other folds, ended at that strength."""
     model, data = network(), patients(300)
     outcome = run(model, data, keep="last", folds=3)
@@ -207,7 +207,7 @@ def test_the_outcome_says_what_kind_of_figures_these_are():
     assert report.to_dict()["kind"] == "out of fold"
 
 
-def test_a_test_set_is_what_is_reported_on():
+def test_a_test_set_is_what_is_reported_on(few_steps):
     rows = patients(500)
     data, test = rows.split(0.6, 0.4)
     model = network()
@@ -263,7 +263,7 @@ def test_a_calibration_that_does_not_help_out_of_fold_changes_nothing_and_says_s
     assert "--calibrate changed nothing" in found.reason
 
 
-def test_harm_out_of_fold_keeps_the_original(monkeypatch):
+def test_harm_out_of_fold_keeps_the_original(monkeypatch, few_steps):
     from bmft.training import Selection
 
     def harm(self, report, leeway):
@@ -299,6 +299,7 @@ def test_a_model_of_every_row_that_does_harm_there_is_not_taken(monkeypatch):
     assert outcome.before.gaps == outcome.after.gaps
 
 
+@pytest.mark.ci
 def test_the_last_epoch_is_kept_where_that_is_asked():
     outcome = run(keep="last", config={"epochs": [2, 0]})
     assert outcome.accepted
@@ -325,7 +326,7 @@ def test_killed_in_any_fold_it_ends_with_the_same_bytes(tmp_path, die_at):
     assert len(rest) <= len(seen) - die_at + 2
 
 
-def test_a_journal_of_other_folds_or_of_none_is_refused(tmp_path):
+def test_a_journal_of_other_folds_or_of_none_is_refused(tmp_path, few_steps):
     with pytest.raises(Killed):
         run(journal=tmp_path / "j", die_at=6)
     with pytest.raises(ConfigError, match="another folds"):
@@ -427,6 +428,7 @@ def test_a_fold_without_a_group_is_no_problem():
     assert outcome.before.n == 120
 
 
+@pytest.mark.ci
 def test_a_positive_class_that_comes_first_is_turned_and_back():
     model, data = network(), patients(300)
     two = copy.deepcopy(model)

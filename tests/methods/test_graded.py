@@ -16,6 +16,7 @@ from bmft.methods.losses import graded, step_of
 from bmft.methods.views import known_views
 from bmft.models import penultimate_features
 from bmft.training import Conditions
+from tests.tiers import in_ci
 from tests.training.test_resume import Killed, network, patients, same
 
 QUICK = {"strengths": [1.0, 4.0], "epochs": [2, 1], "batch_size": 8}
@@ -59,6 +60,7 @@ def test_after_two_strengths_in_a_row_that_do_harm_there_is_no_third():
     assert last.report.history[-1].strength == 4.0, "the end was asked for, whatever it does"
 
 
+@pytest.mark.ci
 def test_a_path_that_ended_early_is_killed_and_goes_on_to_the_same_bytes(tmp_path):
     whole, seen = run(config=STRENGTHS, **NONE)
     with pytest.raises(Killed):
@@ -93,7 +95,7 @@ def whole_run():
     return run()
 
 
-@pytest.mark.parametrize("die_at", [1, 10, 38, 40, 77, 80])
+@pytest.mark.parametrize("die_at", [38, *in_ci(1, 10, 40, 77, 80)])
 def test_killed_at_any_report_it_ends_with_the_same_bytes_and_the_same_claim(tmp_path, die_at):
     whole, seen = whole_run()
     die_at = min(die_at, len(seen))

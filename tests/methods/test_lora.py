@@ -106,6 +106,7 @@ def test_what_lora_cannot_do_is_refused_by_name(task):
         debias(task, config={**CONFIG, "tune": ["body.1.*"]})
 
 
+@pytest.mark.ci
 def test_a_search_ends_with_lora_too(task):
     pytest.importorskip("peft")
     pytest.importorskip("optuna")

@@ -17,6 +17,7 @@ from bmft.methods import METHODS, debias, installed_methods, run as run_module, 
 from bmft.models import find_head
 from bmft.settings import FACTS, Settings
 from bmft.training.settings import OPTIMIZERS
+from tests.tiers import in_ci
 
 QUICK = {
     "preset": "path",
@@ -77,7 +78,7 @@ def test_the_gap_of_a_tabular_model_falls_without_harm(tabular):
 
 
 @pytest.mark.parametrize("method", sorted(installed_methods()))
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["default", *in_ci("paper")])
 def test_every_method_moves_only_its_mask_and_keeps_the_original(tabular, method, preset):
     model, before = tabular[0], copy.deepcopy(tabular[0].state_dict())
     changes = {"epochs": (2, 2)} if preset == "paper" else QUICK

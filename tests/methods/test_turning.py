@@ -14,6 +14,7 @@ from bmft.errors import ConfigError, DataError
 from bmft.methods import debias
 from bmft.models import read_as, turn_head, turned_model
 from bmft.training import Conditions
+from tests.tiers import in_ci
 from tests.upright import upright
 
 FAST = {"epochs": [3, 2], "path": [0.5, 1.0], "bias_weight": [1.0, 0.4], "precision": "float32"}
@@ -81,7 +82,7 @@ def assert_mirrored(model, other, outputs, prefix=""):
         assert torch.equal(tensor, back.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("outputs", [2, *in_ci(1)])
 @pytest.mark.parametrize("method", ["bmft", "swift", "head", "dfr", "threshold", "rw"])
 def test_every_method_gives_the_mirror_image(method, outputs):
     net, found = network(outputs), []
@@ -103,7 +104,7 @@ def test_every_method_gives_the_mirror_image(method, outputs):
         assert torch.equal(tensor, turned.flip(0) if name.startswith("2.") and outputs == 2 else turned), name
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("outputs", [2, *in_ci(1)])
 @pytest.mark.parametrize("form", ["dict", "last", "probabilities"])
 def test_however_the_model_answers_the_mirror_image_comes_out(form, outputs):
     form = {"last": {1: "sigmoid", 2: "softmax"}[outputs]}.get(form, form)
@@ -125,6 +126,7 @@ def test_a_model_in_half_precision_is_turned_too():
     assert_mirrored(*found, 2)
 
 
+@pytest.mark.ci
 def test_a_turned_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path):
     model, (fit, select, _) = mirror(network(2), 2), mirrored()
     whole = debias(model, fit, select, config=FAST, keep="last", **LOOSE)
@@ -144,6 +146,7 @@ def test_a_turned_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path):
         debias(model, *plain()[:2], resume=True, **kept)
 
 
+@pytest.mark.ci
 def test_a_search_gives_the_mirror_image():
     pytest.importorskip("optuna")
     net, found = network(2), []
@@ -153,6 +156,7 @@ def test_a_search_gives_the_mirror_image():
     assert found[0].to_toml() == found[1].to_toml()
 
 
+@pytest.mark.ci
 def test_a_comparison_measures_the_mirror_image_alike():
     net, found = network(2), []
     for model, (fit, select, test) in ((net, plain()), (mirror(net, 2), mirrored())):

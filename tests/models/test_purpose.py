@@ -7,8 +7,10 @@ from torch import nn
 
 from bmft.errors import ArchitectureError
 from bmft.models import answer_to_an_image, outline, purpose_of, shapes_of
+from tests.tiers import in_ci
 
 NONE = {"weights": None, "weights_backbone": None}
+NAMES = sorted(torchvision.models.list_models(module=torchvision.models))
 
 
 def outlined(make):
@@ -30,7 +32,7 @@ def test_weights_of_other_kinds_are_told_by_their_names(make, does):
     assert purpose_of(shapes_of(outlined(make).state_dict())) == does
 
 
-@pytest.mark.parametrize("name", sorted(torchvision.models.list_models(module=torchvision.models)))
+@pytest.mark.parametrize("name", ["resnet18", *in_ci(*(name for name in NAMES if name != "resnet18"))])
 def test_no_classifier_of_torchvision_is_taken_for_something_else(name):
     assert purpose_of(shapes_of(outline(f"torchvision:{name}").state_dict())) is None
 

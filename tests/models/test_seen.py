@@ -207,6 +207,7 @@ def test_the_remark_comes_with_the_first_look_at_a_model(networks):
     assert [one.subject for one in settle(copy.deepcopy(networks["resnet18"]), shown)] == ["pixels"]
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(not REAL.exists(), reason=f"the shared checkpoint is not at {REAL} (set BMFT_SHARED)")
 @pytest.mark.parametrize(
     ("options", "told"),

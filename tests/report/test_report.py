@@ -174,7 +174,7 @@ def test_the_same_report_gives_the_same_bytes_whatever_the_plot_style(done, page
     assert (first / "report.html").read_text(encoding="utf-8") == page
 
 
-def test_a_date_is_there_only_if_given(done, page):
+def test_a_date_is_there_only_if_given(done, page, plain_charts):
     assert "2031-05-06" in to_html(done, date="2031-05-06")
     assert "2031-05-06" in to_markdown(done, date="2031-05-06")
     assert not re.search(r"\b20\d\d-\d\d-\d\d\b", page)
@@ -259,7 +259,7 @@ def test_no_report_calls_a_model_fair(done, page):
         )
 
 
-def test_a_kept_original_is_said_and_shown_alone(done):
+def test_a_kept_original_is_said_and_shown_alone(done, plain_charts):
     kept = replace(done, accepted=False, after=done.before, reason="none of 20 epochs had a smaller gap")
     read = Reader(to_html(kept))
     assert read.headings[0] == "The original model was kept"
@@ -267,7 +267,7 @@ def test_a_kept_original_is_said_and_shown_alone(done):
     assert "Original kept" in to_markdown(kept)
 
 
-def test_a_refused_candidate_is_not_called_the_result(done):
+def test_a_refused_candidate_is_not_called_the_result(done, plain_charts):
     html = to_html(replace(done, accepted=False))
     headers = {cell for table in Reader(html).tables for cell in table[0]}
     assert {"Original", "Refused"} <= headers
@@ -282,7 +282,7 @@ def test_an_epoch_taken_as_asked_is_not_said_to_meet_the_conditions(done):
     assert "Accepted: the new model met the conditions" in to_markdown(done)
 
 
-def test_an_audit_has_the_same_page_without_the_after_column(done):
+def test_an_audit_has_the_same_page_without_the_after_column(done, plain_charts):
     read = Reader(to_html(done.before))
     headers = {cell for table in read.tables for cell in table[0]}
     assert "Value" in headers
@@ -291,7 +291,7 @@ def test_an_audit_has_the_same_page_without_the_after_column(done):
     assert "Group by group" in read.headings
 
 
-def test_what_was_assumed_is_listed_with_where_it_came_from_and_how_to_say_otherwise():
+def test_what_was_assumed_is_listed_with_where_it_came_from_and_how_to_say_otherwise(plain_charts):
     rows = Assumption("unknown", "sex: 12 rows unknown (-1: 9, unknown: 3)", "the codes for unknown", "--unknown")
     pixels = Assumption("pixels", "ImageNet's mean", "nothing says so", "--normalize", guess=True)
     before = audit(predictions(0.5, assumed=(rows, pixels)), resamples=20)
@@ -316,7 +316,7 @@ def test_a_constant_predictor_is_not_praised():
     assert "Careful: constant predictor" in html
 
 
-def test_what_cannot_be_measured_is_a_dash_and_no_zero():
+def test_what_cannot_be_measured_is_a_dash_and_no_zero(plain_charts):
     before, after = predictions(1.0), predictions(0.2)
     for each in (before, after):
         each.groups[:, 0] = np.where(each.targets[:, 0] == 1, 0, each.groups[:, 0])  # no positive male
@@ -336,7 +336,7 @@ def test_what_cannot_be_measured_is_a_dash_and_no_zero():
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_several_classes_or_labels_have_a_page_and_a_table_for_each(task):
+def test_several_classes_or_labels_have_a_page_and_a_table_for_each(task, plain_charts):
     before, after = (
         predictions(strength, columns=3, task=task, classes=("nv", "mel", "bcc")) for strength in (1.0, 0.2)
     )
@@ -352,7 +352,7 @@ def test_several_classes_or_labels_have_a_page_and_a_table_for_each(task):
     assert "ROC, mel, before" in html
 
 
-def test_optional_pages_appear_where_they_are_given(done):
+def test_optional_pages_appear_where_they_are_given(done, plain_charts):
     class Case:
         png = b"\x89PNG\r\n\x1a\n"
         text = "sex: male. Row 3, melanoma: score 0.20 before, 0.80 after."
@@ -408,7 +408,7 @@ def test_the_model_card_of_a_kept_original_has_the_original_s_figures(done):
     assert auc["value"] == pytest.approx(done.before.overall["roc_auc"], abs=1e-6)
 
 
-def test_a_failing_write_leaves_the_old_report(done, tmp_path, monkeypatch):
+def test_a_failing_write_leaves_the_old_report(done, tmp_path, monkeypatch, plain_charts):
     (tmp_path / "report.html").write_text("old")
 
     def broken(source: object, target: object) -> None:
@@ -471,11 +471,11 @@ def test_blocks_that_are_more_than_a_screen_holds_are_drawn_as_neighbours(done):
     assert "17 of 17 blocks moved" in drawn
 
 
-def test_a_mask_whose_blocks_are_not_known_has_no_picture(done):
+def test_a_mask_whose_blocks_are_not_known_has_no_picture(done, plain_charts):
     assert network_card(done, {}) == ""
 
 
-def test_where_the_original_was_kept_the_picture_says_that_nothing_moved(done):
+def test_where_the_original_was_kept_the_picture_says_that_nothing_moved(done, plain_charts):
     still = {name: {**part, "moved": 0} for name, part in BLOCKS.items()}
     assert "Nothing moved" in network_card(done, still)
 

@@ -84,6 +84,7 @@ def test_tensorboard_has_the_epochs_and_the_files_beside_them(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} > {"report.html", "report.json", "report.md"}
 
 
+@pytest.mark.ci
 def test_wandb_keeps_the_run_and_its_files_in_the_folder_for_a_later_sync(run, tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="needs the wandb extra")
     for name in ("CACHE", "DATA", "CONFIG"):
