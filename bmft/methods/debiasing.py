@@ -352,7 +352,8 @@ def prepared(
     tuned = laid_out_for_speed(working_copy(model, where))
     settle(tuned, data["fit"], multi_label=conditions.multi_label, place=lambda tensor: tensor.to(where))
     fit, select = (data[name].on(where, room_for_pixels(where)) for name in ("fit", "select"))
-    settings = replace(settings, views=known_views(tuned, fit, settings.views))
+    autocast = autocast_for(where, settings.precision, tuned)
+    settings = replace(settings, views=known_views(tuned, fit, settings.views, autocast=autocast))
     gap = gap_measure(settings, conditions.threshold)
     return Run(
         model=tuned,
@@ -370,7 +371,7 @@ def prepared(
             few=bool(settings.strengths) and settings.choose == "gap",
         ),
         generator=torch.Generator().manual_seed(conditions.seed),
-        autocast=autocast_for(where, settings.precision, tuned),
+        autocast=autocast,
         course=Course(progress),
         activations=Activations() if activations is None else activations,
         room=Room(

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bmft._common import Assumption
-from bmft.compute import AT_ONCE
+from bmft.compute import AT_ONCE, AutocastMaker
 from bmft.data import GroupedData, images_of
 from bmft.models import evaluating, forward_logits
 
@@ -28,7 +30,9 @@ def told_views(asked: Sequence[str], known: Sequence[str]) -> tuple[Assumption, 
 
 
 @torch.no_grad()
-def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tuple[str, ...]:
+def known_views(
+    model: nn.Module, data: GroupedData, asked: Sequence[str], *, autocast: AutocastMaker = nullcontext
+) -> tuple[str, ...]:
     """The flips that step 1 sees beside the images: those asked for; of ``auto`` those the network answers alike.
 
     A network that was trained with flipped images gives them nearly the same logits; one for chest X-rays, which was
@@ -39,14 +43,15 @@ def known_views(model: nn.Module, data: GroupedData, asked: Sequence[str]) -> tu
     sample = data.subset(torch.arange(len(data))[:: math.ceil(len(data) / ENOUGH)])
     if not images_of(sample.take(slice(0, 1)).inputs):
         return ()
-    plain, twins = _logits(model, sample), torch.arange(len(sample), 2 * len(sample))
-    flipped = {flip: _logits(model, sample.with_views([flip]).subset(twins)) for flip in ("hflip", "vflip")}
-    return tuple(flip for flip, logits in flipped.items() if _correlation(plain, logits) >= ALIKE)
+    logits, twins = partial(_logits, model, autocast), torch.arange(len(sample), 2 * len(sample))
+    plain = logits(sample)
+    flipped = {flip: logits(sample.with_views([flip]).subset(twins)) for flip in ("hflip", "vflip")}
+    return tuple(flip for flip, found in flipped.items() if _correlation(plain, found) >= ALIKE)
 
 
-def _logits(model: nn.Module, data: GroupedData) -> Tensor:
+def _logits(model: nn.Module, autocast: AutocastMaker, data: GroupedData) -> Tensor:
     device = next(model.parameters()).device
-    with evaluating(model):
+    with evaluating(model), autocast():
         return torch.cat([forward_logits(model, batch.to(device).inputs).double() for batch in data.batches(AT_ONCE)])
 
 

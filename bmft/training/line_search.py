@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from bmft.compute import Room, Share
+from bmft.compute import AutocastMaker, Room, Share
 from bmft.data import GroupBatch, GroupedData, stratified_batches
 from bmft.training.loss import PooledLoss
 from bmft.training.masked_step import SelectedWeights
@@ -28,6 +28,7 @@ def best_step(
     *,
     seed: int,
     batches: int = 4,
+    autocast: AutocastMaker = nullcontext,
     room: Room | None = None,
 ) -> float:
     """The learning rate whose single step along the first gradient would lower the loss most; the weights stay.
@@ -42,6 +43,7 @@ def best_step(
     Args:
         batches: of `data`, balanced as `step` says, whose mean loss this is.
         seed: of their choice.
+        autocast: the precision of the passes.
         room: how many samples fit at once.
     """
     room, factor = room or Room(), step.rate_factor
@@ -50,7 +52,7 @@ def best_step(
     rows = list(islice(indices, batches))
     device = chosen.vector.device
     taken = [(index.to(device), data.take(index[Share(len(index)).rows]).to(device)) for index in rows]
-    untouched, gradient = _mean_loss_and_gradient(model, chosen, pooled, taken, room)
+    untouched, gradient = _mean_loss_and_gradient(model, chosen, pooled, taken, autocast, room)
     direction = _first_direction(chosen, step, gradient)
     start = chosen.vector.detach().clone()
     longest = (float(start.norm()) + 1) / 10 / max(float(direction.norm()), 1e-30)
@@ -61,7 +63,7 @@ def best_step(
         if rate > longest:
             return math.inf
         chosen.write_back(start - rate * direction)
-        return _mean_loss(model, pooled, taken, room)
+        return _mean_loss(model, pooled, taken, autocast, room)
 
     best = _first_power(untouched, float(direction.dot(gradient)), longest, factor)
     way = 1 if loss_after(best) < untouched and loss_after(best + 1) < loss_after(best) else -1
@@ -97,13 +99,14 @@ def _mean_loss_and_gradient(
     chosen: SelectedWeights,
     pooled: PooledLoss,
     batches: Sequence[tuple[Tensor, GroupBatch]],
+    autocast: AutocastMaker,
     room: Room,
 ) -> tuple[float, Tensor]:
     loss, gradient = 0.0, torch.zeros_like(chosen.vector)
     logits = pooled.logits.clone()
     for index, batch in batches:
         pooled.put_back(logits)
-        found = take_gradient(model, chosen, pooled, batch.inputs, index, nullcontext, room)
+        found = take_gradient(model, chosen, pooled, batch.inputs, index, autocast, room)
         loss += finite(float(found), 0) / len(batches)
         gradient += _gradient(chosen) / len(batches)
     pooled.put_back(logits)
@@ -111,12 +114,19 @@ def _mean_loss_and_gradient(
 
 
 @torch.no_grad()
-def _mean_loss(model: nn.Module, pooled: PooledLoss, batches: Sequence[tuple[Tensor, GroupBatch]], room: Room) -> float:
+def _mean_loss(
+    model: nn.Module,
+    pooled: PooledLoss,
+    batches: Sequence[tuple[Tensor, GroupBatch]],
+    autocast: AutocastMaker,
+    room: Room,
+) -> float:
     logits, total = pooled.logits.clone(), 0.0
     for index, batch in batches:
         pooled.put_back(logits)
         share, length = Share(len(index)), len(batch.targets)
-        found = share.gather(room(partial(in_pieces, model, batch.inputs, length), length))
+        with autocast():
+            found = share.gather(room(partial(in_pieces, model, batch.inputs, length), length))
         total += pooled(found, index).item() / len(batches)
     pooled.put_back(logits)
     # An overflow is as bad a step as there is.

@@ -84,7 +84,8 @@ def tune(
             float(kept["numbers"][0])
             if kept
             else step.lr
-            or step.trust * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), room=room)
+            or step.trust
+            * best_step(runs, chosen, pooled, data, step, seed=generator.initial_seed(), autocast=autocast, room=room)
         )
         state = TrainingState(chosen, step.make_optimizer([chosen.vector], rate), pooled, generator, rate)
         if kept:
