@@ -24,7 +24,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 def pages_with(language: str) -> list[object]:
     """Those that have examples; the README's are the quick start's, and so slow tests."""
-    marks = {"README.md": pytest.mark.slow}
+    marks = {"README.md": pytest.mark.slow, "docs/quickstart.md": pytest.mark.ci}
     return [pytest.param(page, marks=marks.get(page, ())) for page in PAGES if blocks(page, language)]
 
 

@@ -75,15 +75,17 @@ def audit(bmft, named, tmp_path):
     ("checkpoint", "options"),
     [
         ("one.pt", ["--positive", "melanoma"]),
-        ("one.pt", ["--classes", "nevus,melanoma"]),
-        ("one.pt", ["--classes", "Nevus, MELANOMA", "--positive", "melanoma"]),
-        ("positive_last.pt", ["--positive", "melanoma"]),
         ("positive_last_says.pt", []),
-        ("positive_last_says.pt", ["--positive", "Melanoma"]),
         ("positive_first.pt", ["--classes", "melanoma,nevus", "--positive", "melanoma"]),
         ("positive_first_says.pt", ["--positive", "melanoma"]),
-        ("positive_first_says.pt", []),
         ("positive_last_says.pt", ["--positive", "nevus"]),
+        *in_ci(
+            ("one.pt", ["--classes", "nevus,melanoma"]),
+            ("one.pt", ["--classes", "Nevus, MELANOMA", "--positive", "melanoma"]),
+            ("positive_last.pt", ["--positive", "melanoma"]),
+            ("positive_last_says.pt", ["--positive", "Melanoma"]),
+            ("positive_first_says.pt", []),
+        ),
     ],
 )
 def test_the_auc_is_that_of_scikit_learn_whatever_the_names_order(audit, oracle, checkpoint, options):

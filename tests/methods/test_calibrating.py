@@ -19,6 +19,7 @@ from bmft.methods.calibrating import _between
 from bmft.models import copied, reading_of
 from tests.methods import test_one_output as many
 from tests.methods.test_baselines import QUICK, people, sets, trained
+from tests.tiers import in_ci
 
 CALIBRATION = "expected_calibration_error"
 
@@ -127,7 +128,7 @@ def test_of_three_classes_a_temperature_alone_is_folded_in_and_no_decision_moves
     assert calibrated.after.overall["brier_score"] < plain.after.overall["brier_score"]
 
 
-@pytest.mark.parametrize("kind", ["label", "class"])
+@pytest.mark.parametrize("kind", ["label", *in_ci("class")])
 def test_of_one_output_of_many_only_its_row_of_the_head_changes(kind):
     (model, plain), (_, calibrated) = (many.run("bmft", kind, calibrate=calibrate) for calibrate in (False, True))
     assert many.moved_rows(model, calibrated)[0] == [many.MEANT]

@@ -218,7 +218,7 @@ def test_own_objectives_and_scores_are_plain_callables(tabular):
     json.dumps(outcome.report.config)
 
 
-@pytest.mark.parametrize("objective", sorted(fairness.OBJECTIVES))
+@pytest.mark.parametrize("objective", ["equalized_odds", *in_ci(*sorted({*fairness.OBJECTIVES} - {"equalized_odds"}))])
 def test_every_named_objective_runs(tabular, objective):
     outcome = run(tabular, keep="last", config=QUICK | {"objective": objective})
     assert all(math.isfinite(entry.gap) for entry in outcome.report.history)
@@ -367,7 +367,7 @@ def test_of_a_shallow_network_every_block_may_move():
     assert moved_by(model, fit, select) == {"0", "2", "4", "6"}
 
 
-@pytest.mark.parametrize("method", ["bmft", "swift", "head", "rw", "dfr", "threshold", "fairprune"])
+@pytest.mark.parametrize("method", ["bmft", "swift", "dfr", *in_ci("head", "rw", "threshold", "fairprune")])
 def test_one_bar_fills_once_and_to_the_end(tabular, method):
     seen = []
     config = METHODS[method].reading(QUICK | {"path": (0.5, 1.0)})

@@ -14,6 +14,7 @@ from bmft.data import from_arrays
 from bmft.errors import ConfigError
 from bmft.methods import METHODS, installed_methods
 from bmft.models import copied
+from tests.tiers import in_ci
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -68,7 +69,7 @@ def moved_rows(model, outcome):
     return moved.nonzero().flatten().tolist(), allowed.nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("kind", ["label", "class"])
+@pytest.mark.parametrize("kind", ["label", *in_ci("class")])
 @pytest.mark.parametrize("method", installed_methods())
 def test_only_the_row_of_the_output_moves_whatever_the_method(method, kind):
     if (method, kind) == ("dfr", "class"):

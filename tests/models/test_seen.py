@@ -44,7 +44,7 @@ def trained(network, normalize=IMAGENET, steps=40):
 
 
 NETWORKS = {
-    "resnet18": lambda: torchvision.models.resnet18(num_classes=1),
+    "resnet": lambda: torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=1),
     "densenet": lambda: torchvision.models.DenseNet(8, (2, 2), 16, num_classes=1),
     "normalized first": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(1)),
     "frozen": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(1)),
@@ -121,7 +121,7 @@ def test_the_distance_is_hellingers(mean, variance, of, spread):
 
 
 def test_the_statistics_are_those_of_everything_that_enters_the_layer(networks):
-    network, shown = networks["resnet18"], data(images(20, seed=7), "half")
+    network, shown = networks["resnet"], data(images(20, seed=7), "half")
     with torch.no_grad():
         entered = network.conv1(shown.inputs(slice(None))).double()
     mean, variance = entered.mean((0, 2, 3)), entered.var((0, 2, 3), correction=0)
@@ -165,19 +165,19 @@ def test_inputs_that_are_no_images_say_nothing(networks):
 
 def test_arrays_are_checked_too_and_nothing_is_proposed_for_them(networks):
     inputs = data(images(seed=7)).inputs(slice(None)) * 5
-    (said,) = unlike_training(networks["resnet18"], from_arrays(inputs, [0, 1] * 48, [0, 1] * 48))
+    (said,) = unlike_training(networks["resnet"], from_arrays(inputs, [0, 1] * 48, [0, 1] * 48))
     assert "would look right" not in said.value
 
 
 def test_channels_that_died_in_training_do_not_count(networks):
-    network = copy.deepcopy(networks["resnet18"])
+    network = copy.deepcopy(networks["resnet"])
     with torch.no_grad():
         network.bn1.running_var[:32] = 0
     assert not unlike_training(network, data(images(seed=7)))
 
 
 def test_nothing_of_the_model_changes_and_no_hook_stays(networks):
-    network = networks["resnet18"].train()
+    network = networks["resnet"].train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     unlike_training(network, data(images(seed=7), "none"))
     assert network.training
@@ -190,7 +190,7 @@ def test_a_model_that_changes_its_input_in_place_changes_no_rows(networks):
     class InPlace(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = networks["resnet18"]
+            self.inner = networks["resnet"]
 
         def forward(self, x):
             return self.inner(x.mul_(1.0).add_(0.0))
@@ -204,7 +204,7 @@ def test_a_model_that_changes_its_input_in_place_changes_no_rows(networks):
 
 def test_the_remark_comes_with_the_first_look_at_a_model(networks):
     shown = data(images(seed=7), "none")
-    assert [one.subject for one in settle(copy.deepcopy(networks["resnet18"]), shown)] == ["pixels"]
+    assert [one.subject for one in settle(copy.deepcopy(networks["resnet"]), shown)] == ["pixels"]
 
 
 @pytest.mark.ci
