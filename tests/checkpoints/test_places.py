@@ -177,14 +177,10 @@ def test_one_set_is_no_choice(tmp_path, raw):
 @pytest.mark.parametrize(
     "wrapper",
     [
-        "_module.",
-        "backbone.",
-        "_forward_module.",
-        "_fsdp_wrapped_module.",
         "_forward_module._orig_mod.module.",
         "model._fsdp_wrapped_module.",
-        "densenet.",
         "my_net.features_of.",
+        *in_ci("_module.", "backbone.", "_forward_module.", "_fsdp_wrapped_module.", "densenet."),
     ],
 )
 def test_a_wrapped_network_is_recognised_and_written_back_wrapped(tmp_path, raw, wrapper):
@@ -193,7 +189,9 @@ def test_a_wrapped_network_is_recognised_and_written_back_wrapped(tmp_path, raw,
     assert equal(torch.load(tmp_path / "o.pt", weights_only=True)["state_dict"], prefixed(wrapper, new))
 
 
-@pytest.mark.parametrize("inside", ["_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module"])
+@pytest.mark.parametrize(
+    "inside", ["_checkpoint_wrapped_module", *in_ci("_fsdp_wrapped_module", "_orig_mod", "module")]
+)
 @pytest.mark.parametrize("before", ["_forward_module.", *in_ci("", "model._orig_mod.")])
 def test_layers_that_were_wrapped_one_by_one_are_recognised(tmp_path, raw, inside, before):
     def key(name):

@@ -11,6 +11,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from tests.tiers import in_ci
+
 SOURCE = """
 import torch
 from torch import nn
@@ -91,7 +93,7 @@ def test_probabilities_are_refused_and_read_as_they_are_when_told(bmft, study, d
     assert overall["accuracy"] == pytest.approx(np.mean((own >= 0.5) == targets), abs=1e-9)
 
 
-@pytest.mark.parametrize("answer", ["torch.sigmoid(self.label(x))", BOTH])
+@pytest.mark.parametrize("answer", [BOTH, *in_ci("torch.sigmoid(self.label(x))")])
 def test_a_debiasing_of_either_is_that_of_the_plain_model(bmft, data_options, written, answer, capsys):
     written("self.label(x)", "plain_net")
     fast = [*data_options, "--epochs", "2", "--keep", "last", "--threshold-from", "select"]

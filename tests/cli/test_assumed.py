@@ -24,7 +24,7 @@ def command_lines(checkpoint, options, folder):
     }
 
 
-@pytest.mark.parametrize("name", ["audit", "gate", "debias", *in_ci("compare", "search")])
+@pytest.mark.parametrize("name", ["audit", "gate", *in_ci("debias", "compare", "search")])
 def test_each_command_says_once_what_it_assumes_and_its_json_has_it(name, bmft, study, data_options, tmp_path, capsys):
     arguments, written = command_lines(study / "model.pt", data_options, tmp_path)[name]
     assert bmft(name, *arguments) in (0, 1)

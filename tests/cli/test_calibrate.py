@@ -53,6 +53,7 @@ def test_every_output_names_the_threshold(made, bmft, capsys):
     assert f"threshold: {cut:g}" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_the_terminal_shows_calibration_per_group_and_the_threshold(bmft, study, data_options, capsys):
     assert bmft("debias", study / "model.pt", *data_options, *FAST) == 0
     shown = capsys.readouterr().out

@@ -428,6 +428,7 @@ def test_names_that_are_as_many_as_the_outputs_go_before_others(tmp_path):
     assert class_names(read_checkpoint(tmp_path / "m.pt")).names == ("x", "y", "z")
 
 
+@pytest.mark.ci
 def test_a_baseline_whose_outputs_are_in_another_order_is_measured_about_the_same_class(bmft, named, tmp_path, oracle):
     (tmp_path / "fairness.toml").write_text(POLICY)
     data = ["--data", named / "named.csv", "--label", "dx", *TEST[2:], "--json", "g.json"]

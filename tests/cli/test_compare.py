@@ -30,6 +30,7 @@ def test_the_methods_are_compared_and_the_files_are_left(compare, study, tmp_pat
     assert len(list((tmp_path / "out" / "trials").iterdir())) == 2
 
 
+@pytest.mark.ci
 def test_a_finished_trial_is_not_run_again(compare, monkeypatch, capsys):
     assert compare("--methods", "threshold") == 0
     first = capsys.readouterr().out

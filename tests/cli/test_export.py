@@ -55,6 +55,7 @@ class Uneven(nn.Module):
         return self.head(image.flatten(1)) + float(torch.compiler.is_exporting())
 
 
+@pytest.mark.ci
 def test_a_file_that_does_not_agree_is_not_written(tmp_path, onnxruntime):
     with pytest.raises(MismatchError, match=r"differ from torch's by 1, more than 0\.0001"):
         write_onnx(Uneven(), (3, 2, 2), tmp_path / "m.onnx")

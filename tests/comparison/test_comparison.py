@@ -246,6 +246,7 @@ def test_a_method_that_refuses_is_listed_with_its_reason(world):
     assert "binary label" in page.markdown(comparison_page(found.to_dict()))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["oxonfair", "oxonfair_inferred"])
 def test_oxonfair_is_a_reference_marked_by_what_it_needs(world, name):
     pytest.importorskip("oxonfair")

@@ -362,6 +362,7 @@ def test_with_two_goals_the_epoch_is_kept_that_is_best_by_the_first(task):
     assert chosen.goals["worst_group_accuracy"] == max(e.goals["worst_group_accuracy"] for e in history if e.eligible)
 
 
+@pytest.mark.ci
 def test_the_same_seed_searches_the_same_and_what_is_finished_counts(task, tmp_path):
     whole = search(task, trials=7)
     search(task, trials=3, storage=tmp_path / "study")
@@ -435,7 +436,8 @@ def seven():
     return search(made(), **SEVEN)
 
 
-@pytest.mark.parametrize("lost", [3, *in_ci(1, 6)])
+@pytest.mark.ci
+@pytest.mark.parametrize("lost", [1, 3, 6])
 def test_a_trial_lost_on_the_way_changes_nothing(task, tmp_path, lost):
     whole = seven()
 

@@ -76,14 +76,14 @@ def test_every_baseline_moves_only_its_mask_of_a_binary_model(method, outputs):
     assert outcome.patch.moved > 0
 
 
-@pytest.mark.parametrize("method", ["dfr", "group_dro", "bias_gradient_descent", "fairprune"])
+@pytest.mark.parametrize("method", ["group_dro", "fairprune", *in_ci("dfr", "bias_gradient_descent")])
 def test_three_classes_work(method):
     outcome = run(trained(3, classes=3), method, sets(classes=3))
     assert outcome.patch.moved > 0
     assert np.isfinite(outcome.after.overall["roc_auc"])
 
 
-@pytest.mark.parametrize("method", ["dfr", "group_dro", "bias_gradient_descent", "fairprune"])
+@pytest.mark.parametrize("method", ["group_dro", "fairprune", *in_ci("dfr", "bias_gradient_descent")])
 def test_several_labels_work(method):
     x, label, group = people()
     labels = torch.stack([label, (x[:, 2] > 0).long()], 1)

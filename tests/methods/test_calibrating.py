@@ -45,7 +45,7 @@ def pair(outputs=1, classes=2):
     return tuple(debiased(sure(outputs, classes), calibrate, sets(classes)) for calibrate in (False, True))
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("outputs", [2, *in_ci(1)])
 def test_ranking_and_decisions_stay_to_the_last_tie_and_probabilities_are_nearer_the_truth(outputs):
     plain, calibrated = pair(outputs)
     (old, new), at = ([one.after.predictions for one in (plain, calibrated)], calibrated.after.threshold)

@@ -179,6 +179,7 @@ def test_the_model_that_comes_out_learned_from_every_row_up_to_the_chosen_streng
         torch.testing.assert_close(outcome.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_as_many_of_all_rows_are_positive_as_before():
     model, data = network(), patients(300)
     outcome, _ = whole()

@@ -105,7 +105,7 @@ def test_every_method_gives_the_mirror_image(method, outputs):
 
 
 @pytest.mark.parametrize("outputs", [2, *in_ci(1)])
-@pytest.mark.parametrize("form", ["dict", "last", "probabilities"])
+@pytest.mark.parametrize("form", ["last", *in_ci("dict", "probabilities")])
 def test_however_the_model_answers_the_mirror_image_comes_out(form, outputs):
     form = {"last": {1: "sigmoid", 2: "softmax"}[outputs]}.get(form, form)
     net, found = network(outputs), []
@@ -118,6 +118,7 @@ def test_however_the_model_answers_the_mirror_image_comes_out(form, outputs):
     assert found[0].before.overall["roc_auc"] == pytest.approx(found[1].before.overall["roc_auc"], abs=1e-12)
 
 
+@pytest.mark.ci
 def test_a_model_in_half_precision_is_turned_too():
     net, found = network(2).half(), []
     for model, (fit, select, _) in ((net, plain()), (mirror(net, 2), mirrored())):

@@ -8,6 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from bmft.models import blocks, components, find_head, outline
 from bmft.models.block_structure import COMPONENTS
+from tests.tiers import in_ci
 
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 
@@ -51,6 +52,7 @@ KNOWN_TIMM = {
     "timm:regnety_004": (16, "s2.b1", {"norm", "conv", "shortcut"}, ()),
 }
 ALL = [*KNOWN, *(KNOWN_TIMM if HAS_TIMM else ())]
+QUICK = ("resnet18", "convnext_tiny", "vit_b_16", "shufflenet_v2_x0_5", "vgg11_bn")
 
 
 def assert_partition(model):
@@ -64,7 +66,7 @@ def assert_partition(model):
         assert all(kinds.values())
 
 
-@pytest.mark.parametrize("arch", ALL)
+@pytest.mark.parametrize("arch", [*QUICK, *in_ci(*(arch for arch in ALL if arch not in QUICK))])
 def test_the_blocks_of_a_known_network_are_what_it_repeats(arch):
     model = outline(arch, num_outputs=2)
     count, example, kinds, between = {**KNOWN, **KNOWN_TIMM}[arch]

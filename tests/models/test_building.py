@@ -11,6 +11,7 @@ import bmft.models
 from bmft.errors import ArchitectureError, MissingExtraError
 from bmft.models import build_model, fit_of, index_entry, infer_architecture, outline, readings, shapes_of
 from bmft.models.architectures import index, make_entry, matches, nearest
+from tests.tiers import in_ci
 
 needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="timm is not installed")
 
@@ -171,7 +172,7 @@ def test_an_outline_that_cannot_be_built_says_so():
         outline("resnet18,wide=3")
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize("arch", [*FAMILIES[:4], *in_ci(*FAMILIES[4:])])
 def test_a_torchvision_network_is_known_by_its_weights(arch):
     assert infer_architecture(shapes(arch, 3)) == f"torchvision:{arch}"
 

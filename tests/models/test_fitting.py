@@ -8,6 +8,7 @@ from torch import nn
 from benchmarks.forms import deeper_head, grey_resnet
 from bmft.errors import ArchitectureError
 from bmft.models import build_model, fitted, recognised, shapes_of
+from tests.tiers import in_ci
 
 
 def same(model, found):
@@ -20,7 +21,7 @@ def same(model, found):
         return torch.equal(built(images), model.eval()(images))
 
 
-@pytest.mark.parametrize("make", [grey_resnet, deeper_head])
+@pytest.mark.parametrize("make", [grey_resnet, *in_ci(deeper_head)])
 def test_other_channels_and_a_replaced_head_are_recognised_and_answer_as_before(make):
     model = make()
     assert same(model, recognised(shapes_of(model.state_dict())))

@@ -11,6 +11,7 @@ from bmft.errors import ConfigError
 from bmft.masks import WeightMask, weight_importances
 from bmft.models import recomputing, tail_above
 from bmft.training import Loss, Step, tune
+from tests.tiers import in_ci
 
 
 def transformer():
@@ -102,7 +103,7 @@ def test_a_block_runs_again_in_the_backward_pass_and_never_without_gradients():
 
 
 @NETWORKS
-@pytest.mark.parametrize("score", ["fisher", "input_x_gradient"])
+@pytest.mark.parametrize("score", ["fisher", *in_ci("input_x_gradient")])
 @pytest.mark.parametrize("exact", [True, False])
 def test_importances_are_the_same_to_the_last_bit(build, score, exact):
     model, data = build(), rows()
@@ -128,7 +129,7 @@ def test_above_activations_that_are_kept_too(names):
 
 
 @NETWORKS
-@pytest.mark.parametrize("most", [float("inf"), 3])
+@pytest.mark.parametrize("most", [3, *in_ci(float("inf"))])
 def test_a_training_ends_with_the_same_weights(build, most):
     data, ends = rows(), []
     for on in (False, True):
@@ -164,7 +165,7 @@ def test_memory_that_runs_out_begins_to_recompute_before_fewer_samples_go_at_onc
     assert once.recompute
 
 
-def test_a_run_gives_the_same_weights_with_checkpointing():
+def test_a_run_gives_the_same_weights_with_checkpointing(few_steps):
     fit, select = rows(48).split(0.5, 0.5)
     model = residual()
     with torch.no_grad():

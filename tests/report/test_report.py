@@ -309,7 +309,7 @@ def test_measuring_on_the_selection_data_is_said(done):
     assert "also chose the epoch" not in to_markdown(done)
 
 
-def test_a_constant_predictor_is_not_praised():
+def test_a_constant_predictor_is_not_praised(plain_charts):
     constant = replace(predictions(0.0), scores=np.full((400, 1), 0.2))
     html = to_html(audit(constant, resamples=20))
     assert "no gap can be read from it" in html

@@ -105,6 +105,7 @@ def test_wandb_keeps_the_run_and_its_files_in_the_folder_for_a_later_sync(run, t
     assert steps == gaps_of(outcome)
 
 
+@pytest.mark.ci
 def test_a_run_that_fails_is_marked_so(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="needs the mlflow extra")
     with pytest.raises(ZeroDivisionError), log_to(f"mlflow:{tmp_path}"):
