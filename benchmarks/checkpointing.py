@@ -42,7 +42,7 @@ def measure(name: str, images: int, precision: str, checkpointing: bool, share: 
     options = {"only": body, "batch_size": images, "autocast": autocast, "recompute": checkpointing}
     (scores,) = weight_importances(model, [fairness.equalized_odds_gap], data, **options)
     nothing = {name: torch.zeros(()).expand(parameter.shape) for name, parameter in model.named_parameters()}
-    mask = WeightMask.top_fraction(nothing | dict(scores), 0.05, within=body)
+    mask = WeightMask.top_fraction(nothing | dict(scores), 0.05, within=body, granularity="layer")
     del scores
     found |= {"importance, s": time.perf_counter() - start, "importance": peak()}
     print(found, file=sys.stderr, flush=True)
