@@ -6,6 +6,7 @@ not used here). Finished trials are kept under benchmarks/cache/compare_ham10000
 
 import argparse
 import json
+import time
 
 from benchmarks.common import HERE, SHARED, facts, footer, table
 from bmft.checkpoints import load_checkpoint
@@ -78,11 +79,14 @@ def main() -> None:
     budget = Budget(tuple(options.epochs), tuning=options.tuning, seeds=options.seeds)
     for attribute in options.attributes:
         folder = HERE / "cache" / "compare_ham10000" / attribute
+        at_hand, start = len(list(folder.glob("trials/*"))), time.perf_counter()
         found = compare(
             world(attribute), methods=options.methods, budget=budget, folder=folder / "trials", jobs=options.jobs
         )
+        minutes = (time.perf_counter() - start) / 60
         write_comparison(found, folder)
         show(attribute, found, options.seeds)
+        print(f"{minutes:.1f} minutes with --jobs {options.jobs}; trials at hand from earlier runs: {at_hand}")
 
 
 if __name__ == "__main__":
