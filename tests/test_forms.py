@@ -8,7 +8,7 @@ from benchmarks.roundtrip import COLUMNS, through
 # Large for what they add: three other MONAI networks are recognised, and another one is named.
 SLOW = ("MONAI SEResNet", "MONAI DenseNet121, named")
 # One of each kind of library.
-QUICK = ("torchvision, its reference training's checkpoint", "Hugging Face ViT", "Lightning, self.net")
+QUICK = ("torchvision, its reference training's checkpoint", "Hugging Face ViT")
 
 
 def mark(name):

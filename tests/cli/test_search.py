@@ -27,6 +27,16 @@ def test_the_winners_file_repeats_the_search_to_the_last_bit(search, bmft, study
     assert "The search" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_a_search_leaves_its_report_and_what_repeats_it(search, tmp_path, capsys):
+    assert search("--trials", 1, "--out", "s.pt", "--report", "r") in (0, 1)
+    assert "won of 1" in capsys.readouterr().out
+    found = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert len(found["search"]["trials"]) == 1
+    assert (tmp_path / "r" / "best.toml").is_file()
+    assert (tmp_path / "s.pt").is_file() == found["accepted"]
+
+
+@pytest.mark.ci
 def test_the_same_command_goes_on_where_it_stopped(search):
     assert search("--report", "r", "--out", "a.pt") in (0, 1)
     assert search("--report", "r", "--out", "b.pt") in (0, 1)

@@ -309,6 +309,7 @@ def test_trials_that_lag_are_stopped(task):
     assert found.summary["image_passes"] > sum(trial["image_passes"] for trial in trials), "and so has the final run"
 
 
+@pytest.mark.ci
 def test_the_winners_learning_rate_is_carried_over(task, tmp_path):
     found = search(task, trials=6, storage=tmp_path / "study", name="s", pruner="none", seed=1)
     assert kept(found) == "winner"
