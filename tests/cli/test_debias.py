@@ -44,7 +44,6 @@ def test_the_main_job_narrows_the_gap_leaves_its_files_and_prints_both_sides(who
     assert set(report["hashes"]) == {"checkpoint", "fit", "select", "test"}
 
 
-@pytest.mark.ci
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(debias, tmp_path):
     for name, seed in (("a.pt", 7), ("b.pt", 7), ("c.pt", 8)):
         assert debias("--epochs", "1", "--keep", "last", "--seed", seed, "--out", name) == 0
