@@ -1,7 +1,7 @@
 """Step 1 at rising strengths: few candidates at the original's share of positives, and a choice that is owned up to."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -170,6 +170,15 @@ def test_flips_that_a_network_answers_alike_are_found():
     assert known_views(Sees(half=True), pictures(), ["hflip"]) == ("hflip",)
     assert known_views(Sees(half=False), pictures(), ["none"]) == ()
     assert known_views(network(), patients(), ["auto"]) == ()
+
+
+def test_flips_are_looked_for_in_the_precision_of_the_steps():
+    net, half = Sees(half=False), []
+    net.register_forward_pre_hook(lambda *_: half.append(torch.is_autocast_enabled("cpu")))
+    precision = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    assert known_views(net, pictures(), ["auto"], autocast=precision) == ("hflip", "vflip")
+    assert half
+    assert all(half)
 
 
 def test_auto_and_none_stand_alone():

@@ -436,11 +436,14 @@ def convolving(scale=1.0):
     return net
 
 
-def searched(net, optimizer="sgd", **how):
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(64, 1, 8, 8, generator=generator)
+def shades():
+    inputs = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     targets, groups = torch.arange(64) % 2, torch.arange(64) // 2 % 2
-    data = from_arrays(inputs + targets[:, None, None, None] * (1 + groups[:, None, None, None]), targets, groups)
+    return from_arrays(inputs + targets[:, None, None, None] * (1 + groups[:, None, None, None]), targets, groups)
+
+
+def searched(net, optimizer="sgd", **how):
+    data = shades()
     chosen = SelectedWeights(net, WeightMask.by_name(net, "0.weight"))
     with torch.no_grad():
         logits = net(data.inputs(slice(0, 64)))
@@ -473,6 +476,17 @@ def test_the_best_step_lowers_the_loss_more_than_a_far_longer_or_shorter_one(opt
 def test_the_best_step_follows_the_scale_of_the_weights():
     rates = [searched(convolving(scale))[1] for scale in (1.0, 10.0)]
     assert 30 <= rates[1] / rates[0] <= 300, "a hundredfold, in factors of 3"
+
+
+def test_the_first_rate_is_searched_in_the_precision_of_the_steps():
+    net, half = convolving(), []
+    net.register_forward_pre_hook(lambda *_: half.append(torch.is_autocast_enabled("cpu")))
+    mask, step = WeightMask.by_name(net, "0.weight"), Step(1, 0.0, batch_size=16)
+    precision = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    loss, generator = Loss(fairness.equalized_odds_gap, 1.0, 1.0), torch.Generator().manual_seed(0)
+    tune(net, shades(), loss, mask, step, generator=generator, autocast=precision)
+    assert len(half) > 3 * 4, "first logits and an epoch are four batches each"
+    assert all(half)
 
 
 @pytest.mark.parametrize("best", [1.9e-4, 2.2e-4, 2.7e-4])
